@@ -1,0 +1,80 @@
+/*
+ * model.h - what kind of processor the guest sees: CPUID, and what follows from it
+ *
+ * A model is made once, before any vCPU, and never changes: engines read it, #UD and #GP rules
+ * follow it, and it can only offer what the host CPU can execute and doppel implements.
+ */
+#ifndef DOPPEL_CPU_MODEL_H
+#define DOPPEL_CPU_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct cpu_state;
+
+struct cpuid_regs {
+    uint32_t eax, ebx, ecx, edx;
+};
+
+/*
+ * Features that code asks about, as (leaf, subleaf, register, bit). Names are those of
+ * /proc/cpuinfo, which `--cpu-model` takes as well. The list is in model_features.h as
+ * X(NAME, "name", leaf, subleaf, reg, bit); CPU_FEATURE_NAME enumerators follow from it.
+ */
+enum cpu_feature {
+#define X(id, name, leaf, subleaf, reg, bit) CPU_FEATURE_##id,
+#include "cpu/model_features.h"
+#undef X
+    CPU_FEATURE_COUNT,
+};
+
+#define CPU_MODEL_LEAVES_MAX 96
+
+struct cpu_model_leaf {
+    uint32_t leaf, subleaf;
+    struct cpuid_regs regs;
+    bool is_subleaf_significant;
+};
+
+struct cpu_model {
+    char name[64];
+    struct cpu_model_leaf leaves[CPU_MODEL_LEAVES_MAX];
+    unsigned leaf_count;
+    uint64_t feature_words[(CPU_FEATURE_COUNT + 63) / 64];
+    uint64_t xcr0_valid;         /* bits that XSETBV may set */
+    uint32_t xsave_size;         /* bytes, all of xcr0_valid, standard format */
+    uint32_t xsave_offset[16];   /* standard-format offset and size of each component */
+    uint32_t xsave_component_size[16];
+    uint32_t mxcsr_mask;
+    unsigned phys_bits;          /* MAXPHYADDR */
+    unsigned linear_bits;        /* 48, or 57 where LA57 is offered */
+    uint64_t tsc_hz;
+    unsigned cpu_count;
+};
+
+/*
+ * Make a model from "host" or a named model, with "+feature,-feature" modifications as in
+ * `--cpu-model`. Asking for what the host or doppel cannot do is an error that names it.
+ */
+int cpu_model_create(const char *spec, unsigned cpu_count, uint64_t tsc_hz, struct cpu_model *out,
+                     struct err *e);
+
+/* Print the known model and feature names, one per line each, for `--cpu-model help`. */
+void cpu_model_list(void (*print)(void *ctx, const char *line), void *ctx);
+
+static inline bool cpu_model_has(const struct cpu_model *model, enum cpu_feature feature)
+{
+    return model->feature_words[feature / 64] >> (feature % 64) & 1;
+}
+
+/*
+ * What CPUID returns with these EAX and ECX on CPU `apic_id` in state *st: dynamic bits (APIC ID,
+ * OSXSAVE, XSAVE sizes) filled in, out-of-range leaves as the vendor defines them.
+ * No libc calls: safe while guest vector state is live.
+ */
+struct cpuid_regs cpu_model_cpuid(const struct cpu_model *model, const struct cpu_state *st,
+                                  uint32_t apic_id, uint32_t leaf, uint32_t subleaf);
+
+#endif

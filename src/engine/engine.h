@@ -1,0 +1,122 @@
+/*
+ * engine.h - what runs guest instructions
+ *
+ * An engine is a table of functions over opaque objects. It sees registers, guest-physical
+ * memory slots and a small host table; it knows no device.
+ *
+ * Threads: open, close, attach, detach, add_ram and remove_ram are called by one thread with
+ * no vCPU running. run, pull and push belong to the vCPU's thread. kick and code_changed may
+ * be called from any thread. An engine holds none of its locks while it calls the host table.
+ */
+#ifndef DOPPEL_ENGINE_ENGINE_H
+#define DOPPEL_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/err.h"
+#include "cpu/model.h"
+#include "cpu/state.h"
+
+struct engine;
+struct engine_vcpu;
+
+/*
+ * Input pins of one vCPU, owned by the machine. Devices set bits from any thread and then call
+ * the engine's kick. INTR is a level that the interrupt controller keeps true; NMI is an
+ * edge that the engine clears when it takes it; the others end `run` and are handled, and
+ * cleared, by the vCPU's thread.
+ */
+#define PIN_INTR 1u
+#define PIN_NMI 2u
+#define PIN_INIT 4u
+#define PIN_SIPI 8u
+#define PIN_STOP 16u      /* leave `run`: pause, shut down, engine switch */
+#define PIN_CALL 32u      /* leave `run`: the machine wants something done on this thread */
+#define PIN_LEAVE (PIN_INIT | PIN_SIPI | PIN_STOP | PIN_CALL)
+
+struct engine_pins {
+    _Atomic uint32_t bits;
+};
+
+/* The engine's only way out. Called on the vCPU's thread; `cpu` is the machine's handle. */
+struct engine_host {
+    uint64_t (*io_read)(void *cpu, uint16_t port, unsigned size);
+    void (*io_write)(void *cpu, uint16_t port, uint64_t value, unsigned size);
+    uint64_t (*mmio_read)(void *cpu, gpa_t addr, unsigned size);
+    void (*mmio_write)(void *cpu, gpa_t addr, uint64_t value, unsigned size);
+
+    /* Acknowledge an external interrupt: the vector, or -1 when none is there after all. */
+    int (*interrupt_acknowledge)(void *cpu);
+
+    /* The task-priority register as CR8 shows it (bits 3..0). */
+    uint64_t (*cr8_read)(void *cpu);
+    void (*cr8_write)(void *cpu, uint64_t value);
+
+    /*
+     * MSRs that belong to devices: APIC base, x2APIC, TSC deadline, paravirtual ones. Return
+     * false for #GP(0).
+     */
+    bool (*msr_read)(void *cpu, uint32_t index, uint64_t *value);
+    bool (*msr_write)(void *cpu, uint32_t index, uint64_t value);
+
+    /* FERR# asserted (x87 error with CR0.NE clear) or deasserted. */
+    void (*set_ferr)(void *cpu, bool is_asserted);
+};
+
+enum engine_stop {
+    ENGINE_STOP_PIN,        /* one of PIN_LEAVE is set */
+    ENGINE_STOP_HALT,       /* run_state is CPU_HALTED and nothing wakes it */
+    ENGINE_STOP_SHUTDOWN,   /* triple fault: run_state is CPU_SHUTDOWN, state as at the fault */
+};
+
+struct engine_config {
+    const struct cpu_model *model;
+    const struct engine_host *host;
+    unsigned cpu_count;
+    uint64_t code_cache_size;    /* bytes of translated code; 0 = default (bt) */
+    const char *perf_map_path;   /* write symbols of translated blocks for perf; NULL = no */
+    const char *dump_blocks_path; /* write guest and host code side by side; NULL = no */
+};
+
+struct engine_ops {
+    const char *name;
+
+    int (*open)(const struct engine_config *config, struct engine **out, struct err *e);
+    void (*close)(struct engine *engine);
+
+    /* `cpu` is passed to the host table; `pins` outlives the vCPU. */
+    int (*attach)(struct engine *engine, unsigned index, void *cpu, struct engine_pins *pins,
+                  struct engine_vcpu **out, struct err *e);
+    void (*detach)(struct engine_vcpu *vcpu);
+
+    /*
+     * Run until there is a reason to stop. 0 and *stop, or -errno when the engine itself
+     * cannot go on (never because of what the guest does).
+     */
+    int (*run)(struct engine_vcpu *vcpu, enum engine_stop *stop, struct err *e);
+
+    /* Make `run` look at the pins soon. Any thread, signal-safe, cheap when not running. */
+    void (*kick)(struct engine_vcpu *vcpu);
+
+    /* Exchange register groups (CPU_GROUP_*). */
+    void (*pull)(struct engine_vcpu *vcpu, struct cpu_state *out, uint32_t groups);
+    void (*push)(struct engine_vcpu *vcpu, const struct cpu_state *in, uint32_t groups);
+
+    /* Back [addr, addr + size) with host memory. Slots do not overlap; is_rom: not writable. */
+    int (*add_ram)(struct engine *engine, gpa_t addr, void *host, uint64_t size, bool is_rom,
+                   struct err *e);
+    int (*remove_ram)(struct engine *engine, gpa_t addr, struct err *e);
+
+    /* RAM changed behind the engine's back (DMA): drop translations of it. */
+    void (*code_changed)(struct engine *engine, gpa_t addr, uint64_t size);
+
+    /* Print the table of `--stats`. No vCPU runs. */
+    void (*print_stats)(struct engine *engine, FILE *out);
+};
+
+extern const struct engine_ops engine_interp;
+extern const struct engine_ops engine_bt;
+
+#endif
