@@ -1,0 +1,92 @@
+/*
+ * vm.h - a virtual machine, from its parts to its end
+ *
+ * Threads: the thread that calls vm_create owns the machine; vm_run runs `loop` on it (the main
+ * loop, where timers, character devices and whatever the caller watches have their turn) and
+ * starts one thread for each CPU. vm_request_stop may be called from any thread.
+ */
+#ifndef DOPPEL_VM_VM_H
+#define DOPPEL_VM_VM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/err.h"
+
+struct chardev;
+struct loop;
+struct vm;
+
+#define VM_CPUS_MAX 64
+
+enum vm_on_reboot {
+    VM_REBOOT_RESET,   /* load the kernel again and start over */
+    VM_REBOOT_EXIT,    /* the machine ends: VM_END_RESET */
+};
+
+/* Strings and objects are the caller's and outlive the machine. */
+struct vm_config {
+    const char *engine;          /* "auto", "bt" or "interp"; NULL is "auto" */
+    unsigned cpu_count;          /* 1..VM_CPUS_MAX */
+    uint64_t memory_bytes;       /* a multiple of 1 MiB, see VM_MEMORY_MIN */
+    const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1 */
+    const char *initrd_path;     /* NULL: none; Multiboot: comma-separated list of modules */
+    const char *cmdline;         /* NULL: empty */
+    const char *cpu_model;       /* as for cpu_model_create; NULL is "host" */
+    struct loop *loop;           /* the main loop, made by the caller */
+    struct chardev *serial;      /* the other end of COM1, on `loop`; NULL: nothing connected */
+    bool has_debug_exit;         /* a debug-exit port at 0xf4 */
+    enum vm_on_reboot on_reboot;
+    uint64_t code_cache_size;    /* bytes; 0: the engine's default */
+    const char *perf_map_path;   /* NULL: none */
+    const char *dump_blocks_path; /* NULL: none */
+};
+
+#define VM_MEMORY_MIN (UINT64_C(2) << 20)
+#define VM_MEMORY_MAX (UINT64_C(1) << 40)
+
+enum vm_end_cause {
+    VM_END_POWER_OFF,    /* ACPI S5 or the like */
+    VM_END_RESET,        /* the guest asked for a reset, and VM_REBOOT_EXIT says to end */
+    VM_END_DIED,         /* triple fault: `cpu`, `dump` */
+    VM_END_DEBUG_EXIT,   /* written to the debug-exit port: `status` */
+    VM_END_STOPPED,      /* vm_request_stop */
+    VM_END_ERROR,        /* doppel cannot go on: `error` */
+};
+
+#define VM_DUMP_SIZE 4096
+
+struct vm_end {
+    enum vm_end_cause cause;
+    unsigned status;           /* VM_END_DEBUG_EXIT: (value written << 1) | 1, modulo 256 */
+    unsigned cpu;              /* VM_END_DIED: which CPU */
+    char dump[VM_DUMP_SIZE];   /* VM_END_DIED: its registers, lines ending in "\n" */
+    struct err error;          /* VM_END_ERROR */
+};
+
+/*
+ * Make a machine, load the kernel into it and leave it ready to run. On failure nothing is
+ * left behind and *e says which option or file is at fault.
+ */
+int vm_create(const struct vm_config *config, struct vm **out, struct err *e);
+
+/*
+ * Run until the machine ends or somebody stops it; every CPU's thread has ended on return.
+ * Once only. Always fills *end.
+ */
+void vm_run(struct vm *vm, struct vm_end *end);
+
+/* Make vm_run return with VM_END_STOPPED, also when it has not been called yet. Any thread. */
+void vm_request_stop(struct vm *vm);
+
+/* Push the power button (ACPI fixed feature), so that the guest shuts itself down. Any thread. */
+void vm_press_power_button(struct vm *vm);
+
+/* The tables of `--stats`: time of each CPU, then the engine's. After vm_run. */
+void vm_print_stats(struct vm *vm, FILE *out);
+
+/* NULL is allowed. Not while vm_run runs. `loop` and `serial` are left to the caller. */
+void vm_destroy(struct vm *vm);
+
+#endif
