@@ -1,0 +1,42 @@
+/*
+ * ioapic.h - I/O APIC, 24 inputs (82093AA with the EOI register of version 20H)
+ *
+ * Inputs carry "asserted", not a voltage: the polarity bit is storage for the guest. Which
+ * interrupt is wired to which input is the board's matter.
+ *
+ * Threads: set-up and reset by one thread; the inputs from any thread; register accesses come
+ * through the space, which takes the chip's lock.
+ *
+ * Spec: Intel 82093AA data sheet; ICH "I/O APIC EOI Register".
+ */
+#ifndef DOPPEL_DEV_IRQCHIP_IOAPIC_H
+#define DOPPEL_DEV_IRQCHIP_IOAPIC_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "dev/irq.h"
+
+struct apic_bus;
+struct ioapic;
+struct space;
+
+#define IOAPIC_PIN_COUNT 24
+#define IOAPIC_DEFAULT_BASE UINT64_C(0xfec00000)
+#define IOAPIC_WINDOW_SIZE UINT64_C(0x1000)
+
+/* In reset state: every input masked. `id` is what the ID register holds after reset (0..15). */
+int ioapic_create(struct apic_bus *bus, unsigned id, struct ioapic **out, struct err *e);
+
+/* After the space and the lines no longer lead here, and before the bus. NULL is allowed. */
+void ioapic_destroy(struct ioapic *ioapic);
+
+void ioapic_reset(struct ioapic *ioapic);
+
+/* Put the register window (IOAPIC_WINDOW_SIZE bytes) at `addr`. */
+int ioapic_map(struct ioapic *ioapic, struct space *space, uint64_t addr, struct err *e);
+
+/* Input `pin` (0..23) as a line for irq_set. */
+struct irq_line ioapic_input(struct ioapic *ioapic, unsigned pin);
+
+#endif
