@@ -12,7 +12,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -31,6 +30,9 @@ static _Thread_local struct {
     void *ctx;
     void *stack;
 } fault_thread;
+
+static pthread_once_t fault_key_once = PTHREAD_ONCE_INIT;
+static pthread_key_t fault_stack_key;
 
 static void fault_on_signal(int sig, siginfo_t *info, void *uc)
 {
@@ -57,7 +59,21 @@ int fault_init(struct err *e)
     return 0;
 }
 
-int fault_thread_enter(fault_hook_fn fn, void *ctx, struct err *e)
+/* Runs when the thread ends. */
+static void fault_stack_free(void *stack)
+{
+    stack_t ss = {.ss_flags = SS_DISABLE};
+    sigaltstack(&ss, NULL);
+    munmap(stack, FAULT_STACK_SIZE);
+}
+
+static void fault_key_make(void)
+{
+    pthread_key_create(&fault_stack_key, fault_stack_free);
+}
+
+/* The thread's signal stack is made once and kept: `run` begins and ends often. */
+static int fault_stack_make(struct err *e)
 {
     void *stack = mmap(NULL, FAULT_STACK_SIZE, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
@@ -69,18 +85,24 @@ int fault_thread_enter(fault_hook_fn fn, void *ctx, struct err *e)
         munmap(stack, FAULT_STACK_SIZE);
         return err_set(e, code, "set the signal stack (needs Linux 4.7 or later)");
     }
+    pthread_once(&fault_key_once, fault_key_make);
+    pthread_setspecific(fault_stack_key, stack);
+    fault_thread.stack = stack;
+    return 0;
+}
+
+int fault_thread_enter(fault_hook_fn fn, void *ctx, struct err *e)
+{
+    int r = fault_thread.stack == NULL ? fault_stack_make(e) : 0;
+    if (r != 0)
+        return r;
     fault_thread.fn = fn;
     fault_thread.ctx = ctx;
-    fault_thread.stack = stack;
     return 0;
 }
 
 void fault_thread_exit(void)
 {
-    if (fault_thread.stack == NULL)
-        return;
-    stack_t ss = {.ss_flags = SS_DISABLE};
-    sigaltstack(&ss, NULL);
-    munmap(fault_thread.stack, FAULT_STACK_SIZE);
-    memset(&fault_thread, 0, sizeof(fault_thread));
+    fault_thread.fn = NULL;
+    fault_thread.ctx = NULL;
 }

@@ -27,7 +27,10 @@ typedef bool (*fault_hook_fn)(void *ctx, int sig, siginfo_t *info, ucontext_t *u
 /* Install the process-wide handlers; idempotent. Any thread, before the first hook. */
 int fault_init(struct err *e);
 
-/* Give the calling thread a signal stack and a hook; undone by fault_thread_exit. */
+/*
+ * Give the calling thread a hook, and on first use a signal stack, which is freed when the thread
+ * ends. fault_thread_exit takes the hook away.
+ */
 int fault_thread_enter(fault_hook_fn fn, void *ctx, struct err *e);
 void fault_thread_exit(void);
 

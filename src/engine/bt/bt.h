@@ -1,0 +1,313 @@
+/*
+ * bt.h - the translator's own structures
+ *
+ * A block is host code for guest code that starts at one (linear address, physical address,
+ * mode). It has two entries:
+ *
+ *   guard: compares the vCPU's cookie for the linear page with the block's. Equal: the page is
+ *          mapped to the same physical page, executable at this privilege. Entered from
+ *          indirect branches and from blocks in other pages.
+ *   body:  for who knows that already: blocks of the same page, and the dispatcher.
+ *
+ * The body starts with a five-byte NOP at an 8-byte boundary. Killing a block turns that NOP
+ * into a jump to its `fail` path by one atomic store; whatever still points to the block then
+ * falls through to the dispatcher. Memory is reused only when the whole cache is emptied with
+ * every vCPU outside of it.
+ *
+ * Registers in generated code: every guest GPR is in the host GPR of the same number, except
+ * that RCX, R10 and R15 are scratch, R11 holds the guest's RCX, and the guest's R10, R11 and R15
+ * stay in the vCPU block. The guest's status flags are the host's; all generated code between
+ * guest instructions leaves them alone. GS base is the vCPU block. DF, IF, AC, TF and the
+ * rest of RFLAGS are in st.rflags only.
+ *
+ * Locks: `lock` guards everything in struct bt_engine that is not said to be immutable. Order:
+ * soft_exclusive, then `lock`. It may be taken by a vCPU that counts as in guest, because a
+ * holder never waits for an exclusive section.
+ */
+#ifndef DOPPEL_ENGINE_BT_BT_H
+#define DOPPEL_ENGINE_BT_BT_H
+
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <ucontext.h>
+
+#include "engine/bt/emit.h"
+#include "engine/soft/vcpu.h"
+
+/* Scratch registers of generated code, and where the guest's RCX lives. */
+#define S0 H_RCX
+#define S1 H_R10
+#define S2 H_R15
+#define H_GUEST_RCX H_R11
+
+/* Guest GPRs that stay in memory. */
+#define BT_IN_MEMORY(g) ((g) == CPU_R10 || (g) == CPU_R11 || (g) == CPU_R15)
+
+/*
+ * What a translation depends on, beside the bytes: part of a block's key. A mode with
+ * BT_MODE_STEP is not translated at all; soft_step runs it.
+ */
+#define BT_MODE_SIZE 0x3u        /* code: 0 = 64, 1 = 32 bits */
+#define BT_MODE_SET_SHIFT 2      /* TLB set, SOFT_TLB_* (2 bits) */
+#define BT_MODE_SET 0xcu
+#define BT_MODE_FS_FLAT 0x10u    /* 32-bit: FS limit is 4 GiB, base is any; always in 64-bit */
+#define BT_MODE_GS_FLAT 0x20u
+#define BT_MODE_X87 0x40u        /* no #NM: CR0.EM and TS clear */
+#define BT_MODE_WAIT 0x80u       /* FWAIT: not (MP and TS) */
+#define BT_MODE_SSE 0x100u
+#define BT_MODE_AVX 0x200u
+#define BT_MODE_AVX512 0x400u
+#define BT_MODE_PROTECTED 0x800u /* VEX-encoded integer instructions exist */
+#define BT_MODE_STEP 0x1000u
+
+#define BT_JC_BITS 12
+#define BT_JC_SIZE (1u << BT_JC_BITS)
+
+/* Direct-mapped guess from a linear address to a block's guard entry; one per TLB set. */
+struct bt_jump_cache {
+    uint64_t minus_rip[BT_JC_SIZE];
+    uint64_t host[BT_JC_SIZE];
+    uint32_t mode;              /* of every block in it */
+};
+
+struct bt_stats {
+    uint64_t dispatches, chains, tlb_misses, tlb_miss_soft, guard_fails, steps;
+    uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
+    uint64_t kills, flushes, code_writes, code_writes_beside, protects, protect_exclusive;
+    uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles;
+    uint32_t soft_ops[2048];    /* by mnemonic */
+};
+
+struct bt_engine;
+
+struct bt_vcpu {
+    struct soft_vcpu soft;      /* at %gs:0 */
+
+    /* for generated code */
+    uint64_t self;
+    uint64_t host_rsp;
+    uint64_t target;
+    uint32_t flags_ax;          /* LAHF in bits 15..8, OF in bit 0 */
+    uint32_t pad;
+    uint64_t mask_tlb, mask_page, mask_jc;   /* PEXT masks */
+    struct bt_jump_cache jc[SOFT_TLB_SETS];
+
+    /* for C */
+    struct bt_engine *engine;
+    uint32_t mode;
+    uint32_t set;
+    enum engine_stop stop;
+    bool is_code_lost;          /* a block was killed by this vCPU's own last write */
+    struct bt_stats stats;
+};
+
+/* Where each guest instruction's host code begins; the block's end is a last entry. */
+struct bt_insn_map {
+    uint16_t guest_offset;
+    uint16_t pad;
+    uint32_t host_offset;       /* from the block's first byte (guard) */
+};
+
+struct bt_block {
+    uint64_t rip;
+    gpa_t gpa;
+    uint32_t mode;
+    uint32_t cookie;
+    uint16_t guest_len;
+    uint16_t insn_count;
+    bool is_dead;
+    uint8_t *guard;             /* executable addresses */
+    uint8_t *body;
+    uint8_t *fail;
+    uint8_t *end;
+    struct bt_insn_map *map;    /* insn_count + 1 entries */
+    struct bt_block *hash_next;
+    struct bt_block *page_next;
+};
+
+/* A physical page that code was translated from. */
+struct bt_code_page {
+    struct bt_block *blocks;
+    uint64_t granules;          /* 64-byte pieces that hold translated bytes */
+};
+
+struct bt_view {                /* (linear page, physical page) -> cookie */
+    uint64_t vpn, pfn;
+    uint32_t next;              /* index + 1 */
+};
+
+#define BT_HASH_SIZE (1u << 16)
+#define BT_VIEW_HASH_SIZE (1u << 14)
+#define BT_BLOCK_INSNS_MAX 64
+#define BT_BLOCK_HOST_MAX (24u * 1024)
+
+struct bt_engine {
+    struct soft_engine soft;    /* first */
+    pthread_mutex_t lock;
+
+    /* code cache: one memory file, mapped twice; immutable after open */
+    uint8_t *rw, *rx;
+    size_t cache_size;
+    size_t stubs_end;
+    uint8_t *stub_enter, *stub_leave, *stub_dispatch, *stub_tlb, *stub_soft, *stub_chain,
+        *stub_indirect, *stub_fault; /* executable addresses */
+
+    uint64_t generation;        /* counts how often the cache was emptied; read in guest */
+    size_t used;
+    struct bt_block **blocks;   /* in order of address */
+    size_t block_count, block_max;
+    struct bt_insn_map *maps;
+    size_t map_count, map_max;
+    struct bt_block *block_pool;
+    struct bt_block *hash[BT_HASH_SIZE];
+    struct bt_view *views;
+    uint32_t view_count, view_max;
+    uint32_t view_hash[BT_VIEW_HASH_SIZE];
+    struct bt_code_page **pages[SOFT_RAM_SLOTS_MAX];
+
+    FILE *perf_map;
+    FILE *dump;
+};
+
+/* Entry to generated code; returns when a helper has set vcpu->stop. */
+typedef void (*bt_enter_fn)(struct bt_vcpu *b, const uint8_t *target);
+
+static inline const uint8_t *bt_rx(const struct bt_engine *be, const uint8_t *rw)
+{
+    return be->rx + (rw - be->rw);
+}
+
+static inline uint8_t *bt_rw(const struct bt_engine *be, const uint8_t *rx)
+{
+    return be->rw + (rx - be->rx);
+}
+
+/* cache.c */
+int bt_cache_create(struct bt_engine *be, size_t size, struct err *e);
+void bt_cache_destroy(struct bt_engine *be);
+/* Forget every block. Exclusive; takes the lock. */
+void bt_cache_empty(struct bt_engine *be);
+struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode);
+/* The block that holds host code address `rx`, or NULL. Takes the lock. */
+struct bt_block *bt_block_at(struct bt_engine *be, const uint8_t *rx);
+/* Index of the guest instruction whose host code contains rx. */
+unsigned bt_block_insn_at(const struct bt_block *block, const uint8_t *rx);
+/* Make the block known; `host_size` bytes were emitted at be->used. */
+void bt_block_publish(struct bt_engine *be, struct bt_block *block);
+uint32_t bt_view_cookie(struct bt_engine *be, uint64_t rip, gpa_t gpa);
+void bt_jump_cache_clear(struct bt_jump_cache *jc);
+/* Room for another block's bookkeeping and code? */
+bool bt_cache_has_room(const struct bt_engine *be);
+
+/* stubs.c: hand-written glue between generated code and C, made once at open. */
+void bt_stubs_make(struct bt_engine *be);
+
+/* smc.c: translated code and writes to it */
+/* Called with the lock held for the page of gpa: true when it is protected by now. */
+bool bt_page_is_protected(struct bt_engine *be, gpa_t gpa);
+/* Protect it: no vCPU writes to it unseen any more. In guest, lock not held. */
+void bt_page_protect(struct bt_vcpu *b, gpa_t gpa);
+void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, unsigned size);
+void bt_page_add_block(struct bt_engine *be, struct bt_block *block);
+
+/* translate.c: with the lock held and the page protected; NULL when the cache is full. */
+struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
+                              size_t avail);
+
+/* emit_insn.c */
+struct bt_tr {
+    struct emit e;
+    struct bt_engine *be;
+    struct bt_vcpu *b;
+    uint64_t rip;               /* of the instruction being translated */
+    uint64_t block_rip;
+    unsigned set;
+    uint32_t mode;
+    unsigned size;              /* code size, bytes: 4 or 8 */
+    uint8_t *body;              /* in the writable mapping */
+    uint8_t *retry;             /* where the check being emitted starts over after a miss */
+    bool is_end;                /* control does not fall through */
+
+    struct bt_cold {
+        uint8_t *from;          /* the rel32 that leads here; chain: linking patches it */
+        uint8_t *resume;        /* tlb: start over here; indirect: within the instruction */
+        uint64_t rip;           /* chain: target */
+        uint32_t info;          /* tlb: BT_MISS_*; indirect: change of RSP */
+        uint8_t kind;
+    } cold[3 * BT_BLOCK_INSNS_MAX + 8];
+    unsigned cold_count;
+};
+
+enum { BT_COLD_TLB, BT_COLD_CHAIN, BT_COLD_INDIRECT };
+
+#define BT_MISS_WRITE 0x10000u
+#define BT_MISS_SIZE 0xffffu
+
+/* Emit one instruction. */
+void bt_emit_insn(struct bt_tr *t, const struct insn *in);
+/* A jump to a guest address, linked later. */
+void bt_emit_exit(struct bt_tr *t, uint64_t target);
+/* st.rip = rip, without touching flags or registers other than S1. */
+void bt_emit_set_rip(struct emit *e, uint64_t rip);
+void bt_emit_cold(struct bt_tr *t);
+
+/* emit_mem.c */
+/* S1 = linear address of the operand; false when this needs the C code. */
+bool bt_emit_address(struct bt_tr *t, const struct insn *in);
+/* Check the access at S1; afterwards host address is S1 + S2. S0 is lost. */
+void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write);
+/* Indirect branch to the linear address in S1; RSP has changed by `stack_delta`. */
+void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
+/* Note a path that stands after the block's hot code and is reached by the rel32 at `from`. */
+struct bt_cold *bt_cold_add(struct bt_tr *t, unsigned kind, uint8_t *from);
+/* Host register of a guest GPR; one that stays in memory is loaded into `scratch`. */
+unsigned bt_emit_gpr_get(struct bt_tr *t, unsigned gpr, unsigned scratch);
+
+#define BT_GPR_OFFSET(g) ((uint32_t)(offsetof(struct bt_vcpu, soft.st.gpr) + 8 * (g)))
+#define BT_OFFSET(member) ((uint32_t)offsetof(struct bt_vcpu, member))
+#define BT_SEG_BASE_OFFSET(s)                                                                      \
+    ((uint32_t)(offsetof(struct bt_vcpu, soft.st.seg) + (s) * sizeof(struct cpu_seg) +            \
+                offsetof(struct cpu_seg, base)))
+#define BT_SET_OFFSET(set, member)                                                                 \
+    ((uint32_t)(offsetof(struct bt_vcpu, soft.tlb) + (set) * sizeof(struct soft_tlb_set) +        \
+                offsetof(struct soft_tlb_set, member)))
+#define BT_JC_OFFSET(set, member)                                                                  \
+    ((uint32_t)(offsetof(struct bt_vcpu, jc) + (set) * sizeof(struct bt_jump_cache) +             \
+                offsetof(struct bt_jump_cache, member)))
+
+/* run.c: helpers that the stubs call; each returns the host address to go on at. */
+const uint8_t *bt_helper_dispatch(struct bt_vcpu *b);
+const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, const uint8_t *resume);
+const uint8_t *bt_helper_soft(struct bt_vcpu *b, uint64_t s1, uint64_t info, const uint8_t *resume);
+const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site);
+const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t info,
+                                  const uint8_t *at);
+const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at);
+int bt_run(struct engine_vcpu *vcpu, enum engine_stop *stop, struct err *e);
+bool bt_fault_hook(void *ctx, int sig, siginfo_t *info, ucontext_t *uc);
+
+/* trace.c: perf map and block dump */
+int bt_trace_open(struct bt_engine *be, const struct engine_config *config, struct err *e);
+void bt_trace_block(struct bt_engine *be, const struct bt_block *block, const uint8_t *guest);
+void bt_trace_close(struct bt_engine *be);
+
+/* stats.c */
+void bt_print_stats(struct engine *engine, FILE *out);
+
+/* Status flags between st.rflags and the form that stubs load and save. */
+static inline void bt_flags_from_host(struct bt_vcpu *b)
+{
+    uint32_t ax = b->flags_ax;
+    b->soft.st.rflags = (b->soft.st.rflags & ~RFLAGS_STATUS) | (ax >> 8 & 0xd5) |
+                        (uint64_t)(ax & 1) << 11;
+}
+
+static inline void bt_flags_to_host(struct bt_vcpu *b)
+{
+    uint64_t f = b->soft.st.rflags;
+    b->flags_ax = (uint32_t)((f & 0xd5) | 2) << 8 | (uint32_t)(f >> 11 & 1);
+}
+
+#endif

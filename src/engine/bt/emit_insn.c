@@ -1,0 +1,584 @@
+/*
+ * emit_insn.c - host code for one guest instruction
+ *
+ * Invariant: guest registers, flags and memory change only after every check of the
+ * instruction has passed, so that a miss or a host fault finds the state before it.
+ */
+#include <Zydis/Zydis.h>
+
+#include "engine/bt/bt.h"
+
+/* The instruction runs in C; host code goes on behind it unless control has gone elsewhere. */
+static void emit_soft(struct bt_tr *t)
+{
+    struct emit *e = &t->e;
+    bt_emit_set_rip(e, t->rip);
+    uint8_t *lea = e->p;
+    emit_lea_rip(e, S2, lea);
+    uint8_t *disp = e->p - 4;
+    emit_jmp_to(e, bt_rw(t->be, t->be->stub_soft));
+    emit_patch32(e, disp, e->p);
+}
+
+static bool unit_is_enabled(const struct bt_tr *t, unsigned unit)
+{
+    static const uint32_t needs[] = {
+        [INSN_UNIT_INT] = 0,
+        [INSN_UNIT_X87] = BT_MODE_X87,
+        [INSN_UNIT_WAIT] = BT_MODE_WAIT,
+        [INSN_UNIT_MMX] = BT_MODE_X87,
+        [INSN_UNIT_SSE] = BT_MODE_SSE,
+        [INSN_UNIT_AVX] = BT_MODE_AVX,
+        [INSN_UNIT_AVX512] = BT_MODE_AVX512,
+        [INSN_UNIT_VEX_INT] = BT_MODE_PROTECTED,
+        [INSN_UNIT_MASK] = BT_MODE_AVX512,
+    };
+    return unit < ARRAY_SIZE(needs) && (t->mode & needs[unit]) == needs[unit];
+}
+
+/* Temporaries for guest GPRs that are not in a host register of their own. */
+struct temps {
+    uint8_t guest[3], host[3];
+    bool is_written[3];
+    unsigned count;
+    uint8_t free[3];
+    unsigned free_count;
+};
+
+/* Instructions that write their destination without having read it, whatever happens. */
+static bool is_plain_write(const struct insn *in)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_MOV:
+    case ZYDIS_MNEMONIC_MOVZX:
+    case ZYDIS_MNEMONIC_MOVSX:
+    case ZYDIS_MNEMONIC_MOVSXD:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Host register for one field; H_NONE when there is no room for it. */
+static unsigned temp_take(struct bt_tr *t, struct temps *temps, const struct insn *in,
+                          const struct insn_gpr *field, bool is_rcx_native)
+{
+    unsigned g = field->reg;
+    bool is_displaced = BT_IN_MEMORY(g) || (g == CPU_RCX && in->uses_high_byte);
+
+    if (g == CPU_RCX && !is_displaced)
+        return is_rcx_native ? H_RCX : H_GUEST_RCX;
+    if (!is_displaced)
+        return g;
+    for (unsigned i = 0; i < temps->count; i++) {
+        if (temps->guest[i] == g) {
+            temps->is_written[i] |= field->is_written;
+            return temps->host[i];
+        }
+    }
+    if (temps->free_count == 0)
+        return H_NONE;
+    unsigned h = temps->free[--temps->free_count];
+    /* only RCX has a high byte and needs no REX to reach it */
+    if (g == CPU_RCX && h != H_RCX)
+        return H_NONE;
+    if (field->is_read || field->size < 4 || !is_plain_write(in)) {
+        if (g == CPU_RCX)
+            emit_mov(&t->e, true, H_RCX, H_GUEST_RCX);
+        else
+            emit_gs_load(&t->e, true, h, BT_GPR_OFFSET(g));
+    }
+    temps->guest[temps->count] = (uint8_t)g;
+    temps->host[temps->count] = (uint8_t)h;
+    temps->is_written[temps->count] = field->is_written;
+    temps->count++;
+    return h;
+}
+
+static void temps_put_back(struct bt_tr *t, const struct temps *temps)
+{
+    for (unsigned i = 0; i < temps->count; i++) {
+        if (!temps->is_written[i])
+            continue;
+        if (temps->guest[i] == CPU_RCX)
+            emit_mov(&t->e, true, H_GUEST_RCX, H_RCX);
+        else
+            emit_gs_store(&t->e, true, temps->host[i], BT_GPR_OFFSET(temps->guest[i]));
+    }
+}
+
+static unsigned displaced_count(const struct insn *in)
+{
+    const struct insn_gpr *fields[] = {&in->gpr_reg, &in->gpr_rm, &in->gpr_vvvv, &in->gpr_opcode};
+    uint32_t seen = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(fields); i++) {
+        unsigned g = fields[i]->reg;
+        if (g != INSN_NO_REG && (BT_IN_MEMORY(g) || (g == CPU_RCX && in->uses_high_byte)))
+            seen |= 1u << g;
+    }
+    return (unsigned)__builtin_popcount(seen);
+}
+
+/* RCX used other than through a field of the encoding: shift counts, CMPXCHG16B, PCMPESTRI. */
+static bool uses_rcx_implicitly(const struct insn *in)
+{
+    uint16_t all = in->gpr_read | in->gpr_written;
+    if (!(all & BIT(CPU_RCX)))
+        return false;
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+        return in->opcode == 0xd2 || in->opcode == 0xd3;
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+        return in->opcode == 0xa5 || in->opcode == 0xad;
+    default:
+        break;
+    }
+    if (in->gpr_reg.reg == CPU_RCX || in->gpr_rm.reg == CPU_RCX || in->gpr_vvvv.reg == CPU_RCX ||
+        in->gpr_opcode.reg == CPU_RCX)
+        return false;
+    if (in->has_mem && (in->mem_base == CPU_RCX || in->mem_index == CPU_RCX))
+        return in->op == ZYDIS_MNEMONIC_CMPXCHG8B || in->op == ZYDIS_MNEMONIC_CMPXCHG16B ||
+               (in->gpr_written & BIT(CPU_RCX));
+    return true;
+}
+
+static void emit_data(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    struct temps temps = {.count = 0};
+    struct insn_recode r = {.mem_base = S1, .mem_index = S2};
+    bool is_rcx_implicit = uses_rcx_implicitly(in);
+    unsigned displaced = displaced_count(in);
+    uint8_t code[INSN_RECODE_MAX];
+    bool has_access = in->has_mem && !in->is_agen;
+
+    if (has_access) {
+        if (in->uses_high_byte && displaced > 0) {
+            emit_soft(t); /* both want RCX */
+            return;
+        }
+        if (!bt_emit_address(t, in)) {
+            emit_soft(t);
+            return;
+        }
+        bt_emit_check(t, in->mem_size, (in->mem_access & INSN_ACCESS_WRITE) != 0);
+        if (in->uses_high_byte) {
+            emit_lea(e, true, H_RCX, S1, S2, 1, 0); /* an address without REX */
+            r.mem_base = H_RCX;
+            r.mem_index = INSN_NO_REG;
+        } else {
+            unsigned room = is_rcx_implicit ? 0 : 1;
+            if (displaced > room) {
+                emit_lea(e, true, S1, S1, S2, 1, 0);
+                r.mem_index = INSN_NO_REG;
+                temps.free[temps.free_count++] = S2;
+            }
+            if (!is_rcx_implicit)
+                temps.free[temps.free_count++] = H_RCX;
+        }
+    } else {
+        temps.free[temps.free_count++] = S2;
+        temps.free[temps.free_count++] = S1;
+        if (!is_rcx_implicit)
+            temps.free[temps.free_count++] = H_RCX; /* taken first */
+    }
+
+    if (is_rcx_implicit)
+        emit_mov(e, true, H_RCX, H_GUEST_RCX);
+
+    const struct insn_gpr *fields[] = {&in->gpr_reg, &in->gpr_rm, &in->gpr_vvvv, &in->gpr_opcode};
+    uint8_t *hosts[] = {&r.reg, &r.rm, &r.vvvv, &r.opcode};
+    for (unsigned i = 0; i < ARRAY_SIZE(fields); i++) {
+        if (fields[i]->reg == INSN_NO_REG)
+            continue;
+        unsigned h = temp_take(t, &temps, in, fields[i], false);
+        if (h == H_NONE) {
+            emit_soft(t);
+            return;
+        }
+        *hosts[i] = (uint8_t)h;
+    }
+
+    size_t n = insn_recode(code, in, &r);
+    if (n == 0) {
+        emit_soft(t);
+        return;
+    }
+    emit_bytes(e, code, n);
+    temps_put_back(t, &temps);
+    if (is_rcx_implicit && (in->gpr_written & BIT(CPU_RCX)) && in->gpr_rm.reg != CPU_RCX)
+        emit_mov(e, true, H_GUEST_RCX, H_RCX);
+}
+
+static void emit_lea_insn(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    unsigned g = in->gpr_reg.reg;
+    unsigned dst = g == CPU_RCX ? H_GUEST_RCX : BT_IN_MEMORY(g) || in->op_size == 2 ? S1 : g;
+    bool is_wide = in->op_size == 8 && in->addr_size == 8;
+
+    if (in->addr_size == 2) {
+        emit_soft(t);
+        return;
+    }
+    if (in->op_size == 2 && g == CPU_RCX)
+        dst = S1;
+    if (in->mem_base == INSN_RIP || (in->mem_base == INSN_NO_REG && in->mem_index == INSN_NO_REG)) {
+        uint64_t addr = (uint64_t)in->mem_disp;
+        if (in->mem_base == INSN_RIP)
+            addr += t->rip + in->len;
+        emit_mov_imm(e, dst, is_wide ? addr : (uint32_t)addr);
+    } else {
+        unsigned base = in->mem_base == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, in->mem_base, S1);
+        unsigned index =
+            in->mem_index == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, in->mem_index, S2);
+        emit_lea(e, is_wide, dst, base, index, in->mem_scale, (int32_t)in->mem_disp);
+    }
+    if (in->op_size == 2) {
+        if (BT_IN_MEMORY(g)) {
+            emit8(e, 0x66);
+            emit_op_gs(e, false, 0x89, S1, H_NONE, BT_GPR_OFFSET(g));
+        } else {
+            emit8(e, 0x66);
+            emit_mov(e, false, g == CPU_RCX ? H_GUEST_RCX : g, S1);
+        }
+    } else if (BT_IN_MEMORY(g)) {
+        emit_gs_store(e, true, S1, BT_GPR_OFFSET(g));
+    }
+}
+
+static void emit_move_rsp(struct bt_tr *t, int32_t delta)
+{
+    emit_lea(&t->e, t->size == 8, H_RSP, H_RSP, H_NONE, 1, delta);
+}
+
+/* Check the slot below RSP for a push; afterwards it is at S1 + S2. */
+static void emit_push_check(struct bt_tr *t)
+{
+    t->retry = t->e.p;
+    emit_lea(&t->e, t->size == 8, S1, H_RSP, H_NONE, 1, -(int32_t)t->size);
+    bt_emit_check(t, t->size, true);
+}
+
+static void emit_pop_check(struct bt_tr *t, unsigned reg)
+{
+    t->retry = t->e.p;
+    emit_lea(&t->e, t->size == 8, S1, reg, H_NONE, 1, 0);
+    bt_emit_check(t, t->size, false);
+}
+
+static void emit_push_imm(struct bt_tr *t, uint64_t value)
+{
+    struct emit *e = &t->e;
+    emit_push_check(t);
+    if (t->size == 4 || (int64_t)value == (int32_t)value) {
+        emit_op_mem(e, t->size == 8, 0xc7, 0, S1, S2, 1, 0);
+        emit32(e, (uint32_t)value);
+    } else {
+        emit_mov_imm(e, S0, value);
+        emit_op_mem(e, true, 0x89, S0, S1, S2, 1, 0);
+    }
+    emit_move_rsp(t, -(int32_t)t->size);
+}
+
+static void emit_push(struct bt_tr *t, const struct insn *in)
+{
+    unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
+
+    if (in->op_size != t->size || in->has_mem) {
+        emit_soft(t);
+    } else if (in->opcode == 0x68 || in->opcode == 0x6a) {
+        emit_push_imm(t, in->imm);
+    } else if (g != INSN_NO_REG) {
+        emit_push_check(t);
+        unsigned h = bt_emit_gpr_get(t, g, S0);
+        emit_op_mem(&t->e, t->size == 8, 0x89, h, S1, S2, 1, 0);
+        emit_move_rsp(t, -(int32_t)t->size);
+    } else {
+        emit_soft(t); /* segment registers */
+    }
+}
+
+static void emit_pop(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
+    bool is_wide = t->size == 8;
+
+    if (in->op_size != t->size || in->has_mem || g == INSN_NO_REG) {
+        emit_soft(t);
+        return;
+    }
+    emit_pop_check(t, H_RSP);
+    unsigned h = g == CPU_RCX ? H_GUEST_RCX : BT_IN_MEMORY(g) || g == CPU_RSP ? S0 : g;
+    emit_op_mem(e, is_wide, 0x8b, h, S1, S2, 1, 0);
+    if (g == CPU_RSP) {
+        emit_mov(e, is_wide, H_RSP, S0);
+        return;
+    }
+    emit_move_rsp(t, (int32_t)t->size);
+    if (BT_IN_MEMORY(g))
+        emit_gs_store(e, true, S0, BT_GPR_OFFSET(g));
+}
+
+static void emit_leave(struct bt_tr *t, const struct insn *in)
+{
+    if (in->op_size != t->size) {
+        emit_soft(t);
+        return;
+    }
+    emit_pop_check(t, H_RBP);
+    emit_lea(&t->e, t->size == 8, H_RSP, H_RBP, H_NONE, 1, (int32_t)t->size);
+    emit_op_mem(&t->e, t->size == 8, 0x8b, H_RBP, S1, S2, 1, 0);
+}
+
+static uint64_t branch_target(const struct bt_tr *t, const struct insn *in)
+{
+    uint64_t target = t->rip + in->len + in->imm;
+    return t->size == 8 ? target : (uint32_t)target;
+}
+
+/*
+ * S1 = target of an indirect CALL or JMP. A memory operand's value waits in the vCPU block
+ * while the stack is checked.
+ */
+static bool emit_indirect_target(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    if (in->has_mem) {
+        if (!bt_emit_address(t, in))
+            return false;
+        bt_emit_check(t, t->size, false);
+        emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
+    } else {
+        unsigned h = bt_emit_gpr_get(t, in->gpr_rm.reg, S1);
+        if (h != S1)
+            emit_mov(e, t->size == 8, S1, h);
+        else if (t->size == 4)
+            emit_mov(e, false, S1, S1);
+    }
+    return true;
+}
+
+static void emit_end_soft(struct bt_tr *t)
+{
+    emit_soft(t);
+    t->is_end = true;
+    /* the C code has gone to the dispatcher; an instruction that did not branch lands here */
+    emit_jmp_to(&t->e, bt_rw(t->be, t->be->stub_dispatch));
+}
+
+static void emit_call(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    uint64_t next = t->rip + in->len;
+    bool is_direct = in->opcode == 0xe8;
+
+    if (in->op_size != t->size || (!is_direct && in->opcode != 0xff) ||
+        in->op != ZYDIS_MNEMONIC_CALL || (in->opcode == 0xff && (in->modrm >> 3 & 7) != 2)) {
+        emit_end_soft(t);
+        return;
+    }
+    if (is_direct) {
+        emit_push_imm(t, t->size == 8 ? next : (uint32_t)next);
+        bt_emit_exit(t, branch_target(t, in));
+        t->is_end = true;
+        return;
+    }
+    if (!emit_indirect_target(t, in)) {
+        emit_end_soft(t);
+        return;
+    }
+    emit_gs_store(e, true, S1, BT_OFFSET(soft.scratch[0]));
+    emit_push_imm(t, t->size == 8 ? next : (uint32_t)next);
+    emit_gs_load(e, true, S1, BT_OFFSET(soft.scratch[0]));
+    bt_emit_indirect(t, -(int32_t)t->size);
+}
+
+static void emit_jump(struct bt_tr *t, const struct insn *in)
+{
+    bool is_direct = in->opcode == 0xe9 || in->opcode == 0xeb;
+
+    if (is_direct && in->op_size == t->size) {
+        bt_emit_exit(t, branch_target(t, in));
+        t->is_end = true;
+    } else if (in->opcode == 0xff && (in->modrm >> 3 & 7) == 4 && in->op_size == t->size &&
+               emit_indirect_target(t, in)) {
+        bt_emit_indirect(t, 0);
+    } else {
+        emit_end_soft(t);
+    }
+}
+
+static void emit_ret(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    int32_t delta = (int32_t)t->size;
+
+    if (in->op_size != t->size || (in->opcode != 0xc3 && in->opcode != 0xc2)) {
+        emit_end_soft(t);
+        return;
+    }
+    if (in->opcode == 0xc2)
+        delta += (int32_t)(in->imm & 0xffff);
+    emit_pop_check(t, H_RSP);
+    emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
+    emit_move_rsp(t, delta);
+    bt_emit_indirect(t, delta);
+}
+
+/* The taken side leaves the block; the other goes on in it. */
+static void emit_jcc(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    if (in->op_size != t->size && in->op_size == 2) {
+        emit_soft(t);
+        return;
+    }
+    emit_nops(e, (unsigned)(-(uintptr_t)(e->p + 2) & 3));
+    emit8(e, 0x0f);
+    emit8(e, (uint8_t)(0x80 | (in->opcode & 15)));
+    emit32(e, 0);
+    bt_cold_add(t, BT_COLD_CHAIN, e->p - 4)->rip = branch_target(t, in);
+}
+
+/* MOV between the accumulator and an absolute address (A0..A3). */
+static void emit_mov_special(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    bool is_store = in->opcode == 0xa2 || in->opcode == 0xa3;
+
+    if (in->opcode < 0xa0 || in->opcode > 0xa3 || !in->has_mem || in->opcode_map != 0 ||
+        !bt_emit_address(t, in)) {
+        emit_soft(t);
+        return;
+    }
+    bt_emit_check(t, in->op_size, is_store);
+    if (in->op_size == 2)
+        emit8(e, 0x66);
+    emit_op_mem(e, in->op_size == 8, (uint8_t)((is_store ? 0x88 : 0x8a) | (in->op_size != 1)), H_RAX,
+                S1, S2, 1, 0);
+}
+
+/* Instructions after which the same block must not be resumed. */
+static bool ends_block(const struct insn *in)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_INT:
+    case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_INT3:
+    case ZYDIS_MNEMONIC_INTO:
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+    case ZYDIS_MNEMONIC_LOOP:
+    case ZYDIS_MNEMONIC_LOOPE:
+    case ZYDIS_MNEMONIC_LOOPNE:
+    case ZYDIS_MNEMONIC_JCXZ:
+    case ZYDIS_MNEMONIC_JECXZ:
+    case ZYDIS_MNEMONIC_JRCXZ:
+    case ZYDIS_MNEMONIC_HLT:
+    case ZYDIS_MNEMONIC_UD0:
+    case ZYDIS_MNEMONIC_UD1:
+    case ZYDIS_MNEMONIC_UD2:
+    case ZYDIS_MNEMONIC_INVLPG:
+    case ZYDIS_MNEMONIC_INVPCID:
+    case ZYDIS_MNEMONIC_WRMSR:
+    case ZYDIS_MNEMONIC_LMSW:
+        return true;
+    case ZYDIS_MNEMONIC_MOV: /* to and from control and debug registers */
+        return in->opcode_map == ZYDIS_OPCODE_MAP_0F && in->opcode >= 0x20 && in->opcode <= 0x23;
+    default:
+        return false;
+    }
+}
+
+static bool is_hint(const struct insn *in)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_ENDBR32:
+    case ZYDIS_MNEMONIC_ENDBR64:
+    case ZYDIS_MNEMONIC_PREFETCHNTA:
+    case ZYDIS_MNEMONIC_PREFETCHT0:
+    case ZYDIS_MNEMONIC_PREFETCHT1:
+    case ZYDIS_MNEMONIC_PREFETCHT2:
+    case ZYDIS_MNEMONIC_PREFETCHW:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_jcc(const struct insn *in)
+{
+    return (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->opcode >= 0x70 && in->opcode <= 0x7f) ||
+           (in->opcode_map == ZYDIS_OPCODE_MAP_0F && in->opcode >= 0x80 && in->opcode <= 0x8f);
+}
+
+static void emit_special(struct bt_tr *t, const struct insn *in)
+{
+    if (is_jcc(in) && in->encoding == INSN_LEGACY) {
+        emit_jcc(t, in);
+        return;
+    }
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_PUSH:
+        emit_push(t, in);
+        break;
+    case ZYDIS_MNEMONIC_POP:
+        emit_pop(t, in);
+        break;
+    case ZYDIS_MNEMONIC_LEAVE:
+        emit_leave(t, in);
+        break;
+    case ZYDIS_MNEMONIC_CALL:
+        emit_call(t, in);
+        break;
+    case ZYDIS_MNEMONIC_JMP:
+        emit_jump(t, in);
+        break;
+    case ZYDIS_MNEMONIC_RET:
+        emit_ret(t, in);
+        break;
+    case ZYDIS_MNEMONIC_MOV:
+        if (ends_block(in))
+            emit_end_soft(t);
+        else
+            emit_mov_special(t, in);
+        break;
+    default:
+        if (ends_block(in))
+            emit_end_soft(t);
+        else
+            emit_soft(t);
+        break;
+    }
+}
+
+void bt_emit_insn(struct bt_tr *t, const struct insn *in)
+{
+    if (in->is_hidden || in->cls == INSN_INVALID)
+        emit_end_soft(t);
+    else if (is_hint(in) && !in->has_lock)
+        ; /* nothing to do, and nothing that can fault */
+    else if (in->cls == INSN_SPECIAL)
+        emit_special(t, in);
+    else if (!unit_is_enabled(t, in->unit))
+        emit_soft(t);
+    else if (in->op == ZYDIS_MNEMONIC_LEA)
+        emit_lea_insn(t, in);
+    else
+        emit_data(t, in);
+}

@@ -1,0 +1,131 @@
+/*
+ * smc.c - translated code and writes to it
+ *
+ * A page that code was translated from has SOFT_PAGE_CODE: no vCPU holds a write entry for
+ * it, so every write takes the C path and ends in bt_code_written, whichever linear address
+ * it came through. Pieces of 64 bytes tell code from data beside it.
+ *
+ * Order: a translator sets SOFT_PAGE_CODE, then drops every write entry (its own at once, those
+ * of others within an exclusive section), and only then reads the page's bytes. A writer that
+ * fills a write entry sets its SOFT_PAGE_WRITER bit, then looks for SOFT_PAGE_CODE. Both are
+ * sequentially consistent, so at least one sees the other.
+ */
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "engine/bt/bt.h"
+
+static struct bt_code_page **page_slot(struct bt_engine *be, gpa_t gpa, struct soft_ram **ram_out)
+{
+    struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
+    if (ram == NULL)
+        return NULL;
+    *ram_out = ram;
+    return &be->pages[ram - be->soft.ram][(gpa - ram->addr) >> SOFT_PAGE_SHIFT];
+}
+
+static uint64_t granule_mask(unsigned offset, unsigned size)
+{
+    unsigned first = offset / 64, last = (offset + size - 1) / 64;
+    return bits(~UINT64_C(0), last - first, 0) << first;
+}
+
+bool bt_page_is_protected(struct bt_engine *be, gpa_t gpa)
+{
+    struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
+    uint64_t page = (gpa - ram->addr) >> SOFT_PAGE_SHIFT;
+    return (atomic_load(&ram->page_flags[page]) & SOFT_PAGE_CODE) != 0;
+}
+
+void bt_page_protect(struct bt_vcpu *b, gpa_t gpa)
+{
+    struct bt_engine *be = b->engine;
+    struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
+    uint64_t page = (gpa - ram->addr) >> SOFT_PAGE_SHIFT;
+    uint8_t *host = ram->host + (page << SOFT_PAGE_SHIFT);
+    uint32_t mine = SOFT_PAGE_WRITER(b->soft.index);
+
+    b->stats.protects++;
+    uint32_t flags = atomic_load(&ram->page_flags[page]);
+    if (!(flags & ~(SOFT_PAGE_CODE | mine))) {
+        /* nobody else can write to it: claim it, unless somebody comes in this moment */
+        if (atomic_compare_exchange_strong(&ram->page_flags[page], &flags, SOFT_PAGE_CODE)) {
+            soft_tlb_drop_writes(&b->soft, host);
+            return;
+        }
+    }
+    b->stats.protect_exclusive++;
+    soft_exclusive_begin(&b->soft);
+    atomic_store(&ram->page_flags[page], SOFT_PAGE_CODE);
+    for (unsigned i = 0; i < be->soft.vcpu_count; i++)
+        if (be->soft.vcpus[i] != NULL)
+            soft_tlb_drop_writes(be->soft.vcpus[i], host);
+    soft_exclusive_end(&b->soft);
+}
+
+void bt_page_add_block(struct bt_engine *be, struct bt_block *block)
+{
+    struct soft_ram *ram = NULL;
+    struct bt_code_page **slot = page_slot(be, block->gpa, &ram);
+    if (*slot == NULL) {
+        *slot = calloc(1, sizeof(**slot));
+        if (*slot == NULL)
+            abort(); /* the host is out of memory for 16 bytes: nothing could go on */
+    }
+    block->page_next = (*slot)->blocks;
+    (*slot)->blocks = block;
+    (*slot)->granules |= granule_mask(block->gpa & 0xfff, block->guest_len);
+}
+
+/* One store turns the five-byte NOP at the body's start into a jump to `fail`. */
+static void block_kill(struct bt_engine *be, struct bt_block *block)
+{
+    uint64_t *word = (uint64_t *)(void *)bt_rw(be, block->body);
+    uint32_t rel = (uint32_t)(block->fail - (block->body + 5));
+    uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
+    value = (value & ~UINT64_C(0xffffffffff)) | (uint64_t)rel << 8 | 0xe9;
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+    block->is_dead = true;
+}
+
+void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, unsigned size)
+{
+    struct bt_engine *be = (struct bt_engine *)se;
+    struct bt_vcpu *b = (struct bt_vcpu *)v;
+    struct soft_ram *ram = NULL;
+
+    pthread_mutex_lock(&be->lock);
+    struct bt_code_page **slot = page_slot(be, gpa, &ram);
+    struct bt_code_page *page = slot != NULL ? *slot : NULL;
+    unsigned offset = gpa & 0xfff;
+    uint64_t mask = granule_mask(offset, size);
+    if (b != NULL)
+        b->stats.code_writes++;
+    if (page == NULL || !(page->granules & mask)) {
+        if (b != NULL)
+            b->stats.code_writes_beside++;
+        pthread_mutex_unlock(&be->lock);
+        return;
+    }
+    page->granules = 0;
+    struct bt_block **link = &page->blocks;
+    while (*link != NULL) {
+        struct bt_block *block = *link;
+        unsigned begin = block->gpa & 0xfff;
+        if (ranges_overlap(begin, block->guest_len, offset, size)) {
+            *link = block->page_next;
+            block_kill(be, block);
+            if (b != NULL) {
+                b->stats.kills++;
+                b->is_code_lost = true;
+            }
+        } else {
+            page->granules |= granule_mask(begin, block->guest_len);
+            link = &block->page_next;
+        }
+    }
+    /* nothing left to protect: the next writer gets its write entry back */
+    if (page->blocks == NULL)
+        atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
+    pthread_mutex_unlock(&be->lock);
+}

@@ -1,0 +1,136 @@
+/*
+ * translate.c - from guest bytes to a block
+ *
+ * A block covers straight-line code within one page: it goes on past conditional branches, whose
+ * taken sides leave it, and ends at anything else that changes control, at the page's end, or at
+ * BT_BLOCK_INSNS_MAX. An instruction that crosses the page's end runs in C, in a block of its own:
+ * its second half may be remapped without this page noticing.
+ */
+#include "engine/bt/bt.h"
+#include "os/tsc.h"
+
+/* Both entries and the way out when an entry refuses (see bt.h). */
+static void emit_entries(struct bt_tr *t, struct bt_block *block)
+{
+    struct emit *e = &t->e;
+    uint32_t cookie = (uint32_t)BT_SET_OFFSET(t->set, code_cookie) +
+                      4 * soft_tlb_exec_slot(t->block_rip);
+
+    block->guard = (uint8_t *)bt_rx(t->be, e->p);
+    emit_gs_load(e, false, S0, cookie);
+    emit_lea(e, true, S0, S0, H_NONE, 1, -(int32_t)block->cookie);
+    uint8_t *match = emit_jrcxz(e);
+
+    block->fail = (uint8_t *)bt_rx(t->be, e->p);
+    uint8_t *fail = e->p;
+    bt_emit_set_rip(e, t->block_rip);
+    emit_jmp_to(e, bt_rw(t->be, t->be->stub_dispatch));
+
+    emit_nops(e, (unsigned)(-(uintptr_t)e->p & 7));
+    emit_patch8(e, match, e->p);
+    t->body = e->p;
+    block->body = (uint8_t *)bt_rx(t->be, e->p);
+    emit_nops(e, 5);
+    emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
+    emit_patch8(e, emit_jrcxz(e), fail);
+}
+
+/* Translate up to `limit` instructions; false when the host code did not fit. */
+static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8_t *bytes,
+                            size_t avail, unsigned limit)
+{
+    struct insn in;
+    size_t offset = 0;
+    unsigned n = 0;
+
+    while (n < limit) {
+        int len = insn_decode(&in, bytes + offset, avail - offset, t->size, t->b->soft.model);
+        if (len == 0 && n > 0)
+            break;
+        if (len < 0 && n > 0)
+            break; /* a block of its own raises the fault */
+        block->map[n] = (struct bt_insn_map){
+            .guest_offset = (uint16_t)offset,
+            .host_offset = (uint32_t)(bt_rx(t->be, t->e.p) - block->guard),
+        };
+        n++;
+        if (len <= 0) {
+            /* crosses the page's end, or is no instruction: C fetches it anew */
+            in = (struct insn){.cls = INSN_INVALID};
+            bt_emit_insn(t, &in);
+            offset = avail;
+            break;
+        }
+        bt_emit_insn(t, &in);
+        offset += (size_t)len;
+        if (t->e.is_full)
+            return false;
+        if (t->is_end || offset >= avail)
+            break;
+        t->rip += (unsigned)len;
+        if (t->size == 4)
+            t->rip = (uint32_t)t->rip;
+    }
+    block->insn_count = (uint16_t)n;
+    block->guest_len = (uint16_t)offset;
+    block->map[n] = (struct bt_insn_map){
+        .guest_offset = (uint16_t)offset,
+        .host_offset = (uint32_t)(bt_rx(t->be, t->e.p) - block->guard),
+    };
+    if (!t->is_end) {
+        uint64_t next = t->block_rip + offset;
+        bt_emit_exit(t, t->size == 8 ? next : (uint32_t)next);
+    }
+    bt_emit_cold(t);
+    return !t->e.is_full;
+}
+
+/* Not an initialiser: `cold` is large and needs no clearing. */
+static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip)
+{
+    struct bt_engine *be = b->engine;
+    uint8_t *start = be->rw + be->used;
+    t->e = (struct emit){.start = start, .p = start, .end = start + BT_BLOCK_HOST_MAX};
+    t->be = be;
+    t->b = b;
+    t->rip = t->block_rip = rip;
+    t->set = b->set;
+    t->mode = b->mode;
+    t->size = b->mode & BT_MODE_SIZE ? 4 : 8;
+    t->body = t->retry = NULL;
+    t->is_end = false;
+    t->cold_count = 0;
+}
+
+struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
+                              size_t avail)
+{
+    struct bt_engine *be = b->engine;
+    struct bt_block *block = &be->block_pool[be->block_count];
+    uint64_t begin_tsc = tsc_read();
+    struct bt_tr t;
+
+    for (unsigned limit = BT_BLOCK_INSNS_MAX; limit > 0; limit /= 2) {
+        *block = (struct bt_block){
+            .rip = rip,
+            .gpa = gpa,
+            .mode = b->mode,
+            .cookie = bt_view_cookie(be, rip, gpa),
+            .map = &be->maps[be->map_count],
+        };
+        tr_begin(&t, b, rip);
+        emit_entries(&t, block);
+        if (!translate_insns(&t, block, bytes, avail, limit))
+            continue;
+        block->end = (uint8_t *)bt_rx(be, t.e.p);
+        bt_block_publish(be, block);
+        b->stats.blocks++;
+        b->stats.guest_insns += block->insn_count;
+        b->stats.guest_bytes += block->guest_len;
+        b->stats.host_bytes += (uint64_t)(block->end - block->guard);
+        b->stats.translate_cycles += tsc_read() - begin_tsc;
+        bt_trace_block(be, block, bytes);
+        return block;
+    }
+    return NULL;
+}
