@@ -30,6 +30,7 @@ struct soft_exclusive {
     _Atomic uint32_t is_pending;       /* written under lock: a section is wanted or runs */
     bool has_owner;                    /* under lock */
     _Atomic(struct soft_vcpu *) owner; /* a vCPU compares it with itself only */
+    unsigned depth;                    /* the owner's own: sections nested in its section */
     bool was_in_guest;                 /* the owner's state before; the owner's own */
 };
 
@@ -152,6 +153,10 @@ void soft_exclusive_begin(struct soft_vcpu *v)
     bool was_in_guest = atomic_load_explicit(&v->is_in_guest, memory_order_relaxed);
     uint64_t start = tsc_read();
 
+    if (atomic_load(&x->owner) == v) {
+        x->depth++;
+        return;
+    }
     if (v->is_fpu_live)
         soft_fpu_save(v);
     atomic_store(&v->is_in_guest, 0);
@@ -166,6 +171,10 @@ void soft_exclusive_end(struct soft_vcpu *v)
 {
     struct soft_exclusive *x = v->engine->exclusive;
 
+    if (x->depth != 0) {
+        x->depth--;
+        return;
+    }
     if (v->is_fpu_live)
         soft_fpu_save(v);
     if (!x->was_in_guest)
