@@ -1,0 +1,60 @@
+/*
+ * diff.h - one test case, and the places it runs: the two software engines and the host CPU
+ *
+ * A case is up to DIFF_INSNS instructions of user-mode code and the state before them. Code, data
+ * and stack have the same linear addresses in the guests and in this process, so that the very
+ * same bytes run natively. Each sequence ends in INT3; what counts as the outcome is the first
+ * exception, with the state it found.
+ */
+#ifndef DOPPEL_TESTS_DIFF_H
+#define DOPPEL_TESTS_DIFF_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cpu/model.h"
+#include "cpu/state.h"
+
+#define DIFF_CODE UINT64_C(0x10000000)     /* 1 MiB */
+#define DIFF_CODE_SIZE UINT64_C(0x100000)
+#define DIFF_DATA UINT64_C(0x20000000)     /* two pages; the next one is not mapped */
+#define DIFF_STACK UINT64_C(0x30000000)    /* two pages, as well */
+#define DIFF_WINDOW UINT64_C(0x2000)
+#define DIFF_INSNS 6
+#define DIFF_CODE_MAX 96
+
+struct diff_state {
+    uint64_t gpr[CPU_GPR_COUNT];
+    uint64_t rip, rflags;
+    uint64_t cr2;
+    uint32_t vector, error;
+    uint8_t data[DIFF_WINDOW];
+    uint8_t stack[DIFF_WINDOW];
+    uint8_t xsave[CPU_XSAVE_SIZE] __attribute__((aligned(64)));
+};
+
+struct diff_case {
+    uint64_t seed;
+    unsigned mode;                 /* 8: 64-bit code, 4: 32-bit code in compatibility mode */
+    uint8_t code[DIFF_CODE_MAX];
+    unsigned code_size;
+    struct diff_state before;      /* rip is where the code lies */
+};
+
+/* generate.c: the case that belongs to `seed`. */
+void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *model);
+
+/* native.c: on this CPU, in this process. */
+int diff_native_open(const struct cpu_model *model, struct err *e);
+void diff_native_run(const struct diff_case *c, struct diff_state *after);
+
+/* guest.c: on an engine. */
+struct engine_ops;
+struct diff_guest;
+int diff_guest_open(const struct engine_ops *ops, const struct cpu_model *model,
+                    struct diff_guest **out, struct err *e);
+void diff_guest_close(struct diff_guest *g);
+/* False when the engine did something that no user code can make it do. */
+bool diff_guest_run(struct diff_guest *g, const struct diff_case *c, struct diff_state *after);
+
+#endif

@@ -1,0 +1,209 @@
+/*
+ * main.c - random instructions on bt, interp and the host CPU, compared bit by bit
+ *
+ * usage: diff [--cases N] [--seed S] [--replay CASE_SEED] [--keep-going]
+ */
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <Zydis/Zydis.h>
+
+#include "base/log.h"
+#include "diff.h"
+#include "engine/engine.h"
+#include "os/tsc.h"
+
+#define DEFAULT_CASES 20000
+#define FLAGS_COMPARED (RFLAGS_STATUS | RFLAGS_DF | RFLAGS_RF | RFLAGS_TF | RFLAGS_AC)
+
+static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                          "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+
+static void print_case(const struct diff_case *c)
+{
+    ZydisDisassembledInstruction dis;
+    ZydisMachineMode mode = c->mode == 8 ? ZYDIS_MACHINE_MODE_LONG_64
+                                         : ZYDIS_MACHINE_MODE_LONG_COMPAT_32;
+    printf("case %" PRIu64 ", %u-bit code:\n", c->seed, c->mode * 8);
+    for (unsigned at = 0; at < c->code_size && c->code[at] != 0xcc;) {
+        if (!ZYAN_SUCCESS(ZydisDisassembleIntel(mode, c->before.rip + at, c->code + at,
+                                                c->code_size - at, &dis)))
+            break;
+        printf("  %" PRIx64 "  ", c->before.rip + at);
+        for (unsigned i = 0; i < dis.info.length; i++)
+            printf("%02x", c->code[at + i]);
+        printf("  %s\n", dis.text);
+        at += dis.info.length;
+    }
+    for (unsigned i = 0; i < 16; i++)
+        printf("  %-3s %016" PRIx64 "%s", gpr_names[i], c->before.gpr[i], i % 4 == 3 ? "\n" : "");
+    printf("  rflags %" PRIx64 " mxcsr %x fcw %x\n", c->before.rflags,
+           load_le32(c->before.xsave + 24), load_le16(c->before.xsave));
+}
+
+static bool differ(const char *what, const char *who, uint64_t got, uint64_t want, bool is_loud)
+{
+    if (got == want)
+        return false;
+    if (is_loud)
+        printf("  %s: %s %016" PRIx64 ", CPU %016" PRIx64 "\n", who, what, got, want);
+    return true;
+}
+
+static bool bytes_differ(const char *what, const char *who, const uint8_t *got, const uint8_t *want,
+                         unsigned n, bool is_loud)
+{
+    bool any = false;
+    for (unsigned i = 0; i < n; i++) {
+        if (got[i] == want[i])
+            continue;
+        any = true;
+        if (is_loud)
+            printf("  %s: %s+%#x is %02x, CPU %02x\n", who, what, i, got[i], want[i]);
+        else
+            break;
+    }
+    return any;
+}
+
+/* Components that XSTATE_BV leaves out are in their initial state: zero, but for FCW. */
+static void normalise(struct diff_state *st, const struct cpu_model *model)
+{
+    uint8_t *x = st->xsave;
+    uint64_t bv = load_le64(x + 512);
+
+    if (!(bv & XCR0_X87)) {
+        memset(x, 0, 24);
+        memset(x + 32, 0, 128);
+        store_le16(x, 0x37f);
+    }
+    if (!(bv & XCR0_SSE))
+        memset(x + 160, 0, 256);
+    for (unsigned i = 2; i < 16; i++)
+        if ((model->xcr0_valid >> i & 1) && !(bv >> i & 1))
+            memset(x + model->xsave_offset[i], 0, model->xsave_component_size[i]);
+    for (unsigned i = 0; i < 8; i++) /* the top 6 bytes of each ST register are reserved */
+        memset(x + 32 + 16 * i + 10, 0, 6);
+}
+
+static bool states_differ(const char *who, const struct diff_state *got,
+                          const struct diff_state *want, const struct cpu_model *model, bool is_loud)
+{
+    bool any = false;
+    any |= differ("vector", who, got->vector, want->vector, is_loud);
+    any |= differ("error code", who, got->error, want->error, is_loud);
+    any |= differ("cr2", who, got->cr2, want->cr2, is_loud);
+    any |= differ("rip", who, got->rip, want->rip, is_loud);
+    any |= differ("rflags", who, got->rflags & FLAGS_COMPARED, want->rflags & FLAGS_COMPARED, is_loud);
+    for (unsigned i = 0; i < 16; i++)
+        any |= differ(gpr_names[i], who, got->gpr[i], want->gpr[i], is_loud);
+    any |= bytes_differ("data", who, got->data, want->data, DIFF_WINDOW, is_loud);
+    any |= bytes_differ("stack", who, got->stack, want->stack, DIFF_WINDOW, is_loud);
+    any |= bytes_differ("fcw/fsw/ftw", who, got->xsave, want->xsave, 5, is_loud);
+    any |= bytes_differ("mxcsr", who, got->xsave + 24, want->xsave + 24, 4, is_loud);
+    any |= bytes_differ("st/xmm", who, got->xsave + 32, want->xsave + 32, 128 + 256, is_loud);
+    for (unsigned i = 2; i < 16; i++)
+        if (model->xcr0_valid >> i & 1)
+            any |= bytes_differ("extended state", who, got->xsave + model->xsave_offset[i],
+                                want->xsave + model->xsave_offset[i],
+                                model->xsave_component_size[i], is_loud);
+    return any;
+}
+
+struct run {
+    struct cpu_model model;
+    struct diff_guest *interp, *bt;
+    struct diff_case c;
+    struct diff_state native, by_interp, by_bt;
+};
+
+/* True when all three agree. */
+static bool run_case(struct run *run, uint64_t seed)
+{
+    struct diff_case *c = &run->c;
+    diff_generate(c, seed, &run->model);
+    diff_native_run(c, &run->native);
+    bool interp_ok = diff_guest_run(run->interp, c, &run->by_interp);
+    bool bt_ok = diff_guest_run(run->bt, c, &run->by_bt);
+    normalise(&run->native, &run->model);
+    normalise(&run->by_interp, &run->model);
+    normalise(&run->by_bt, &run->model);
+    if (interp_ok && bt_ok &&
+        !states_differ("interp", &run->by_interp, &run->native, &run->model, false) &&
+        !states_differ("bt", &run->by_bt, &run->native, &run->model, false))
+        return true;
+    print_case(c);
+    if (!interp_ok)
+        printf("  interp went astray\n");
+    else
+        states_differ("interp", &run->by_interp, &run->native, &run->model, true);
+    if (!bt_ok)
+        printf("  bt went astray\n");
+    else
+        states_differ("bt", &run->by_bt, &run->native, &run->model, true);
+    return false;
+}
+
+static int open_all(struct run *run, struct err *e)
+{
+    int r = cpu_model_create("host", 1, tsc_frequency_hz(), &run->model, e);
+    if (r == 0)
+        r = diff_native_open(&run->model, e);
+    if (r == 0)
+        r = diff_guest_open(&engine_interp, &run->model, &run->interp, e);
+    if (r == 0)
+        r = diff_guest_open(&engine_bt, &run->model, &run->bt, e);
+    return r;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"cases", required_argument, NULL, 'c'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"replay", required_argument, NULL, 'r'},
+                                            {"keep-going", no_argument, NULL, 'k'},
+                                            {0}};
+    static struct run run;
+    uint64_t cases = DEFAULT_CASES, seed = (uint64_t)time(NULL) << 20, failed = 0, done = 0;
+    bool keeps_going = false, is_replay = false;
+    struct err e;
+    int opt;
+
+    while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (opt) {
+        case 'c':
+            cases = strtoull(optarg, NULL, 0);
+            break;
+        case 'r':
+            is_replay = true;
+            cases = 1;
+            seed = strtoull(optarg, NULL, 0);
+            break;
+        case 's':
+            seed = strtoull(optarg, NULL, 0);
+            break;
+        case 'k':
+            keeps_going = true;
+            break;
+        default:
+            fprintf(stderr, "usage: diff [--cases N] [--seed S] [--replay CASE] [--keep-going]\n");
+            return 2;
+        }
+    }
+    if (open_all(&run, &e) != 0) {
+        fprintf(stderr, "diff: %s\n", e.msg);
+        return 2;
+    }
+    printf("seed %" PRIu64 ", %" PRIu64 " cases%s\n", seed, cases, is_replay ? " (replay)" : "");
+    for (; done < cases && (failed == 0 || (keeps_going && failed < 50)); done++)
+        if (!run_case(&run, seed + done))
+            failed++;
+    printf("%" PRIu64 " cases ran, %" PRIu64 " differ\n", done, failed);
+    diff_guest_close(run.interp);
+    diff_guest_close(run.bt);
+    return failed != 0;
+}
