@@ -407,8 +407,12 @@ bool bt_fault_hook(void *ctx, int sig, siginfo_t *info, ucontext_t *uc)
 
     if (at < be->rx + be->stubs_end || at >= be->rx + be->cache_size)
         return soft_thunk_fault(&b->soft, sig, info, uc);
-    if (sig == SIGBUS && info->si_code != BUS_ADRALN)
-        return false; /* the host could not give the page */
+    /*
+     * Generated code touches guest RAM that is mapped, and nothing else: a page fault is a hole in
+     * the confinement (or the host could not give the page) and ends the process loudly.
+     */
+    if (regs[REG_TRAPNO] == VEC_PF)
+        return false;
     regs[REG_RCX] = (greg_t)(uintptr_t)at;
     regs[REG_RIP] = (greg_t)(uintptr_t)be->stub_fault;
     return true;

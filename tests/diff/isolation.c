@@ -1,0 +1,154 @@
+/*
+ * isolation.c - guest code that knows the monitor's addresses tries to reach them
+ *
+ * Every general register holds the address of a forbidden page of this process, of the code cache or
+ * the heap, or a distance that leads there (bit offsets, indices, string counts). The forbidden
+ * page allows no access at all: generated code or a thunk that reached it would page-fault, which
+ * the engines' fault hooks do not forgive, so this process would die. Pages that may be written are
+ * compared afterwards. The guest must find #PF, #GP or #SS each time it used such an address.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "cpu/insn.h"
+#include "diff.h"
+#include "engine/engine.h"
+#include "os/tsc.h"
+
+#define CASES 60000
+#define PAGE 4096
+
+static uint64_t random_state = 20260101;
+
+static uint64_t draw(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state;
+}
+
+static uint8_t *forbidden, *witness, *witness_copy;
+
+static uint64_t draw_target(void)
+{
+    uint64_t target = (uintptr_t)(draw() & 1 ? forbidden : witness) + draw() % PAGE;
+    switch (draw() % 8) {
+    case 0:
+        return target - DIFF_DATA;              /* as an index */
+    case 1:
+        return (target - DIFF_DATA) * 8;        /* as a bit offset */
+    case 2:
+        return DIFF_DATA + draw() % DIFF_WINDOW;
+    case 3:
+        return (target - DIFF_DATA) / 8;
+    case 4:
+        return (uintptr_t)&random_state + draw() % 64;
+    default:
+        return target;
+    }
+}
+
+/* One instruction with a memory operand, or one that addresses memory implicitly. */
+static void draw_case(struct diff_case *c, const struct cpu_model *model)
+{
+    static const uint8_t prefixes[] = {0x66, 0xf2, 0xf3, 0xf0, 0x67};
+    struct insn in;
+    int len;
+
+    memset(c, 0, sizeof(*c));
+    c->mode = draw() % 4 == 0 ? 4 : 8;
+    do {
+        unsigned n = 0;
+        for (unsigned i = 0; i < INSN_MAX_LEN; i++)
+            c->code[i] = (uint8_t)draw();
+        if (draw() % 3 == 0)
+            c->code[n++] = prefixes[draw() % sizeof(prefixes)];
+        if (c->mode == 8 && draw() % 2)
+            c->code[n++] = (uint8_t)(0x40 | draw() % 16);
+        switch (draw() % 4) {
+        case 0:
+            c->code[n++] = 0x0f;
+            break;
+        case 1:
+            c->code[n++] = 0xc4;
+            c->code[n] = (uint8_t)((c->code[n] & 0xe0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
+            break;
+        case 2:
+            c->code[n++] = 0x62;
+            c->code[n] = (uint8_t)((c->code[n] & 0xf0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
+            break;
+        default:
+            break;
+        }
+        len = insn_decode(&in, c->code, INSN_MAX_LEN, c->mode, model);
+    } while (len <= 0 || in.is_hidden || (!in.has_mem && in.cls != INSN_SPECIAL));
+    memset(c->code + len, 0xcc, sizeof(c->code) - (size_t)len);
+    c->code_size = (unsigned)len + 1;
+
+    struct diff_state *st = &c->before;
+    for (unsigned i = 0; i < CPU_GPR_COUNT; i++)
+        st->gpr[i] = c->mode == 8 ? draw_target() : i < 8 ? (uint32_t)draw_target() : 0;
+    if (draw() % 2)
+        st->gpr[CPU_RSP] = DIFF_STACK + PAGE;
+    st->rflags = RFLAGS_FIXED;
+    st->rip = DIFF_CODE + draw() % (DIFF_CODE_SIZE - 4 * DIFF_CODE_MAX);
+    store_le16(st->xsave, 0x37f);
+    store_le32(st->xsave + 24, 0x1f80);
+    for (unsigned i = 160; i < 416; i += 8)
+        store_le64(st->xsave + i, draw_target()); /* indices of gathers and scatters */
+    store_le64(st->xsave + 512, model->xcr0_valid);
+}
+
+static void *map_anywhere(int prot)
+{
+    void *p = mmap(NULL, PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        abort();
+    return p;
+}
+
+int main(void)
+{
+    static struct diff_case c;
+    static struct diff_state after;
+    struct cpu_model model;
+    struct diff_guest *guests[2];
+    uint64_t vectors[33] = {0};
+    struct err e;
+
+    forbidden = map_anywhere(PROT_NONE);
+    witness = map_anywhere(PROT_READ | PROT_WRITE);
+    witness_copy = map_anywhere(PROT_READ | PROT_WRITE);
+    for (unsigned i = 0; i < PAGE; i++)
+        witness[i] = witness_copy[i] = (uint8_t)draw();
+    if (cpu_model_create("host", 1, tsc_frequency_hz(), &model, &e) != 0 ||
+        diff_guest_open(&engine_bt, &model, &guests[0], &e) != 0 ||
+        diff_guest_open(&engine_interp, &model, &guests[1], &e) != 0) {
+        fprintf(stderr, "isolation: %s\n", e.msg);
+        return 2;
+    }
+    for (unsigned i = 0; i < CASES; i++) {
+        draw_case(&c, &model);
+        for (unsigned g = 0; g < 2; g++) {
+            bool ended = diff_guest_run(guests[g], &c, &after);
+            vectors[ended ? after.vector : 32]++;
+            if (memcmp(witness, witness_copy, PAGE) != 0) {
+                printf("case %u: %s wrote to memory outside of the guest\n", i,
+                       g == 0 ? "bt" : "interp");
+                return 1;
+            }
+        }
+    }
+    printf("%u hostile instructions on 2 engines; they ended in", CASES);
+    for (unsigned i = 0; i < 32; i++)
+        if (vectors[i] != 0)
+            printf(" #%u: %" PRIu64, i, vectors[i]);
+    printf("\n");
+    diff_guest_close(guests[0]);
+    diff_guest_close(guests[1]);
+    return vectors[VEC_PF] + vectors[VEC_GP] + vectors[VEC_SS] < CASES / 4;
+}
