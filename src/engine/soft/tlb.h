@@ -21,6 +21,7 @@
 #define SOFT_TLB_BITS 10
 #define SOFT_TLB_SIZE (1u << SOFT_TLB_BITS)
 #define SOFT_TLB_EXEC_SIZE 256u
+#define SOFT_TLB_REGION_WORDS 64u
 
 enum {
     SOFT_TLB_USER,         /* CPL 3 */
@@ -40,7 +41,8 @@ struct soft_tlb_set {
 
     /*
      * What a translated page's entry check compares: an identifier of (linear page, physical
-     * page), 0 when unknown. Filled by bt, cleared by every flush that covers the page.
+     * page), 0 when unknown. Filled by bt, cleared by every flush that covers the page: only
+     * set it for the page that exec_tag of the same slot holds (soft_translate SOFT_FETCH).
      */
     uint32_t code_cookie[SOFT_TLB_EXEC_SIZE];
 };
@@ -52,7 +54,48 @@ struct soft_tlb_tracking {
     uint64_t is_global[SOFT_TLB_SETS][SOFT_TLB_SIZE / 64];
     uint64_t is_filled[SOFT_TLB_SETS][SOFT_TLB_SIZE / 64];
     uint64_t exec_is_global[SOFT_TLB_SETS][SOFT_TLB_EXEC_SIZE / 64];
-    uint64_t large_start, large_end;   /* linear range that covers every large page cached */
+    uint64_t exec_is_filled[SOFT_TLB_SETS][SOFT_TLB_EXEC_SIZE / 64];
+
+    /*
+     * A Bloom filter of the 2 MiB regions from which a fragment of a large page was filled; the
+     * first half is for the lower half of the address space. INVLPG must drop all fragments.
+     */
+    uint64_t large_regions[SOFT_TLB_REGION_WORDS];
+    /* filled since the last flush, per half of the address space: fragments of large pages, of
+     * 1 GiB pages, global pages */
+    bool has_large[2], has_huge[2], has_global[2];
+};
+
+/*
+ * Second level: translations as the page tables give them, before the current privilege, WP,
+ * SMEP and SMAP come in, so that an entry serves every set. tag = page number << 16 | ASID;
+ * ASID 0 matches nothing. An ASID names a PCID since that PCID's last flush, or all global
+ * pages since the last full flush; so flushing a PCID is to give it another ASID.
+ * data = guest-physical page | PAGE_RIGHT_*.
+ */
+#define SOFT_TLB2_WAYS 4u
+#define SOFT_TLB2_SIZE 1024u
+#define SOFT_TLB2_LARGE_SIZE 128u
+#define SOFT_TLB2_HUGE_SIZE 8u
+
+struct soft_tlb2_way {
+    uint64_t tag, data;
+};
+
+struct soft_tlb2_line {
+    struct soft_tlb2_way ways[SOFT_TLB2_WAYS];          /* most recently filled first */
+} __attribute__((aligned(64)));
+
+struct soft_tlb2 {
+    struct soft_tlb2_line small[SOFT_TLB2_SIZE];        /* 4 KiB pages */
+    struct soft_tlb2_line large[SOFT_TLB2_LARGE_SIZE];  /* 2 MiB pages, halves of 4 MiB pages */
+    struct soft_tlb2_way huge[SOFT_TLB2_HUGE_SIZE];     /* 1 GiB pages */
+    uint16_t asid_of_pcid[4096];                        /* 0: none yet */
+    uint16_t asid_last, asid_global;
+    uint8_t huge_next;
+    bool has_large, has_huge;
+    bool is_ready;
+    bool has_1g_pages, has_pse36, is_bit8_reserved;     /* of the model, for the page walk */
 };
 
 static inline unsigned soft_tlb_slot(uint64_t addr)

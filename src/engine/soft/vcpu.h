@@ -95,6 +95,8 @@ struct soft_stats {
     uint64_t io_reads, io_writes, mmio_reads, mmio_writes;
     uint64_t halts;
     uint64_t fpu_loads, fpu_saves;
+    uint64_t host_calls, host_tsc;         /* calls out through the host table, and time there */
+    uint64_t exclusive_waits, exclusive_tsc; /* exclusive sections begun or waited for */
 };
 
 /*
@@ -121,6 +123,7 @@ struct soft_vcpu {
     bool is_ac_set;                /* reserved for #AC checks: CR0.AM && RFLAGS.AC && CPL 3 */
     struct soft_fault fault;
     struct soft_tlb_tracking tlb_tracking;
+    struct soft_tlb2 tlb2;
     struct soft_insn_cache *insn_cache;
     void *thunks;                  /* thunk.c */
     struct soft_stats stats;
@@ -184,6 +187,8 @@ enum soft_access { SOFT_READ, SOFT_WRITE, SOFT_FETCH, SOFT_RMW /* write intent, 
 enum soft_as {
     SOFT_AS_CPL,           /* as the current privilege level, RFLAGS.AC honoured */
     SOFT_AS_SYSTEM,        /* implicit supervisor access: descriptor tables, TSS, IDT */
+    SOFT_AS_KERNEL,        /* explicit, as CPL < 3 would: pushes on an inner stack */
+    SOFT_AS_USER,          /* explicit, as CPL 3 would */
 };
 
 /*
@@ -316,6 +321,14 @@ void soft_guest_enter(struct soft_vcpu *v);
 void soft_guest_leave(struct soft_vcpu *v);
 void soft_exclusive_begin(struct soft_vcpu *v);
 void soft_exclusive_end(struct soft_vcpu *v);
+/* The same for a thread that is no vCPU, or does not know which (DMA); not in guest. */
+void soft_exclusive_begin_outside(struct soft_engine *se);
+void soft_exclusive_end_outside(struct soft_engine *se);
+/*
+ * In guest, at a poll: let a pending exclusive section run. To be called after go was set to 1
+ * again, because the section's owner asks by clearing go.
+ */
+void soft_guest_yield(struct soft_vcpu *v);
 
 /* The dispatch tables, terminated by fn == NULL. */
 extern const struct soft_op soft_ops_integer[];   /* stack, string, near control flow ... */
