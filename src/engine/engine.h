@@ -61,6 +61,9 @@ struct engine_host {
     bool (*msr_read)(void *cpu, uint32_t index, uint64_t *value);
     bool (*msr_write)(void *cpu, uint32_t index, uint64_t value);
 
+    /* The guest wrote its TSC: deadlines and clocks that follow it have moved. May be NULL. */
+    void (*tsc_changed)(void *cpu);
+
     /* FERR# asserted (x87 error with CR0.NE clear) or deasserted. */
     void (*set_ferr)(void *cpu, bool is_asserted);
 };

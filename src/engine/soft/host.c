@@ -114,6 +114,17 @@ void soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted)
     host_return(v, start);
 }
 
+void soft_host_tsc_changed(struct soft_vcpu *v)
+{
+    uint64_t start;
+
+    if (v->engine->host->tsc_changed == NULL)
+        return;
+    start = host_call(v);
+    v->engine->host->tsc_changed(v->cpu);
+    host_return(v, start);
+}
+
 void soft_host_log(struct soft_vcpu *v, const char *format, uint64_t a, uint64_t b)
 {
     uint64_t start;

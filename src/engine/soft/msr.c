@@ -382,10 +382,11 @@ static bool pat_is_valid(uint64_t value)
     return true;
 }
 
-static void write_tsc_adjust(struct cpu_state *st, uint64_t value)
+static void write_tsc_adjust(struct soft_vcpu *v, uint64_t value)
 {
-    st->tsc_offset += value - st->tsc_adjust;
-    st->tsc_adjust = value;
+    v->st.tsc_offset += value - v->st.tsc_adjust;
+    v->st.tsc_adjust = value;
+    soft_host_tsc_changed(v);
 }
 
 static bool write_canonical(const struct soft_vcpu *v, uint64_t *field, uint64_t value)
@@ -412,10 +413,10 @@ static bool write_state(struct soft_vcpu *v, uint32_t index, uint64_t value, boo
         return false;
     switch (index) {
     case MSR_TSC:
-        write_tsc_adjust(st, st->tsc_adjust + (value - (tsc_read() + st->tsc_offset)));
+        write_tsc_adjust(v, st->tsc_adjust + (value - (tsc_read() + st->tsc_offset)));
         return true;
     case MSR_TSC_ADJUST:
-        write_tsc_adjust(st, value);
+        write_tsc_adjust(v, value);
         return true;
     case MSR_SPEC_CTRL:
         if ((value & ~spec_ctrl_defined(v)) || spec_ctrl_defined(v) == 0)

@@ -309,6 +309,7 @@ void soft_host_cr8_write(struct soft_vcpu *v, uint64_t value);
 bool soft_host_msr_read(struct soft_vcpu *v, uint32_t index, uint64_t *value);
 bool soft_host_msr_write(struct soft_vcpu *v, uint32_t index, uint64_t value);
 void soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted);
+void soft_host_tsc_changed(struct soft_vcpu *v);
 /* Log what the guest did wrong (log_guest), from here where stdio may not be called directly. */
 void soft_host_log(struct soft_vcpu *v, const char *format, uint64_t a, uint64_t b);
 
