@@ -136,8 +136,7 @@ static uint64_t gate_low(unsigned type, unsigned dpl, uint16_t target, uint64_t 
 void soft_test_gate(struct soft_test *t, unsigned selector, unsigned type, unsigned dpl,
                     uint16_t target, uint64_t offset, unsigned parameters)
 {
-    soft_test_put(t, SOFT_TEST_GDT + selector, 8,
-                  gate_low(type, dpl, target, offset, parameters));
+    soft_test_put(t, SOFT_TEST_GDT + selector, 8, gate_low(type, dpl, target, offset, parameters));
     if (cpu_is_long(&t->v->st))
         soft_test_put(t, SOFT_TEST_GDT + selector + 8, 8, offset >> 32);
 }
@@ -292,6 +291,17 @@ void soft_test_destroy(struct soft_test *t)
     free(t->v);
     free(t->ram);
     free(t);
+}
+
+void soft_test_set_vendor(struct soft_test *t, bool is_amd)
+{
+    for (unsigned i = 0; i < t->model.leaf_count; i++) {
+        if (t->model.leaves[i].leaf != 0)
+            continue;
+        t->model.leaves[i].regs.ebx = is_amd ? 0x68747541 : 0x756e6547;
+        t->model.leaves[i].regs.edx = is_amd ? 0x69746e65 : 0x49656e69;
+        t->model.leaves[i].regs.ecx = is_amd ? 0x444d4163 : 0x6c65746e;
+    }
 }
 
 void soft_test_user(struct soft_test *t, bool is_64bit)
