@@ -204,7 +204,7 @@ static int op_monitor(struct soft_vcpu *v, const struct insn *in)
         return soft_raise(v, VEC_UD);
     if ((uint32_t)st->gpr[CPU_RCX] != 0)
         return soft_raise_error(v, VEC_GP, 0);
-    if (soft_linear(v, in->seg, offset, 1, SOFT_READ, &addr))
+    if (soft_linear(v, in->has_seg_override ? in->seg : CPU_DS, offset, 1, SOFT_READ, &addr))
         return SOFT_FAULT;
     return soft_load(v, addr, 1, SOFT_AS_CPL, &value);
 }

@@ -29,22 +29,29 @@ static int transfer_undo(struct soft_vcpu *v, const struct transfer_save *save)
     return SOFT_FAULT;
 }
 
+/* AMD knows no far pointer with a 64-bit offset: REX.W is ignored (APM vol. 3, JMP far). */
+static unsigned transfer_size(const struct soft_vcpu *v, const struct insn *in)
+{
+    return in->op_size == 8 && soft_is_amd(v) ? 4 : in->op_size;
+}
+
 /* The far pointer in the immediate or in memory. */
 static int transfer_operand(struct soft_vcpu *v, const struct insn *in, uint16_t *selector,
                             uint64_t *offset)
 {
+    unsigned size = transfer_size(v, in);
     uint64_t value;
     gva_t addr;
 
     if (!in->has_mem) {
         const uint8_t *p = in->bytes + in->imm_off;
-        *offset = in->op_size == 2 ? load_le16(p) : load_le32(p);
-        *selector = load_le16(p + (in->op_size == 2 ? 2 : 4));
+        *offset = size == 2 ? load_le16(p) : load_le32(p);
+        *selector = load_le16(p + (size == 2 ? 2 : 4));
         return 0;
     }
-    if (soft_operand_address(v, in, in->op_size + 2u, SOFT_READ, &addr) ||
-        soft_load(v, addr, in->op_size, SOFT_AS_CPL, offset) ||
-        soft_load(v, addr + in->op_size, 2, SOFT_AS_CPL, &value))
+    if (soft_operand_address(v, in, size + 2u, SOFT_READ, &addr) ||
+        soft_load(v, addr, size, SOFT_AS_CPL, offset) ||
+        soft_load(v, addr + size, 2, SOFT_AS_CPL, &value))
         return SOFT_FAULT;
     *selector = (uint16_t)value;
     return 0;
@@ -321,7 +328,7 @@ int soft_far_call(struct soft_vcpu *v, const struct insn *in)
         return transfer_system(v, selector, &d, true);
     if (transfer_direct_check(v, selector, &d) || soft_code_offset_check(v, &d, offset))
         return SOFT_FAULT;
-    return transfer_call_same(v, selector, &d, offset, in->op_size);
+    return transfer_call_same(v, selector, &d, offset, transfer_size(v, in));
 }
 
 int soft_return_peek(struct soft_vcpu *v, uint64_t displacement, unsigned size, uint64_t *value)
