@@ -1,0 +1,257 @@
+/*
+ * acpi.c - the ACPI tables of the machine
+ *
+ * All stand between MAP_TABLES_ADDR and 1 MiB, in RAM that the memory map calls reserved; the
+ * RSDP comes first, where operating systems search for it.
+ * Spec: ACPI 6.3, chapter 5; IA-PC HPET Specification 1.0a, 3.2.4.
+ */
+#include <string.h>
+
+#include "base/bits.h"
+#include "dev/irqchip/ioapic.h"
+#include "dev/irqchip/lapic.h"
+#include "dev/pci/pci_host.h"
+#include "dev/platform/acpi_pm.h"
+#include "dev/timer/hpet.h"
+#include "dev/timer/mc146818.h"
+#include "mem/space.h"
+#include "vm/acpi.h"
+#include "vm/machine_map.h"
+
+/* clang-format off */
+static const
+#include "vm/dsdt.hex"
+/* clang-format on */
+
+#define HEADER_SIZE 36
+#define RSDP_SIZE 36
+#define FACS_SIZE 64
+#define FADT_SIZE 276
+#define HPET_SIZE 56
+#define MADT_SIZE_MAX (HEADER_SIZE + 8 + 256 * 8 + 64)
+
+#define FADT_WBINVD BIT(0)
+#define FADT_PROC_C1 BIT(2)
+#define FADT_SLP_BUTTON BIT(5)  /* none as a fixed feature */
+#define FADT_FIX_RTC BIT(6)     /* no RTC wake status */
+#define FADT_TMR_VAL_EXT BIT(8) /* the PM timer has 32 bits */
+#define FADT_RESET_REG_SUP BIT(10)
+#define FADT_HEADLESS BIT(12)
+#define BOOT_ARCH_LEGACY_DEVICES BIT(0)
+#define BOOT_ARCH_8042 BIT(1)
+#define BOOT_ARCH_NO_VGA BIT(2)
+
+#define GAS_MEMORY 0
+#define GAS_IO 1
+
+#define MADT_PCAT_COMPAT 1
+#define MADT_ACTIVE_HIGH_LEVEL 0xd
+
+    /* Where the next table goes. */
+    struct acpi_writer {
+    struct space *memory;
+    uint64_t next;
+};
+
+static uint8_t acpi_checksum(const uint8_t *data, unsigned size)
+{
+    uint8_t sum = 0;
+
+    for (unsigned i = 0; i < size; i++)
+        sum = (uint8_t)(sum + data[i]);
+    return (uint8_t)-sum;
+}
+
+static void acpi_fill_header(uint8_t *table, const char *signature, unsigned size, uint8_t revision)
+{
+    memcpy(table, signature, 4);
+    store_le32(table + 4, size);
+    table[8] = revision;
+    table[9] = 0;
+    memcpy(table + 10, "DOPPEL", 6);
+    memcpy(table + 16, "DOPPELPC", 8);
+    store_le32(table + 24, 1);
+    memcpy(table + 28, "DOPL", 4);
+    store_le32(table + 32, 1);
+}
+
+/* Append a table, with its checksum at offset 9 made right; returns its address. */
+static uint64_t acpi_append(struct acpi_writer *w, uint8_t *table, unsigned size)
+{
+    uint64_t addr = align_up(w->next, 64);
+
+    table[9] = 0;
+    table[9] = acpi_checksum(table, size);
+    space_write(w->memory, addr, table, size);
+    w->next = addr + size;
+    return addr;
+}
+
+/* A generic address structure: `size` bytes of ports or memory, accessed as a whole. */
+static void acpi_fill_gas(uint8_t *gas, uint8_t space_id, uint64_t addr, unsigned size,
+                          uint8_t access_size)
+{
+    gas[0] = space_id;
+    gas[1] = (uint8_t)(size * 8);
+    gas[2] = 0;
+    gas[3] = access_size;
+    store_le64(gas + 4, addr);
+}
+
+static uint64_t acpi_write_facs(struct acpi_writer *w)
+{
+    uint8_t facs[FACS_SIZE] = "FACS";
+    uint64_t addr = align_up(w->next, 64);
+
+    /* no standard header and no checksum */
+    store_le32(facs + 4, FACS_SIZE);
+    facs[32] = 2;
+    space_write(w->memory, addr, facs, sizeof(facs));
+    w->next = addr + sizeof(facs);
+    return addr;
+}
+
+static uint64_t acpi_write_dsdt(struct acpi_writer *w)
+{
+    uint64_t addr = align_up(w->next, 64);
+
+    space_write(w->memory, addr, dsdt_aml_code, sizeof(dsdt_aml_code));
+    w->next = addr + sizeof(dsdt_aml_code);
+    return addr;
+}
+
+/* The fixed registers: port, length, and where the two ways to say so are. */
+static void fadt_set_block(uint8_t *fadt, unsigned port_at, unsigned length_at, unsigned gas_at,
+                           unsigned offset, unsigned length, uint8_t access_size)
+{
+    store_le32(fadt + port_at, MAP_PM_PORT + offset);
+    fadt[length_at] = (uint8_t)length;
+    acpi_fill_gas(fadt + gas_at, GAS_IO, MAP_PM_PORT + offset, length, access_size);
+}
+
+static uint64_t acpi_write_fadt(struct acpi_writer *w, uint64_t facs, uint64_t dsdt)
+{
+    uint8_t fadt[FADT_SIZE] = {0};
+
+    acpi_fill_header(fadt, "FACP", sizeof(fadt), 6);
+    fadt[131] = 3; /* ACPI 6.3 */
+    store_le32(fadt + 36, (uint32_t)facs);
+    store_le32(fadt + 40, (uint32_t)dsdt);
+    store_le64(fadt + 140, dsdt);
+    store_le16(fadt + 46, MAP_SCI_IRQ);
+    store_le32(fadt + 48, ACPI_PM_SMI_PORT);
+    fadt[52] = ACPI_PM_ENABLE;
+    fadt[53] = ACPI_PM_DISABLE;
+    fadt_set_block(fadt, 56, 88, 148, ACPI_PM1_EVT_OFFSET, ACPI_PM1_EVT_LEN, 2);
+    fadt_set_block(fadt, 64, 89, 172, ACPI_PM1_CNT_OFFSET, ACPI_PM1_CNT_LEN, 2);
+    fadt_set_block(fadt, 76, 91, 208, ACPI_PM_TMR_OFFSET, ACPI_PM_TMR_LEN, 3);
+    fadt_set_block(fadt, 80, 92, 220, ACPI_PM_GPE0_OFFSET, ACPI_PM_GPE0_LEN, 1);
+    store_le16(fadt + 96, 0xfff); /* worst latencies: no C2 and no C3 */
+    store_le16(fadt + 98, 0xfff);
+    fadt[108] = MC146818_CENTURY;
+    store_le16(fadt + 109, BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_8042 | BOOT_ARCH_NO_VGA);
+    store_le32(fadt + 112, FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_FIX_RTC |
+                               FADT_TMR_VAL_EXT | FADT_RESET_REG_SUP | FADT_HEADLESS);
+    acpi_fill_gas(fadt + 116, GAS_IO, PCI_HOST_RESET_PORT, 1, 1);
+    fadt[128] = PCI_HOST_RESET_VALUE;
+    return acpi_append(w, fadt, sizeof(fadt));
+}
+
+static unsigned madt_add_override(uint8_t *entry, uint8_t irq, uint32_t gsi, uint16_t flags)
+{
+    entry[0] = 2;
+    entry[1] = 10;
+    entry[2] = 0; /* ISA */
+    entry[3] = irq;
+    store_le32(entry + 4, gsi);
+    store_le16(entry + 8, flags);
+    return 10;
+}
+
+static uint64_t acpi_write_madt(struct acpi_writer *w, unsigned cpu_count)
+{
+    uint8_t madt[MADT_SIZE_MAX] = {0};
+    unsigned at = HEADER_SIZE + 8;
+
+    store_le32(madt + 36, LAPIC_DEFAULT_BASE);
+    store_le32(madt + 40, MADT_PCAT_COMPAT);
+    for (unsigned i = 0; i < cpu_count; i++, at += 8) {
+        madt[at] = 0; /* processor local APIC */
+        madt[at + 1] = 8;
+        madt[at + 2] = (uint8_t)i;
+        madt[at + 3] = (uint8_t)i;
+        store_le32(madt + at + 4, 1);
+    }
+    madt[at] = 1; /* IOAPIC, its inputs from interrupt 0 on */
+    madt[at + 1] = 12;
+    madt[at + 2] = MAP_IOAPIC_ID;
+    store_le32(madt + at + 4, IOAPIC_DEFAULT_BASE);
+    at += 12;
+    at += madt_add_override(madt + at, MAP_PIT_IRQ, MAP_PIT_GSI, 0);
+    at += madt_add_override(madt + at, MAP_SCI_IRQ, MAP_SCI_IRQ, MADT_ACTIVE_HIGH_LEVEL);
+    madt[at] = 4; /* NMI: LINT1 of every processor */
+    madt[at + 1] = 6;
+    madt[at + 2] = 0xff;
+    madt[at + 5] = 1;
+    at += 6;
+    acpi_fill_header(madt, "APIC", at, 4);
+    return acpi_append(w, madt, at);
+}
+
+static uint64_t acpi_write_hpet(struct acpi_writer *w)
+{
+    uint8_t hpet[HPET_SIZE] = {0};
+
+    acpi_fill_header(hpet, "HPET", sizeof(hpet), 1);
+    store_le32(hpet + 36, HPET_BLOCK_ID);
+    acpi_fill_gas(hpet + 40, GAS_MEMORY, HPET_DEFAULT_BASE, 8, 0);
+    store_le16(hpet + 53, HPET_MIN_TICK);
+    return acpi_append(w, hpet, sizeof(hpet));
+}
+
+/* RSDT (4-byte pointers) or XSDT (8). */
+static uint64_t acpi_write_root(struct acpi_writer *w, const char *signature, unsigned pointer_size,
+                                const uint64_t *tables, unsigned count)
+{
+    uint8_t root[HEADER_SIZE + 8 * 8] = {0};
+    unsigned size = HEADER_SIZE + count * pointer_size;
+
+    acpi_fill_header(root, signature, size, 1);
+    for (unsigned i = 0; i < count; i++)
+        memcpy(root + HEADER_SIZE + i * pointer_size, &tables[i], pointer_size);
+    return acpi_append(w, root, size);
+}
+
+static void acpi_write_rsdp(struct space *memory, uint64_t addr, uint64_t rsdt, uint64_t xsdt)
+{
+    uint8_t rsdp[RSDP_SIZE] = {0};
+
+    memcpy(rsdp, "RSD PTR ", 8);
+    memcpy(rsdp + 9, "DOPPEL", 6);
+    rsdp[15] = 2;
+    store_le32(rsdp + 16, (uint32_t)rsdt);
+    store_le32(rsdp + 20, RSDP_SIZE);
+    store_le64(rsdp + 24, xsdt);
+    rsdp[8] = acpi_checksum(rsdp, 20);
+    rsdp[32] = acpi_checksum(rsdp, RSDP_SIZE);
+    space_write(memory, addr, rsdp, sizeof(rsdp));
+}
+
+uint64_t acpi_write_tables(struct space *memory, unsigned cpu_count)
+{
+    struct acpi_writer w = {.memory = memory, .next = MAP_TABLES_ADDR + RSDP_SIZE};
+    uint64_t facs = acpi_write_facs(&w);
+    uint64_t dsdt = acpi_write_dsdt(&w);
+    uint64_t tables[] = {
+        acpi_write_fadt(&w, facs, dsdt),
+        acpi_write_madt(&w, cpu_count),
+        acpi_write_hpet(&w),
+    };
+    uint64_t rsdt = acpi_write_root(&w, "RSDT", 4, tables, ARRAY_SIZE(tables));
+    uint64_t xsdt = acpi_write_root(&w, "XSDT", 8, tables, ARRAY_SIZE(tables));
+
+    _Static_assert(sizeof(dsdt_aml_code) + MADT_SIZE_MAX + 2048 < MAP_TABLES_END - MAP_TABLES_ADDR,
+                   "the tables fit");
+    acpi_write_rsdp(memory, MAP_TABLES_ADDR, rsdt, xsdt);
+    return MAP_TABLES_ADDR;
+}

@@ -1,0 +1,432 @@
+/*
+ * board.c - the list of what is on the machine, and the wires between
+ *
+ * A PC of the 440FX kind with IOAPIC, HPET and ACPI. Interrupt n of the ISA bus ends at input n
+ * of the 8259 pair and of the IOAPIC, but the timer's at IOAPIC input 2; the PCI bus's wires end
+ * at the PCI-to-ISA bridge, which routes them to the 8259s, and at IOAPIC inputs 16 to 19.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "dev/irqchip/apic_bus.h"
+#include "dev/irqchip/i8259.h"
+#include "dev/irqchip/ioapic.h"
+#include "dev/irqchip/lapic.h"
+#include "dev/pci/pci_host.h"
+#include "dev/pci/piix3.h"
+#include "dev/platform/acpi_pm.h"
+#include "dev/platform/debug_exit.h"
+#include "dev/platform/i8042.h"
+#include "dev/platform/kvmclock.h"
+#include "dev/serial/uart16550.h"
+#include "dev/timer/hpet.h"
+#include "dev/timer/i8254.h"
+#include "dev/timer/mc146818.h"
+#include "mem/space.h"
+#include "os/vclock.h"
+#include "vm/acpi.h"
+#include "vm/machine.h"
+
+_Static_assert(MAP_HPET_ADDR == HPET_DEFAULT_BASE, "the DSDT says where the HPET is");
+_Static_assert(MAP_COM1_PORT == UART16550_COM1_PORT, "the DSDT says where COM1 is");
+_Static_assert(MAP_PM_PORT == ACPI_PM_DEFAULT_BASE, "the DSDT says where the PM block is");
+_Static_assert(MAP_PM_SIZE == ACPI_PM_SIZE, "the DSDT says how large the PM block is");
+_Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power off");
+
+/* BIOS data area and extended BIOS data area */
+#define BDA_COM1_PORT 0x400
+#define BDA_EBDA_SEGMENT 0x40e
+#define BDA_MEMORY_KIB 0x413
+
+/* ---- RAM ---- */
+
+void board_make_map(uint64_t memory_bytes, struct boot_map *map)
+{
+    uint64_t low_end = MIN(memory_bytes, MAP_LOW_RAM_MAX);
+
+    *map = (struct boot_map){
+        .ranges = {{0, MAP_EBDA_ADDR, BOOT_RAM},
+                   {MAP_EBDA_ADDR, MAP_BASE_RAM_END - MAP_EBDA_ADDR, BOOT_RESERVED},
+                   {MAP_TABLES_ADDR, MAP_TABLES_END - MAP_TABLES_ADDR, BOOT_RESERVED},
+                   {MAP_EXTENDED_ADDR, low_end - MAP_EXTENDED_ADDR, BOOT_RAM}},
+        .count = 4,
+    };
+    if (memory_bytes > low_end)
+        map->ranges[map->count++] =
+            (struct boot_range){MAP_HIGH_RAM_ADDR, memory_bytes - low_end, BOOT_RAM};
+}
+
+static int board_create_memory(struct board *b, struct err *e)
+{
+    uint64_t size = b->vm->config.memory_bytes;
+    uint64_t low_end = MIN(size, MAP_LOW_RAM_MAX);
+    uint8_t *host;
+    int ret = space_create("memory", BIT(b->vm->model.phys_bits), &b->memory, e);
+
+    if (ret == 0)
+        ret = space_create("ports", BIT(16), &b->ports, e);
+    if (ret == 0)
+        ret = ram_create(size, &b->ram, e);
+    if (ret != 0)
+        return ret;
+    if (!range_fits(MAP_HIGH_RAM_ADDR, size - low_end, BIT(b->vm->model.phys_bits)))
+        return err_set(e, 0, "the CPU model's %u physical address bits do not reach all memory",
+                       b->vm->model.phys_bits);
+    host = b->ram.host;
+    board_make_map(size, &b->map);
+    ret = space_add_ram(b->memory, 0, host, MAP_BASE_RAM_END, false, e);
+    /* A0000H..DFFFFH stays empty: no display adapter, no option ROMs */
+    if (ret == 0)
+        ret = space_add_ram(b->memory, MAP_TABLES_ADDR, host + MAP_TABLES_ADDR,
+                            low_end - MAP_TABLES_ADDR, false, e);
+    if (ret == 0 && size > low_end)
+        ret = space_add_ram(b->memory, MAP_HIGH_RAM_ADDR, host + low_end, size - low_end, false, e);
+    return ret;
+}
+
+/* ---- wires ---- */
+
+static void wire_set(void *sink, unsigned input, bool level)
+{
+    struct board_wire *wire = sink;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(wire->ends); i++)
+        irq_set(&wire->ends[i], level);
+}
+
+static struct irq_line board_make_wire(struct board_wire *wire, struct irq_line a,
+                                       struct irq_line b)
+{
+    *wire = (struct board_wire){.ends = {a, b}};
+    return (struct irq_line){.set = wire_set, .sink = wire};
+}
+
+static void board_pic_intr(void *ctx, bool level)
+{
+    struct board *b = ctx;
+
+    for (unsigned i = 0; i < b->lapic_count; i++)
+        irq_set(&b->lint0[i], level);
+}
+
+static int board_pic_acknowledge(void *pic)
+{
+    return i8259_acknowledge(pic);
+}
+
+/* ---- what devices ask of the machine: any thread, their lock held ---- */
+
+static void board_reset_wanted(void *ctx)
+{
+    struct board *b = ctx;
+
+    vm_request_reset(b->vm);
+}
+
+static void board_power_off(void *ctx)
+{
+    struct board *b = ctx;
+
+    vm_end_cause(b->vm, VM_END_POWER_OFF);
+}
+
+static void board_debug_exit(void *ctx, uint32_t status)
+{
+    struct board *b = ctx;
+    struct vm_end end = {.cause = VM_END_DEBUG_EXIT, .status = status & 0xff};
+
+    vm_end_with(b->vm, &end);
+}
+
+static uint64_t board_tsc_offset(void *ctx, unsigned index)
+{
+    struct board *b = ctx;
+    struct vcpu *vcpu = &b->vm->vcpus[index];
+
+    b->vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_MSR);
+    return vcpu->state.tsc_offset;
+}
+
+/* ---- interrupt controllers ---- */
+
+static int board_create_lapic(struct board *b, unsigned index, struct err *e)
+{
+    struct vcpu *vcpu = &b->vm->vcpus[index];
+    struct lapic_config config = {
+        .bus = b->apic_bus,
+        .clock = b->clock,
+        .ops = &vcpu_lapic_ops,
+        .cpu = vcpu,
+        .apic_id = index,
+        .is_bsp = index == 0,
+        .phys_bits = b->vm->model.phys_bits,
+        .tsc_hz = b->vm->model.tsc_hz,
+        .pic_acknowledge = board_pic_acknowledge,
+        .pic = b->pic,
+    };
+    int ret = lapic_create(&config, &b->lapics[index], e);
+
+    if (ret != 0)
+        return ret;
+    vcpu->lapic = b->lapics[index];
+    b->lint0[index] = lapic_lint(vcpu->lapic, 0);
+    b->lapic_count++;
+    return 0;
+}
+
+static int board_create_interrupts(struct board *b, struct err *e)
+{
+    int ret = apic_bus_create(&b->apic_bus, e);
+
+    if (ret == 0)
+        ret = i8259_create(board_pic_intr, b, &b->pic, e);
+    if (ret == 0)
+        ret = i8259_map(b->pic, b->ports, I8259_MASTER_PORT, I8259_SLAVE_PORT, I8259_ELCR_PORT, e);
+    for (unsigned i = 0; ret == 0 && i < b->vm->config.cpu_count; i++)
+        ret = board_create_lapic(b, i, e);
+    if (ret == 0)
+        ret = ioapic_create(b->apic_bus, MAP_IOAPIC_ID, &b->ioapic, e);
+    if (ret == 0)
+        ret = ioapic_map(b->ioapic, b->memory, IOAPIC_DEFAULT_BASE, e);
+    for (unsigned i = 0; ret == 0 && i < ARRAY_SIZE(b->isa); i++) {
+        unsigned gsi = i == MAP_PIT_IRQ ? MAP_PIT_GSI : i;
+        if (i == 2) /* the second 8259's output */
+            continue;
+        b->isa[i] =
+            board_make_wire(&b->isa_wires[i], i8259_input(b->pic, i), ioapic_input(b->ioapic, gsi));
+    }
+    return ret;
+}
+
+/* ---- timers and clocks ---- */
+
+static int board_create_timers(struct board *b, struct err *e)
+{
+    struct hpet_config hpet = {
+        .clock = b->clock,
+        .legacy = {b->isa[MAP_PIT_IRQ], b->isa[MAP_RTC_IRQ]},
+        .ioapic_mask = MAP_HPET_GSI_MASK,
+    };
+    struct mc146818_config rtc = {.clock = b->clock};
+    uint64_t size = b->vm->config.memory_bytes;
+    uint64_t low = MIN(size, MAP_LOW_RAM_MAX);
+    int ret;
+
+    for (unsigned i = 0; i < IOAPIC_PIN_COUNT; i++)
+        if (MAP_HPET_GSI_MASK >> i & 1)
+            hpet.ioapic[i] = ioapic_input(b->ioapic, i);
+    ret = hpet_create(&hpet, &b->hpet, e);
+    if (ret == 0)
+        ret = hpet_map(b->hpet, b->memory, HPET_DEFAULT_BASE, e);
+    if (ret == 0)
+        ret = i8254_create(b->clock, hpet_legacy_input(b->hpet, 0), &b->pit, e);
+    if (ret == 0)
+        ret = i8254_map(b->pit, b->ports, I8254_PORT, I8254_CONTROL_PORT, e);
+    if (ret == 0) {
+        rtc.irq8 = hpet_legacy_input(b->hpet, 1);
+        ret = mc146818_create(&rtc, &b->rtc, e);
+    }
+    if (ret == 0)
+        ret = mc146818_map(b->rtc, b->ports, MC146818_PORT, e);
+    if (ret == 0)
+        mc146818_set_memory_size(b->rtc, low, size - low);
+    return ret;
+}
+
+static int board_create_kvmclock(struct board *b, struct err *e)
+{
+    struct kvmclock_config config = {
+        .memory = b->memory,
+        .clock = b->clock,
+        .cpu_count = b->vm->config.cpu_count,
+        .tsc_hz = b->vm->model.tsc_hz,
+        .tsc_offset = board_tsc_offset,
+        .ctx = b,
+    };
+
+    return kvmclock_create(&config, &b->kvmclock, e);
+}
+
+/* ---- the rest of the chips ---- */
+
+static int board_create_pm(struct board *b, struct err *e)
+{
+    struct acpi_pm_config config = {
+        .clock = b->clock,
+        .sci = b->isa[MAP_SCI_IRQ],
+        .is_timer_32bit = true,
+        .power_off = board_power_off,
+        .ctx = b,
+    };
+    int ret = acpi_pm_create(&config, &b->pm, e);
+
+    if (ret == 0)
+        ret = acpi_pm_map(b->pm, b->ports, ACPI_PM_DEFAULT_BASE, ACPI_PM_SMI_PORT, e);
+    return ret;
+}
+
+static int board_create_kbc(struct board *b, struct err *e)
+{
+    struct i8042_config config = {
+        .irq1 = b->isa[MAP_KEYBOARD_IRQ],
+        .irq12 = b->isa[MAP_MOUSE_IRQ],
+        .reset = board_reset_wanted,
+        .ctx = b,
+    };
+    int ret = i8042_create(&config, &b->kbc, e);
+
+    if (ret == 0)
+        ret = i8042_map(b->kbc, b->ports, I8042_DATA_PORT, I8042_COMMAND_PORT, I8042_PORT_A, e);
+    return ret;
+}
+
+static int board_create_serial(struct board *b, struct err *e)
+{
+    int ret = uart16550_create(b->clock, b->vm->config.serial, b->isa[MAP_COM1_IRQ], &b->com1, e);
+
+    if (ret == 0)
+        ret = uart16550_map(b->com1, b->ports, UART16550_COM1_PORT, e);
+    return ret;
+}
+
+/*
+ * Port F0H: the write by which a handler for IRQ13 takes the coprocessor's error away (IBM PC AT
+ * Technical Reference, "Math Coprocessor").
+ */
+static void board_write_fpu_port(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+{
+    struct board *b = ctx;
+
+    irq_set(&b->isa[MAP_FERR_IRQ], false);
+}
+
+static uint64_t board_read_fpu_port(void *ctx, uint64_t offset, unsigned size)
+{
+    return mask_bytes(size);
+}
+
+static int board_create_fpu_port(struct board *b, struct err *e)
+{
+    static const struct space_ops ops = {
+        .read = board_read_fpu_port,
+        .write = board_write_fpu_port,
+        .max_size = 1,
+    };
+
+    return space_add_io(b->ports, MAP_FPU_PORT, 1, &ops, b, NULL, e);
+}
+
+static int board_create_debug_exit(struct board *b, struct err *e)
+{
+    int ret;
+
+    if (!b->vm->config.has_debug_exit)
+        return 0;
+    ret = debug_exit_create(board_debug_exit, b, &b->debug_exit, e);
+    if (ret == 0)
+        ret = debug_exit_map(b->debug_exit, b->ports, DEBUG_EXIT_PORT, e);
+    return ret;
+}
+
+static int board_create_pci(struct board *b, struct err *e)
+{
+    struct pci_host_config config = {.reset = board_reset_wanted, .ctx = b};
+    struct irq_line pic_inputs[16] = {0};
+    int ret;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(pic_inputs); i++)
+        if (i != 2)
+            pic_inputs[i] = i8259_input(b->pic, i);
+    ret = piix3_create(pic_inputs, &b->isa_bridge, e);
+    if (ret != 0)
+        return ret;
+    for (unsigned i = 0; i < ARRAY_SIZE(config.pirq); i++)
+        config.pirq[i] = board_make_wire(&b->pirq_wires[i], piix3_pirq_input(b->isa_bridge, i),
+                                         ioapic_input(b->ioapic, MAP_PIRQ_GSI + i));
+    ret = pci_host_create(&config, &b->pci, e);
+    if (ret == 0)
+        ret = pci_host_map(b->pci, b->ports, PCI_HOST_PORT, e);
+    if (ret == 0)
+        ret = piix3_attach(b->isa_bridge, b->pci, MAP_ISA_BRIDGE_SLOT, e);
+    return ret;
+}
+
+/* ---- all of it ---- */
+
+int board_create(struct board *b, struct vm *vm, struct err *e)
+{
+    static int (*const parts[])(struct board *, struct err *) = {
+        board_create_memory,     /* RAM below 3 GiB, the rest above 4 GiB */
+        board_create_interrupts, /* local APICs, 8259 pair, IOAPIC */
+        board_create_timers,     /* HPET, 8254, real-time clock */
+        board_create_kvmclock,   /* paravirtual clock */
+        board_create_pm,         /* ACPI fixed hardware: SCI, PM timer, power */
+        board_create_kbc,        /* keyboard controller and port 92H */
+        board_create_serial,     /* COM1 */
+        board_create_fpu_port,   /* x87 errors the AT's way */
+        board_create_pci,        /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
+        board_create_debug_exit, /* with --debug-exit */
+    };
+    int ret;
+
+    b->vm = vm;
+    ret = vclock_create(vm->config.loop, &b->clock, e);
+    for (unsigned i = 0; ret == 0 && i < ARRAY_SIZE(parts); i++)
+        ret = parts[i](b, e);
+    return ret;
+}
+
+void board_destroy(struct board *b)
+{
+    /* from the outside in: what drives a line goes before what the line leads to */
+    space_destroy(b->ports);
+    debug_exit_destroy(b->debug_exit);
+    pci_host_destroy(b->pci);
+    piix3_destroy(b->isa_bridge);
+    uart16550_destroy(b->com1);
+    i8042_destroy(b->kbc);
+    acpi_pm_destroy(b->pm);
+    kvmclock_destroy(b->kvmclock);
+    mc146818_destroy(b->rtc);
+    i8254_destroy(b->pit);
+    hpet_destroy(b->hpet);
+    ioapic_destroy(b->ioapic);
+    for (unsigned i = 0; i < b->lapic_count; i++)
+        lapic_destroy(b->lapics[i]);
+    i8259_destroy(b->pic);
+    apic_bus_destroy(b->apic_bus);
+    vclock_destroy(b->clock);
+    space_destroy(b->memory);
+    if (b->ram.host != NULL)
+        ram_destroy(&b->ram);
+    memset(b, 0, sizeof(*b));
+}
+
+void board_reset(struct board *b)
+{
+    pci_host_reset(b->pci);
+    piix3_reset(b->isa_bridge);
+    uart16550_reset(b->com1);
+    i8042_reset(b->kbc);
+    acpi_pm_reset(b->pm);
+    kvmclock_reset(b->kvmclock);
+    mc146818_reset(b->rtc);
+    i8254_reset(b->pit);
+    hpet_reset(b->hpet);
+    ioapic_reset(b->ioapic);
+    for (unsigned i = 0; i < b->lapic_count; i++)
+        lapic_reset(b->lapics[i]);
+    i8259_reset(b->pic);
+    i8259_set_firmware_defaults(b->pic);
+    /* firmware makes the ACPI interrupt level-triggered in the 8259s as well */
+    space_store(b->ports, I8259_ELCR_PORT + 1, 1 << (MAP_SCI_IRQ - 8), 1);
+}
+
+uint64_t board_write_firmware_data(struct board *b)
+{
+    space_store(b->memory, BDA_COM1_PORT, MAP_COM1_PORT, 2);
+    space_store(b->memory, BDA_EBDA_SEGMENT, MAP_EBDA_ADDR >> 4, 2);
+    space_store(b->memory, BDA_MEMORY_KIB, MAP_EBDA_ADDR >> 10, 2);
+    space_store(b->memory, MAP_EBDA_ADDR, (MAP_BASE_RAM_END - MAP_EBDA_ADDR) >> 10, 1);
+    return acpi_write_tables(b->memory, b->vm->config.cpu_count);
+}

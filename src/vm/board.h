@@ -1,0 +1,77 @@
+/*
+ * board.h - the machine's parts and how they are wired
+ *
+ * board_create is the one readable list of what is on the machine.
+ */
+#ifndef DOPPEL_VM_BOARD_H
+#define DOPPEL_VM_BOARD_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "dev/irq.h"
+#include "mem/ram.h"
+#include "vm/boot/boot.h"
+#include "vm/machine_map.h"
+#include "vm/vm.h"
+
+struct vm;
+
+/* One wire that ends at two inputs. */
+struct board_wire {
+    struct irq_line ends[2];
+};
+
+struct board {
+    struct vm *vm;
+
+    struct ram ram;
+    struct boot_map map;           /* what the guest is told of RAM */
+    struct space *memory, *ports;
+    struct vclock *clock;
+
+    struct apic_bus *apic_bus;
+    struct lapic *lapics[VM_CPUS_MAX];
+    struct irq_line lint0[VM_CPUS_MAX];
+    unsigned lapic_count;
+    struct ioapic *ioapic;
+    struct i8259 *pic;
+    struct board_wire isa_wires[16];
+    struct irq_line isa[16];       /* interrupt n of the ISA bus: 8259 and IOAPIC */
+
+    struct i8254 *pit;
+    struct hpet *hpet;
+    struct mc146818 *rtc;
+    struct uart16550 *com1;
+    struct i8042 *kbc;
+    struct acpi_pm *pm;
+    struct debug_exit *debug_exit;
+    struct kvmclock *kvmclock;
+
+    struct board_wire pirq_wires[4];
+    struct piix3 *isa_bridge;
+    struct pci_host *pci;
+};
+
+/*
+ * Make all parts, in the state after power-up. vm->config, vm->model and vm->vcpus are set;
+ * nothing runs. On failure *board can be given to board_destroy.
+ */
+int board_create(struct board *board, struct vm *vm, struct err *e);
+
+/* *board zeroed or filled in part is fine. */
+void board_destroy(struct board *board);
+
+/* RESET# to every chip; memory is left alone. vCPUs parked, the main loop's thread. */
+void board_reset(struct board *board);
+
+/*
+ * What a BIOS leaves below 1 MiB: its data area and the ACPI tables. Returns the address of the
+ * RSDP. After each reset, before a boot loader writes.
+ */
+uint64_t board_write_firmware_data(struct board *board);
+
+/* The memory map that follows from the size of RAM. */
+void board_make_map(uint64_t memory_bytes, struct boot_map *map);
+
+#endif

@@ -1,0 +1,117 @@
+/*
+ * host.c - what an engine finds outside of itself: ports, memory-mapped devices, APIC, MSRs
+ *
+ * All on the vCPU's thread. The local APIC's window is looked at first: it is private to a
+ * processor and may be moved, so it is not in the address space.
+ */
+#include "dev/irqchip/lapic.h"
+#include "dev/platform/kvmclock.h"
+#include "mem/space.h"
+#include "vm/machine.h"
+
+static uint64_t host_io_read(void *cpu, uint16_t port, unsigned size)
+{
+    struct vcpu *vcpu = cpu;
+
+    return space_load(vcpu->vm->board.ports, port, size);
+}
+
+static void host_io_write(void *cpu, uint16_t port, uint64_t value, unsigned size)
+{
+    struct vcpu *vcpu = cpu;
+
+    space_store(vcpu->vm->board.ports, port, value, size);
+}
+
+static uint64_t host_mmio_read(void *cpu, gpa_t addr, unsigned size)
+{
+    struct vcpu *vcpu = cpu;
+
+    if (lapic_claims(vcpu->lapic, addr))
+        return lapic_mmio_read(vcpu->lapic, addr, size);
+    return space_load(vcpu->vm->board.memory, addr, size);
+}
+
+static void host_mmio_write(void *cpu, gpa_t addr, uint64_t value, unsigned size)
+{
+    struct vcpu *vcpu = cpu;
+
+    if (lapic_claims(vcpu->lapic, addr))
+        lapic_mmio_write(vcpu->lapic, addr, value, size);
+    else
+        space_store(vcpu->vm->board.memory, addr, value, size);
+}
+
+static int host_interrupt_acknowledge(void *cpu)
+{
+    struct vcpu *vcpu = cpu;
+
+    return lapic_acknowledge(vcpu->lapic);
+}
+
+static uint64_t host_cr8_read(void *cpu)
+{
+    struct vcpu *vcpu = cpu;
+
+    return lapic_cr8_read(vcpu->lapic);
+}
+
+static void host_cr8_write(void *cpu, uint64_t value)
+{
+    struct vcpu *vcpu = cpu;
+
+    lapic_cr8_write(vcpu->lapic, value);
+}
+
+static bool host_msr_read(void *cpu, uint32_t index, uint64_t *value)
+{
+    struct vcpu *vcpu = cpu;
+
+    if (lapic_has_msr(index))
+        return lapic_msr_read(vcpu->lapic, index, value);
+    if (kvmclock_has_msr(index))
+        return kvmclock_msr_read(vcpu->vm->board.kvmclock, vcpu->index, index, value);
+    return false;
+}
+
+static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
+{
+    struct vcpu *vcpu = cpu;
+
+    if (lapic_has_msr(index))
+        return lapic_msr_write(vcpu->lapic, index, value);
+    if (kvmclock_has_msr(index))
+        return kvmclock_msr_write(vcpu->vm->board.kvmclock, vcpu->index, index, value);
+    return false;
+}
+
+static void host_set_ferr(void *cpu, bool is_asserted)
+{
+    struct vcpu *vcpu = cpu;
+
+    /* only the boot processor's FERR# is wired to the 8259, as on real boards */
+    if (vcpu->index == 0)
+        irq_set(&vcpu->vm->board.isa[MAP_FERR_IRQ], is_asserted);
+}
+
+static void host_tsc_changed(void *cpu)
+{
+    struct vcpu *vcpu = cpu;
+
+    lapic_tsc_changed(vcpu->lapic);
+    kvmclock_tsc_changed(vcpu->vm->board.kvmclock, vcpu->index);
+}
+
+const struct engine_host vm_engine_host = {
+    .io_read = host_io_read,
+    .io_write = host_io_write,
+    .mmio_read = host_mmio_read,
+    .mmio_write = host_mmio_write,
+    .interrupt_acknowledge = host_interrupt_acknowledge,
+    .cr8_read = host_cr8_read,
+    .cr8_write = host_cr8_write,
+    .msr_read = host_msr_read,
+    .msr_write = host_msr_write,
+    .set_ferr = host_set_ferr,
+    .tsc_changed = host_tsc_changed,
+};

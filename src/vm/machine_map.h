@@ -1,0 +1,50 @@
+/*
+ * machine_map.h - where things are on the machine: addresses, ports, interrupts
+ *
+ * Plain numbers only: the ASL compiler reads this file too.
+ */
+#ifndef DOPPEL_VM_MACHINE_MAP_H
+#define DOPPEL_VM_MACHINE_MAP_H
+
+/* RAM; what does not fit below the hole goes on at 4 GiB */
+#define MAP_BASE_RAM_END 0xa0000
+#define MAP_EBDA_ADDR 0x9fc00 /* reserved up to MAP_BASE_RAM_END, as by a BIOS */
+#define MAP_TABLES_ADDR 0xe0000
+#define MAP_TABLES_END 0x100000
+#define MAP_EXTENDED_ADDR 0x100000
+#define MAP_LOW_RAM_MAX 0xc0000000
+#define MAP_HIGH_RAM_ADDR 0x100000000
+
+/* the window for PCI BARs, up to the chips of the platform */
+#define MAP_PCI_WINDOW_ADDR 0xc0000000
+#define MAP_PCI_WINDOW_LAST 0xfebfffff
+#define MAP_PCI_WINDOW_SIZE 0x3ec00000
+#define MAP_IOAPIC_ID 0
+#define MAP_HPET_ADDR 0xfed00000
+#define MAP_HPET_SIZE 0x400
+
+/* ports that the ACPI tables name; the others are where the chips' headers say */
+#define MAP_FPU_PORT 0xf0
+#define MAP_COM1_PORT 0x3f8
+#define MAP_PM_PORT 0x600
+#define MAP_PM_SIZE 0x40
+
+/* interrupts, as ISA numbers; the IOAPIC's inputs are the same but for the timer's */
+#define MAP_PIT_IRQ 0
+#define MAP_PIT_GSI 2
+#define MAP_KEYBOARD_IRQ 1
+#define MAP_COM1_IRQ 4
+#define MAP_RTC_IRQ 8
+#define MAP_SCI_IRQ 9
+#define MAP_MOUSE_IRQ 12
+#define MAP_FERR_IRQ 13
+
+/* PIRQA..D end at four IOAPIC inputs of their own, the HPET's comparators at the next four */
+#define MAP_ISA_BRIDGE_SLOT 1
+#define MAP_PIRQ_GSI 16
+#define MAP_HPET_GSI_MASK 0x00f00000
+
+/* \_S5 */
+#define MAP_SLP_TYP_S5 5
+
+#endif

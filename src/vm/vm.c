@@ -1,0 +1,377 @@
+/*
+ * vm.c - a virtual machine's life: made, started, reset, ended, taken apart
+ *
+ * Whatever ends or resets the machine happens on some thread, with some lock held. It leaves a
+ * note under vm->lock, tells the vCPUs to park and wakes the main loop, which does the rest.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "dev/irqchip/lapic.h"
+#include "dev/platform/acpi_pm.h"
+#include "mem/space.h"
+#include "os/loop.h"
+#include "os/tsc.h"
+#include "vm/machine.h"
+
+/* ---- stopping ---- */
+
+static void vm_stop_loop(void *loop)
+{
+    loop_stop(loop);
+}
+
+/* Posted, so that it counts even when the loop does not run yet. */
+static void vm_wake_main(struct vm *vm)
+{
+    loop_post(vm->config.loop, vm_stop_loop, vm->config.loop);
+}
+
+/* With vm->lock held. */
+static void vm_set_run_state(struct vm *vm, enum machine_run_state run_state)
+{
+    vm->run_state = run_state;
+    pthread_cond_broadcast(&vm->resumed);
+    if (run_state == MACHINE_RUNNING)
+        return;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_raise(&vm->vcpus[i], PIN_STOP);
+}
+
+bool vm_park(struct vcpu *vcpu)
+{
+    struct vm *vm = vcpu->vm;
+    bool is_running;
+
+    pthread_mutex_lock(&vm->lock);
+    atomic_fetch_and(&vcpu->pins.bits, ~PIN_STOP);
+    vm->parked_count++;
+    pthread_cond_signal(&vm->parked);
+    while (vm->run_state == MACHINE_PARKED)
+        pthread_cond_wait(&vm->resumed, &vm->lock);
+    vm->parked_count--;
+    is_running = vm->run_state == MACHINE_RUNNING;
+    pthread_mutex_unlock(&vm->lock);
+    return is_running;
+}
+
+/* vCPU threads were told to park; wait until all that were started do. */
+static void vm_wait_parked(struct vm *vm)
+{
+    unsigned started = 0;
+
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        started += vm->vcpus[i].is_started;
+    pthread_mutex_lock(&vm->lock);
+    while (vm->parked_count < started)
+        pthread_cond_wait(&vm->parked, &vm->lock);
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_end_with(struct vm *vm, const struct vm_end *end)
+{
+    pthread_mutex_lock(&vm->lock);
+    if (!vm->is_ended) {
+        vm->is_ended = true;
+        vm->end = *end;
+        if (vm->run_state == MACHINE_RUNNING)
+            vm_set_run_state(vm, MACHINE_PARKED);
+    }
+    pthread_mutex_unlock(&vm->lock);
+    vm_wake_main(vm);
+}
+
+void vm_end_cause(struct vm *vm, enum vm_end_cause cause)
+{
+    struct vm_end end = {.cause = cause};
+
+    vm_end_with(vm, &end);
+}
+
+void vm_request_reset(struct vm *vm)
+{
+    if (vm->config.on_reboot == VM_REBOOT_EXIT) {
+        vm_end_cause(vm, VM_END_RESET);
+        return;
+    }
+    pthread_mutex_lock(&vm->lock);
+    vm->is_reset_wanted = true;
+    if (vm->run_state == MACHINE_RUNNING)
+        vm_set_run_state(vm, MACHINE_PARKED);
+    pthread_mutex_unlock(&vm->lock);
+    vm_wake_main(vm);
+}
+
+void vm_request_stop(struct vm *vm)
+{
+    vm_end_cause(vm, VM_END_STOPPED);
+}
+
+void vm_press_power_button(struct vm *vm)
+{
+    acpi_pm_press_power_button(vm->board.pm);
+}
+
+/* ---- reset ---- */
+
+static int vm_forget_code(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
+                          struct err *e)
+{
+    struct vm *vm = ctx;
+
+    vm->ops->code_changed(vm->engine, addr, size);
+    return 0;
+}
+
+/*
+ * Bring everything to the state after power-up, and memory to what firmware and boot loader
+ * leave behind. vCPUs are parked or not started. RAM that nobody writes keeps its contents, as
+ * on real machines.
+ */
+static int vm_reset(struct vm *vm, struct err *e)
+{
+    struct boot_load load = {
+        .memory = vm->board.memory,
+        .map = &vm->board.map,
+        .cmdline = vm->config.cmdline != NULL ? vm->config.cmdline : "",
+    };
+    struct vcpu *bsp = &vm->vcpus[0];
+    int ret;
+
+    vm->tsc_base = tsc_read();
+    board_reset(&vm->board);
+    ret = space_for_each_ram(vm->board.memory, vm_forget_code, vm, e);
+    if (ret != 0)
+        return ret;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_reset(&vm->vcpus[i], NULL);
+    load.rsdp_addr = board_write_firmware_data(&vm->board);
+    vcpu_state_reset(bsp, &bsp->state);
+    ret = boot_load(&vm->source, &load, &bsp->state, e);
+    if (ret != 0)
+        return ret;
+    vcpu_reset(bsp, &bsp->state);
+    lapic_set_virtual_wire(bsp->lapic);
+    return 0;
+}
+
+/* ---- the main thread ---- */
+
+static int vm_start(struct vm *vm, struct err *e)
+{
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        int ret = vcpu_start(&vm->vcpus[i], e);
+        if (ret != 0)
+            return ret;
+    }
+    pthread_mutex_lock(&vm->lock);
+    if (!vm->is_ended)
+        vm_set_run_state(vm, MACHINE_RUNNING);
+    pthread_mutex_unlock(&vm->lock);
+    return 0;
+}
+
+/* After a wake-up of the main loop: whether the machine is to go on. */
+static bool vm_go_on(struct vm *vm)
+{
+    struct vm_end end = {.cause = VM_END_ERROR};
+    bool is_ended, is_reset_wanted;
+
+    pthread_mutex_lock(&vm->lock);
+    is_ended = vm->is_ended;
+    is_reset_wanted = vm->is_reset_wanted;
+    vm->is_reset_wanted = false;
+    pthread_mutex_unlock(&vm->lock);
+    if (is_ended)
+        return false;
+    if (!is_reset_wanted)
+        return true;
+    vm_wait_parked(vm);
+    if (vm_reset(vm, &end.error) != 0) {
+        err_prefix(&end.error, "start the guest again after a reset");
+        vm_end_with(vm, &end);
+        return false;
+    }
+    log_info("the guest reset the machine");
+    pthread_mutex_lock(&vm->lock);
+    if (!vm->is_ended && !vm->is_reset_wanted)
+        vm_set_run_state(vm, MACHINE_RUNNING);
+    pthread_mutex_unlock(&vm->lock);
+    return true;
+}
+
+void vm_run(struct vm *vm, struct vm_end *end)
+{
+    struct vm_end failure = {.cause = VM_END_ERROR};
+    int ret = vm_start(vm, &failure.error);
+
+    while (ret == 0) {
+        ret = loop_run(vm->config.loop, &failure.error);
+        if (ret == 0 && !vm_go_on(vm))
+            break;
+    }
+    if (ret != 0)
+        vm_end_with(vm, &failure);
+    pthread_mutex_lock(&vm->lock);
+    vm_set_run_state(vm, MACHINE_ENDING);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_join(&vm->vcpus[i]);
+    *end = vm->end;
+}
+
+void vm_print_stats(struct vm *vm, FILE *out)
+{
+    fprintf(out, "%-5s %14s %14s %14s\n", "CPU", "running (ms)", "halted (ms)", "times halted");
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        const struct vcpu *vcpu = &vm->vcpus[i];
+        fprintf(out, "%-5u %14.1f %14.1f %14" PRIu64 "\n", i, (double)vcpu->run_ns / 1e6,
+                (double)vcpu->halt_ns / 1e6, vcpu->halt_count);
+    }
+    vm->ops->print_stats(vm->engine, out);
+}
+
+/* ---- making and taking apart ---- */
+
+static int vm_check_config(const struct vm_config *config, struct err *e)
+{
+    if (config->cpu_count == 0 || config->cpu_count > VM_CPUS_MAX)
+        return err_set(e, 0, "%u CPUs: it has to be 1 to %u", config->cpu_count, VM_CPUS_MAX);
+    if (config->memory_bytes < VM_MEMORY_MIN || config->memory_bytes > VM_MEMORY_MAX ||
+        config->memory_bytes % (1 << 20) != 0)
+        return err_set(e, 0,
+                       "%" PRIu64 " bytes of memory: it has to be 2 MiB to 1 TiB, in whole MiB",
+                       config->memory_bytes);
+    if (config->kernel_path == NULL)
+        return err_set(e, 0, "there is no kernel to start; name one with --kernel");
+    return 0;
+}
+
+static int vm_choose_engine(const char *name, const struct engine_ops **ops, struct err *e)
+{
+    static const struct engine_ops *const engines[] = {&engine_bt, &engine_interp};
+
+    if (name == NULL || strcmp(name, "auto") == 0) {
+        *ops = engines[0];
+        return 0;
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
+        if (strcmp(name, engines[i]->name) == 0) {
+            *ops = engines[i];
+            return 0;
+        }
+    }
+    return err_set(e, 0, "engine '%s': it has to be auto, bt or interp", name);
+}
+
+static int vm_add_ram(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
+                      struct err *e)
+{
+    struct vm *vm = ctx;
+
+    return vm->ops->add_ram(vm->engine, addr, host, size, is_rom, e);
+}
+
+static void vm_memory_written(void *ctx, uint64_t addr, uint64_t size)
+{
+    struct vm *vm = ctx;
+
+    vm->ops->code_changed(vm->engine, addr, size);
+}
+
+static int vm_open_engine(struct vm *vm, struct err *e)
+{
+    const struct vm_config *config = &vm->config;
+    struct engine_config engine_config = {
+        .model = &vm->model,
+        .host = &vm_engine_host,
+        .cpu_count = config->cpu_count,
+        .code_cache_size = config->code_cache_size,
+        .perf_map_path = config->perf_map_path,
+        .dump_blocks_path = config->dump_blocks_path,
+    };
+    int ret = vm->ops->open(&engine_config, &vm->engine, e);
+
+    if (ret == 0)
+        ret = space_for_each_ram(vm->board.memory, vm_add_ram, vm, e);
+    if (ret == 0)
+        space_set_watcher(vm->board.memory, vm_memory_written, vm);
+    for (; ret == 0 && vm->vcpu_count < config->cpu_count; vm->vcpu_count++) {
+        ret = vcpu_create(&vm->vcpus[vm->vcpu_count], vm, vm->vcpu_count, e);
+        if (ret != 0)
+            break;
+    }
+    return ret;
+}
+
+static int vm_build(struct vm *vm, struct err *e)
+{
+    const struct vm_config *config = &vm->config;
+    int ret = vm_check_config(config, e);
+
+    if (ret == 0)
+        ret = vm_choose_engine(config->engine, &vm->ops, e);
+    if (ret == 0)
+        ret = boot_source_open(config->kernel_path, config->initrd_path, &vm->source, e);
+    if (ret != 0)
+        return ret;
+    vm->is_source_open = true;
+    ret = cpu_model_create(config->cpu_model != NULL ? config->cpu_model : "host",
+                           config->cpu_count, tsc_frequency_hz(), &vm->model, e);
+    if (ret != 0)
+        return ret;
+    vm->vcpus = aligned_alloc(64, align_up(config->cpu_count * sizeof(*vm->vcpus), 64));
+    if (vm->vcpus == NULL)
+        return err_set(e, ENOMEM, "make %u CPUs", config->cpu_count);
+    memset(vm->vcpus, 0, config->cpu_count * sizeof(*vm->vcpus));
+    ret = board_create(&vm->board, vm, e);
+    if (ret == 0)
+        ret = vm_open_engine(vm, e);
+    if (ret == 0)
+        ret = vm_reset(vm, e);
+    return ret;
+}
+
+int vm_create(const struct vm_config *config, struct vm **out, struct err *e)
+{
+    struct vm *vm = calloc(1, sizeof(*vm));
+    int ret;
+
+    if (vm == NULL)
+        return err_set(e, ENOMEM, "make a machine");
+    vm->config = *config;
+    vm->run_state = MACHINE_PARKED;
+    pthread_mutex_init(&vm->lock, NULL);
+    pthread_cond_init(&vm->parked, NULL);
+    pthread_cond_init(&vm->resumed, NULL);
+    ret = vm_build(vm, e);
+    if (ret != 0) {
+        vm_destroy(vm);
+        return ret;
+    }
+    *out = vm;
+    return 0;
+}
+
+void vm_destroy(struct vm *vm)
+{
+    if (vm == NULL)
+        return;
+    if (vm->board.memory != NULL)
+        space_set_watcher(vm->board.memory, NULL, NULL);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_destroy(&vm->vcpus[i]);
+    if (vm->engine != NULL)
+        vm->ops->close(vm->engine);
+    board_destroy(&vm->board);
+    if (vm->is_source_open)
+        boot_source_close(&vm->source);
+    free(vm->vcpus);
+    pthread_cond_destroy(&vm->resumed);
+    pthread_cond_destroy(&vm->parked);
+    pthread_mutex_destroy(&vm->lock);
+    free(vm);
+}
