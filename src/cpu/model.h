@@ -21,7 +21,8 @@ struct cpuid_regs {
 /*
  * Features that code asks about, as (leaf, subleaf, register, bit). Names are those of
  * /proc/cpuinfo, which `--cpu-model` takes as well. The list is in model_features.h as
- * X(NAME, "name", leaf, subleaf, reg, bit); CPU_FEATURE_NAME enumerators follow from it.
+ * X(NAME, "name", leaf, subleaf, reg, bit), reg being EAX, EBX, ECX or EDX; CPU_FEATURE_NAME
+ * enumerators follow from it.
  */
 enum cpu_feature {
 #define X(id, name, leaf, subleaf, reg, bit) CPU_FEATURE_##id,
