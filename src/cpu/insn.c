@@ -1,0 +1,457 @@
+/*
+ * insn.c - decoding: Zydis's result, reduced to what the engines keep
+ *
+ * Invariant: an instruction is INSN_DATA only when all that it touches beside registers and
+ * status flags is its ModRM memory operand, mem_size bytes at the operand's address. What
+ * addresses memory otherwise (stack, strings, bit strings, gathers) or touches system state is
+ * INSN_SPECIAL.
+ */
+#include <Zydis/Zydis.h>
+
+#include "cpu/insn.h"
+#include "cpu/insn_hidden.h"
+#include "cpu/state.h"
+
+static unsigned gpr_index(ZydisRegister r, bool *is_high)
+{
+    *is_high = r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH;
+    switch (ZydisRegisterGetClass(r)) {
+    case ZYDIS_REGCLASS_GPR8:
+        if (*is_high)
+            return (unsigned)(r - ZYDIS_REGISTER_AH);
+        if (r <= ZYDIS_REGISTER_BL)
+            return (unsigned)(r - ZYDIS_REGISTER_AL);
+        return (unsigned)(r - ZYDIS_REGISTER_SPL) + 4;
+    case ZYDIS_REGCLASS_GPR16:
+        return (unsigned)(r - ZYDIS_REGISTER_AX);
+    case ZYDIS_REGCLASS_GPR32:
+        return (unsigned)(r - ZYDIS_REGISTER_EAX);
+    case ZYDIS_REGCLASS_GPR64:
+        return (unsigned)(r - ZYDIS_REGISTER_RAX);
+    default:
+        return INSN_NO_REG;
+    }
+}
+
+static unsigned segment_index(ZydisRegister r)
+{
+    switch (r) {
+    case ZYDIS_REGISTER_ES:
+        return CPU_ES;
+    case ZYDIS_REGISTER_CS:
+        return CPU_CS;
+    case ZYDIS_REGISTER_SS:
+        return CPU_SS;
+    case ZYDIS_REGISTER_FS:
+        return CPU_FS;
+    case ZYDIS_REGISTER_GS:
+        return CPU_GS;
+    default:
+        return CPU_DS;
+    }
+}
+
+static void note_gpr(struct insn *out, const ZydisDecodedOperand *o)
+{
+    bool is_high, is_read = (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0,
+                  is_written = (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
+    unsigned r = gpr_index(o->reg.value, &is_high);
+    struct insn_gpr *field;
+
+    if (r == INSN_NO_REG)
+        return;
+    if (is_read)
+        out->gpr_read |= (uint16_t)(1u << r);
+    if (is_written)
+        out->gpr_written |= (uint16_t)(1u << r);
+    switch (o->encoding) {
+    case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+        field = &out->gpr_reg;
+        break;
+    case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+        field = &out->gpr_rm;
+        break;
+    case ZYDIS_OPERAND_ENCODING_NDSNDD:
+        field = &out->gpr_vvvv;
+        break;
+    case ZYDIS_OPERAND_ENCODING_OPCODE:
+        field = &out->gpr_opcode;
+        break;
+    default:
+        out->uses_high_byte |= false; /* implied: nothing to encode */
+        return;
+    }
+    field->reg = (uint8_t)r;
+    field->size = (uint8_t)(o->size / 8);
+    field->is_high_byte = is_high;
+    field->is_read |= is_read;
+    field->is_written |= is_written;
+    out->uses_high_byte |= is_high;
+}
+
+static uint8_t base_or_index(struct insn *out, ZydisRegister r)
+{
+    bool is_high;
+    if (r == ZYDIS_REGISTER_RIP || r == ZYDIS_REGISTER_EIP)
+        return INSN_RIP;
+    unsigned i = gpr_index(r, &is_high);
+    if (i != INSN_NO_REG)
+        out->gpr_read |= (uint16_t)(1u << i);
+    return (uint8_t)i;
+}
+
+static void note_memory(struct insn *out, const ZydisDecodedOperand *o)
+{
+    out->has_mem = true;
+    out->is_agen = o->mem.type == ZYDIS_MEMOP_TYPE_AGEN;
+    out->is_vsib = o->mem.type == ZYDIS_MEMOP_TYPE_VSIB;
+    out->seg = (uint8_t)segment_index(o->mem.segment);
+    out->mem_base = base_or_index(out, o->mem.base);
+    out->mem_index = base_or_index(out, o->mem.index);
+    out->mem_scale = o->mem.scale != 0 ? o->mem.scale : 1;
+    out->mem_disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+    if (!out->is_agen) {
+        out->mem_size = (uint16_t)(o->size / 8);
+        if (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ)
+            out->mem_access |= INSN_ACCESS_READ;
+        if (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+            out->mem_access |= INSN_ACCESS_WRITE;
+    }
+}
+
+/* Data processing by its operands, but with effects that Zydis's operands do not show. */
+static bool is_system_op(unsigned op)
+{
+    switch (op) {
+    case ZYDIS_MNEMONIC_AAA:
+    case ZYDIS_MNEMONIC_AAD:
+    case ZYDIS_MNEMONIC_AAM:
+    case ZYDIS_MNEMONIC_AAS:
+    case ZYDIS_MNEMONIC_ARPL:
+    case ZYDIS_MNEMONIC_BOUND:
+    case ZYDIS_MNEMONIC_CLAC:
+    case ZYDIS_MNEMONIC_CLD:
+    case ZYDIS_MNEMONIC_CLDEMOTE:
+    case ZYDIS_MNEMONIC_CLFLUSH:
+    case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_CLGI:
+    case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_CLTS:
+    case ZYDIS_MNEMONIC_CLWB:
+    case ZYDIS_MNEMONIC_CLZERO:
+    case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_DAA:
+    case ZYDIS_MNEMONIC_DAS:
+    case ZYDIS_MNEMONIC_ENTER:
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_GETSEC:
+    case ZYDIS_MNEMONIC_HLT:
+    case ZYDIS_MNEMONIC_IN:
+    case ZYDIS_MNEMONIC_INSB:
+    case ZYDIS_MNEMONIC_INSD:
+    case ZYDIS_MNEMONIC_INSW:
+    case ZYDIS_MNEMONIC_INT:
+    case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_INT3:
+    case ZYDIS_MNEMONIC_INTO:
+    case ZYDIS_MNEMONIC_INVD:
+    case ZYDIS_MNEMONIC_INVLPG:
+    case ZYDIS_MNEMONIC_INVPCID:
+    case ZYDIS_MNEMONIC_LAR:
+    case ZYDIS_MNEMONIC_LDS:
+    case ZYDIS_MNEMONIC_LES:
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGDT:
+    case ZYDIS_MNEMONIC_LGS:
+    case ZYDIS_MNEMONIC_LIDT:
+    case ZYDIS_MNEMONIC_LLDT:
+    case ZYDIS_MNEMONIC_LMSW:
+    case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_LSS:
+    case ZYDIS_MNEMONIC_LTR:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MONITOR:
+    case ZYDIS_MNEMONIC_MONITORX:
+    case ZYDIS_MNEMONIC_MWAIT:
+    case ZYDIS_MNEMONIC_MWAITX:
+    case ZYDIS_MNEMONIC_OUT:
+    case ZYDIS_MNEMONIC_OUTSB:
+    case ZYDIS_MNEMONIC_OUTSD:
+    case ZYDIS_MNEMONIC_OUTSW:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_RDMSR:
+    case ZYDIS_MNEMONIC_RDPID:
+    case ZYDIS_MNEMONIC_RDPKRU:
+    case ZYDIS_MNEMONIC_RDPMC:
+    case ZYDIS_MNEMONIC_RDPRU:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+    case ZYDIS_MNEMONIC_RSM:
+    case ZYDIS_MNEMONIC_SALC:
+    case ZYDIS_MNEMONIC_SERIALIZE:
+    case ZYDIS_MNEMONIC_SGDT:
+    case ZYDIS_MNEMONIC_SIDT:
+    case ZYDIS_MNEMONIC_SLDT:
+    case ZYDIS_MNEMONIC_SMSW:
+    case ZYDIS_MNEMONIC_STAC:
+    case ZYDIS_MNEMONIC_STD:
+    case ZYDIS_MNEMONIC_STGI:
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_STR:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_TPAUSE:
+    case ZYDIS_MNEMONIC_UD0:
+    case ZYDIS_MNEMONIC_UD1:
+    case ZYDIS_MNEMONIC_UD2:
+    case ZYDIS_MNEMONIC_UMONITOR:
+    case ZYDIS_MNEMONIC_UMWAIT:
+    case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_VERW:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMCALL:
+    case ZYDIS_MNEMONIC_VMMCALL:
+    case ZYDIS_MNEMONIC_WBINVD:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+    case ZYDIS_MNEMONIC_WRMSR:
+    case ZYDIS_MNEMONIC_WRPKRU:
+    case ZYDIS_MNEMONIC_XGETBV:
+    case ZYDIS_MNEMONIC_XLAT:
+    case ZYDIS_MNEMONIC_XRSTOR:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+    case ZYDIS_MNEMONIC_XRSTORS:
+    case ZYDIS_MNEMONIC_XRSTORS64:
+    case ZYDIS_MNEMONIC_XSAVE:
+    case ZYDIS_MNEMONIC_XSAVE64:
+    case ZYDIS_MNEMONIC_XSAVEC:
+    case ZYDIS_MNEMONIC_XSAVEC64:
+    case ZYDIS_MNEMONIC_XSAVEOPT:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XSAVES:
+    case ZYDIS_MNEMONIC_XSAVES64:
+    case ZYDIS_MNEMONIC_XSETBV:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_bit_string(unsigned op)
+{
+    return op == ZYDIS_MNEMONIC_BT || op == ZYDIS_MNEMONIC_BTS || op == ZYDIS_MNEMONIC_BTR ||
+           op == ZYDIS_MNEMONIC_BTC;
+}
+
+struct classes {
+    bool has_other_memory, has_system_register, has_mmx, has_xmm, has_wide, has_mask;
+};
+
+static void note_operand(struct insn *out, struct classes *c, const ZydisDecodedOperand *o)
+{
+    if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        if (o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+            note_memory(out, o);
+        else if (o->encoding == ZYDIS_OPERAND_ENCODING_DISP16_32_64) {
+            note_memory(out, o); /* MOV moffs */
+            c->has_other_memory = true;
+        } else
+            c->has_other_memory = true;
+        return;
+    }
+    if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+        return;
+    note_gpr(out, o);
+    switch (ZydisRegisterGetClass(o->reg.value)) {
+    case ZYDIS_REGCLASS_SEGMENT:
+    case ZYDIS_REGCLASS_CONTROL:
+    case ZYDIS_REGCLASS_DEBUG:
+    case ZYDIS_REGCLASS_TEST:
+    case ZYDIS_REGCLASS_TABLE:
+    case ZYDIS_REGCLASS_IP:
+        c->has_system_register = true;
+        break;
+    case ZYDIS_REGCLASS_MMX:
+        c->has_mmx = true;
+        break;
+    case ZYDIS_REGCLASS_XMM:
+        c->has_xmm = true;
+        break;
+    case ZYDIS_REGCLASS_YMM:
+    case ZYDIS_REGCLASS_ZMM:
+        c->has_wide = true;
+        break;
+    case ZYDIS_REGCLASS_MASK:
+        c->has_mask = true;
+        break;
+    default:
+        break;
+    }
+}
+
+static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes *c)
+{
+    bool has_vector = c->has_xmm || c->has_wide;
+
+    if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+        return INSN_UNIT_AVX512;
+    if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+        if (c->has_mask)
+            return INSN_UNIT_MASK;
+        return in->meta.isa_ext == ZYDIS_ISA_EXT_BMI1 || in->meta.isa_ext == ZYDIS_ISA_EXT_BMI2
+                   ? INSN_UNIT_VEX_INT
+                   : INSN_UNIT_AVX;
+    }
+    if (in->mnemonic == ZYDIS_MNEMONIC_FWAIT)
+        return INSN_UNIT_WAIT;
+    if (in->meta.isa_ext == ZYDIS_ISA_EXT_X87)
+        return INSN_UNIT_X87;
+    if (in->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->mnemonic == ZYDIS_MNEMONIC_STMXCSR)
+        return INSN_UNIT_SSE;
+    if (c->has_mmx && !has_vector)
+        return INSN_UNIT_MMX;
+    if (in->mnemonic == ZYDIS_MNEMONIC_EMMS)
+        return INSN_UNIT_MMX;
+    return has_vector ? INSN_UNIT_SSE : INSN_UNIT_INT;
+}
+
+static bool is_masked(const ZydisDecodedInstruction *in)
+{
+    switch (in->mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+        return true;
+    default:
+        return in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
+               in->avx.mask.reg != ZYDIS_REGISTER_K0 && in->avx.mask.reg != ZYDIS_REGISTER_NONE;
+    }
+}
+
+static bool decoder_init(ZydisDecoder *decoder, unsigned mode)
+{
+    ZydisMachineMode machine = mode == 8   ? ZYDIS_MACHINE_MODE_LONG_64
+                               : mode == 4 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32
+                                           : ZYDIS_MACHINE_MODE_LEGACY_16;
+    ZydisStackWidth stack = mode == 8   ? ZYDIS_STACK_WIDTH_64
+                            : mode == 4 ? ZYDIS_STACK_WIDTH_32
+                                        : ZYDIS_STACK_WIDTH_16;
+    return ZYAN_SUCCESS(ZydisDecoderInit(decoder, machine, stack)) &&
+           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE)) &&
+           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE)) &&
+           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE));
+}
+
+static void note_encoding(struct insn *out, const ZydisDecodedInstruction *in)
+{
+    out->op = (uint16_t)in->mnemonic;
+    out->opcode_map = (uint8_t)in->opcode_map;
+    out->opcode = in->opcode;
+    out->encoding = in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX    ? INSN_VEX
+                    : in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? INSN_EVEX
+                                                                      : INSN_LEGACY;
+    out->op_size = (uint8_t)(in->operand_width / 8);
+    out->addr_size = (uint8_t)(in->address_width / 8);
+    for (unsigned i = 0; i < in->raw.prefix_count; i++) {
+        switch (in->raw.prefixes[i].value) {
+        case 0xf0:
+            out->has_lock = true;
+            break;
+        case 0xf2:
+            out->has_repne = true;
+            out->has_rep = false;
+            break;
+        case 0xf3:
+            out->has_rep = true;
+            out->has_repne = false;
+            break;
+        default:
+            break;
+        }
+    }
+    out->has_seg_override = (in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT) != 0;
+    out->has_rex = (in->attributes & ZYDIS_ATTRIB_HAS_REX) != 0;
+    out->rex_off = in->raw.rex.offset;
+    out->vex_off = in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX    ? in->raw.vex.offset
+                   : in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? in->raw.evex.offset
+                                                                     : 0;
+    out->has_modrm = (in->attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0;
+    if (out->has_modrm) {
+        out->modrm_off = in->raw.modrm.offset;
+        out->modrm = out->bytes[out->modrm_off];
+    }
+    out->imm_off = in->raw.imm[0].offset;
+    out->imm_size = in->raw.imm[0].size / 8;
+    out->imm2_off = in->raw.imm[1].offset;
+    out->imm2_size = in->raw.imm[1].size / 8;
+    out->imm = in->raw.imm[0].value.u;
+    out->imm2 = in->raw.imm[1].value.u;
+    /* sign-extended to the operand size by every instruction but the logical-width ones */
+    if (out->imm_size > 0 && out->imm_size < 8 && (in->raw.imm[0].is_signed))
+        out->imm = (uint64_t)in->raw.imm[0].value.s;
+    /* the last opcode byte stands before ModRM, displacement and immediates */
+    if (out->has_modrm)
+        out->opcode_off = (uint8_t)(out->modrm_off - 1);
+    else if (in->raw.disp.size != 0)
+        out->opcode_off = (uint8_t)(in->raw.disp.offset - 1);
+    else if (out->imm_size != 0)
+        out->opcode_off = (uint8_t)(out->imm_off - 1);
+    else
+        out->opcode_off = (uint8_t)(in->length - 1);
+}
+
+int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned mode,
+                const struct cpu_model *model)
+{
+    ZydisDecoder decoder;
+    ZydisDecodedInstruction in;
+    ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
+    struct classes classes = {false};
+
+    if (!decoder_init(&decoder, mode))
+        return -1;
+    size_t n = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN;
+    ZyanStatus status = ZydisDecoderDecodeFull(&decoder, bytes, n, &in, operands);
+    if (!ZYAN_SUCCESS(status)) {
+        if (status == ZYDIS_STATUS_NO_MORE_DATA)
+            return avail < INSN_MAX_LEN ? 0 : -2;
+        return status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? -2 : -1;
+    }
+
+    *out = (struct insn){.len = in.length, .mode = (uint8_t)mode, .seg = CPU_DS};
+    for (unsigned i = 0; i < in.length; i++)
+        out->bytes[i] = bytes[i];
+    out->gpr_reg.reg = out->gpr_rm.reg = out->gpr_vvvv.reg = out->gpr_opcode.reg = INSN_NO_REG;
+    out->mem_base = out->mem_index = INSN_NO_REG;
+    note_encoding(out, &in);
+    for (unsigned i = 0; i < in.operand_count; i++)
+        note_operand(out, &classes, &operands[i]);
+    if (in.cpu_flags != NULL) {
+        uint32_t all = (uint32_t)(RFLAGS_STATUS | RFLAGS_DF);
+        out->flags_read = in.cpu_flags->tested & all;
+        out->flags_written = (in.cpu_flags->modified | in.cpu_flags->set_0 | in.cpu_flags->set_1 |
+                              in.cpu_flags->undefined) & all;
+    }
+    out->unit = (uint8_t)unit_of(&in, &classes);
+    out->is_mem_masked = out->has_mem && is_masked(&in);
+    out->is_mem_aligned = out->has_mem && in.meta.exception_class == ZYDIS_EXCEPTION_CLASS_SSE1;
+    out->is_hidden = insn_is_hidden(&in, model);
+    bool is_special = classes.has_other_memory || classes.has_system_register || out->is_vsib ||
+                      in.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || is_system_op(in.mnemonic) ||
+                      (is_bit_string(in.mnemonic) && out->has_mem && out->gpr_reg.reg != INSN_NO_REG);
+    out->cls = is_special ? INSN_SPECIAL : INSN_DATA;
+    return out->len;
+}
