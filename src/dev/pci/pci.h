@@ -1,0 +1,100 @@
+/*
+ * pci.h - a conventional PCI function as its bus sees it
+ *
+ * A device model embeds a struct pci_device, fills its configuration space with the helpers
+ * here, and registers it with the host bridge. Configuration writes go through three masks, so
+ * that most devices need no code at all: bits in write_mask are stored, bits in clear_mask are
+ * cleared by writing one, all others are read-only.
+ *
+ * Threads: filled by set-up; then under the host bridge's lock, which is held while the ops are
+ * called (lock order: host bridge, device, interrupt controllers).
+ *
+ * Spec: PCI Local Bus Specification 3.0, chapter 6.
+ */
+#ifndef DOPPEL_DEV_PCI_PCI_H
+#define DOPPEL_DEV_PCI_PCI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define PCI_CONFIG_SIZE 256
+#define PCI_VENDOR_ID 0x00
+#define PCI_DEVICE_ID 0x02
+#define PCI_COMMAND 0x04
+#define PCI_COMMAND_IO 0x0001
+#define PCI_COMMAND_MEMORY 0x0002
+#define PCI_COMMAND_MASTER 0x0004
+#define PCI_COMMAND_PARITY 0x0040
+#define PCI_COMMAND_SERR 0x0100
+#define PCI_COMMAND_INTX_DISABLE 0x0400
+#define PCI_STATUS 0x06
+#define PCI_STATUS_INTX 0x0008
+#define PCI_REVISION 0x08
+#define PCI_CLASS_PROG 0x09
+#define PCI_CLASS_DEVICE 0x0a
+#define PCI_HEADER_TYPE 0x0e
+#define PCI_HEADER_MULTIFUNCTION 0x80
+#define PCI_BAR0 0x10
+#define PCI_SUBSYSTEM_VENDOR_ID 0x2c
+#define PCI_SUBSYSTEM_ID 0x2e
+#define PCI_INTERRUPT_LINE 0x3c
+#define PCI_INTERRUPT_PIN 0x3d
+
+#define PCI_DEVFN(slot, function) ((slot) << 3 | (function))
+#define PCI_DEVFN_COUNT 256
+
+struct pci_device;
+struct pci_host;
+
+/* Any member may be NULL. `offset` and `size` are within the configuration space. */
+struct pci_device_ops {
+    /* After a guest's write changed `config`: apply what it means (BARs, command, ...). */
+    void (*config_written)(struct pci_device *dev, unsigned offset, unsigned size);
+    /* Before a guest's read: bring `config` up to date where it is computed. */
+    void (*config_reading)(struct pci_device *dev, unsigned offset, unsigned size);
+};
+
+struct pci_device {
+    const struct pci_device_ops *ops; /* NULL: none */
+    const char *name;                 /* for messages; outlives the device */
+    struct pci_host *host;            /* set by pci_host_add */
+    uint8_t devfn;                    /* set by pci_host_add */
+    bool is_intx_asserted;            /* under the host's wire lock, as the device drives it */
+    uint8_t config[PCI_CONFIG_SIZE];
+    uint8_t write_mask[PCI_CONFIG_SIZE];
+    uint8_t clear_mask[PCI_CONFIG_SIZE];
+};
+
+struct pci_ids {
+    uint16_t vendor, device;
+    uint16_t class_device; /* base class << 8 | sub-class */
+    uint8_t prog_if, revision;
+    uint16_t subsystem_vendor, subsystem;
+};
+
+/* A type 0 header with the usual masks (command, status, interrupt line, cache line, latency). */
+void pci_device_init(struct pci_device *dev, const char *name, const struct pci_device_ops *ops,
+                     const struct pci_ids *ids);
+
+/*
+ * Give the function a base address register: `size` is a power of two, at least 16 (memory) or
+ * 4 (ports); a 64-bit memory BAR takes `index` and the one after it.
+ */
+enum pci_bar_kind { PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
+void pci_device_set_bar(struct pci_device *dev, unsigned index, enum pci_bar_kind kind,
+                        uint64_t size);
+
+/*
+ * Where the guest has put BAR `index`: UINT64_MAX when its decoding is off in the command
+ * register. With the host's lock held.
+ */
+uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index);
+
+/* Configuration accesses, through the masks and the ops. With the host's lock held. */
+uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigned size);
+void pci_device_config_write(struct pci_device *dev, unsigned offset, uint32_t value,
+                             unsigned size);
+
+#endif

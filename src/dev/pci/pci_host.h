@@ -1,0 +1,66 @@
+/*
+ * pci_host.h - 440FX-like host bridge (00:00.0), bus 0, configuration mechanism 1
+ *
+ * The bridge also decodes the reset control register at port CF9h: it lies within CONFIG_ADDRESS
+ * and is told apart by the access's size. What is not there reads as all ones.
+ *
+ * Threads: set-up and reset by one thread; accesses come through the space, which takes the
+ * bridge's lock. Interrupt lines are driven, and `reset` is called, with that lock held;
+ * `reset` must not call back.
+ *
+ * Spec: PCI Local Bus Specification 3.0, 3.2.2.3.2; Intel 82441FX data sheet; 82371SB (PIIX3),
+ * "Reset Control Register".
+ */
+#ifndef DOPPEL_DEV_PCI_PCI_HOST_H
+#define DOPPEL_DEV_PCI_PCI_HOST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "dev/irq.h"
+#include "dev/pci/pci.h"
+
+struct pci_host;
+struct space;
+
+#define PCI_HOST_PORT 0xcf8 /* 8 ports */
+/* For the FADT: RESET_REG and RESET_VALUE. */
+#define PCI_HOST_RESET_PORT 0xcf9
+#define PCI_HOST_RESET_VALUE 0x06
+
+struct pci_host_config {
+    /*
+     * The four interrupt wires of the bus (PIRQA..D) after the usual swizzle: INTx pin p of
+     * slot s drives wire (s + p) mod 4, p = 0 for INTA.
+     */
+    struct irq_line pirq[4];
+    void (*reset)(void *ctx); /* through port CF9h */
+    void *ctx;
+};
+
+int pci_host_create(const struct pci_host_config *config, struct pci_host **out, struct err *e);
+
+/* The devices on the bus are not owned. After the space no longer leads here. NULL is allowed. */
+void pci_host_destroy(struct pci_host *host);
+
+/* The bridge's own registers; devices are reset by their owners. */
+void pci_host_reset(struct pci_host *host);
+
+int pci_host_map(struct pci_host *host, struct space *ports, uint16_t base, struct err *e);
+
+/*
+ * Put a function on the bus: slot 0..31, function 0..7, not taken yet (-EEXIST). A function
+ * other than 0 makes function 0 of its slot a multi-function device. Set-up.
+ */
+int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, unsigned function,
+                 struct err *e);
+
+/*
+ * Drive the function's INTx pin (config's interrupt pin says which). Any thread, with the
+ * device's or the host's lock held or not: the wires have a lock of their own, which comes after
+ * both and before the interrupt controllers'.
+ */
+void pci_host_set_intx(struct pci_host *host, struct pci_device *dev, bool level);
+
+#endif
