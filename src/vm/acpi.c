@@ -250,7 +250,7 @@ uint64_t acpi_write_tables(struct space *memory, unsigned cpu_count)
     uint64_t rsdt = acpi_write_root(&w, "RSDT", 4, tables, ARRAY_SIZE(tables));
     uint64_t xsdt = acpi_write_root(&w, "XSDT", 8, tables, ARRAY_SIZE(tables));
 
-    _Static_assert(sizeof(dsdt_aml_code) + MADT_SIZE_MAX + 2048 < MAP_TABLES_END - MAP_TABLES_ADDR,
+    _Static_assert(sizeof(dsdt_aml_code) + MADT_SIZE_MAX + 2048 < MAP_SMBIOS_ADDR - MAP_TABLES_ADDR,
                    "the tables fit");
     acpi_write_rsdp(memory, MAP_TABLES_ADDR, rsdt, xsdt);
     return MAP_TABLES_ADDR;

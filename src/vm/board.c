@@ -26,6 +26,7 @@
 #include "os/vclock.h"
 #include "vm/acpi.h"
 #include "vm/machine.h"
+#include "vm/smbios.h"
 
 _Static_assert(MAP_HPET_ADDR == HPET_DEFAULT_BASE, "the DSDT says where the HPET is");
 _Static_assert(MAP_COM1_PORT == UART16550_COM1_PORT, "the DSDT says where COM1 is");
@@ -428,5 +429,6 @@ uint64_t board_write_firmware_data(struct board *b)
     space_store(b->memory, BDA_EBDA_SEGMENT, MAP_EBDA_ADDR >> 4, 2);
     space_store(b->memory, BDA_MEMORY_KIB, MAP_EBDA_ADDR >> 10, 2);
     space_store(b->memory, MAP_EBDA_ADDR, (MAP_BASE_RAM_END - MAP_EBDA_ADDR) >> 10, 1);
+    smbios_write_tables(b->memory);
     return acpi_write_tables(b->memory, b->vm->config.cpu_count);
 }

@@ -97,13 +97,14 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
             }
             Return (0xb)
         }
+        Name (RBUF, ResourceTemplate ()
+        {
+            Interrupt (ResourceConsumer, Level, ActiveHigh, Shared) { 0 }
+        })
         Method (LCRS, 1, Serialized)
         {
-            Name (RBUF, ResourceTemplate ()
-            {
-                Interrupt (ResourceConsumer, Level, ActiveHigh, Shared) { 0 }
-            })
             CreateDWordField (RBUF, 5, IRQN)
+            IRQN = 0
             If ((Arg0 & 0x80) == 0)
             {
                 IRQN = Arg0 & 0xf

@@ -10,6 +10,7 @@
 #define MAP_BASE_RAM_END 0xa0000
 #define MAP_EBDA_ADDR 0x9fc00 /* reserved up to MAP_BASE_RAM_END, as by a BIOS */
 #define MAP_TABLES_ADDR 0xe0000
+#define MAP_SMBIOS_ADDR 0xf0000 /* where it is searched for; the ACPI tables end before */
 #define MAP_TABLES_END 0x100000
 #define MAP_EXTENDED_ADDR 0x100000
 #define MAP_LOW_RAM_MAX 0xc0000000
