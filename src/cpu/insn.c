@@ -112,6 +112,7 @@ static void note_memory(struct insn *out, const ZydisDecodedOperand *o)
     out->mem_disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
     if (!out->is_agen) {
         out->mem_size = (uint16_t)(o->size / 8);
+        out->mem_element_size = (uint8_t)(o->element_size / 8);
         if (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ)
             out->mem_access |= INSN_ACCESS_READ;
         if (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)

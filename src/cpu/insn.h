@@ -92,6 +92,7 @@ struct insn {
     uint8_t mem_base, mem_index; /* GPR, INSN_RIP (base), or INSN_NO_REG */
     uint8_t mem_scale;       /* 1, 2, 4, 8 */
     int64_t mem_disp;        /* scaled and sign-extended; moffs is zero-extended */
+    uint8_t mem_element_size; /* bytes of one vector element; 0 where there are none */
     uint16_t mem_size;       /* bytes accessed, 0 for is_agen; the largest for masked accesses */
     uint8_t mem_access;      /* INSN_ACCESS_* */
     bool is_mem_masked;      /* EVEX masking or VMASKMOV: bytes masked off must not fault */

@@ -11,7 +11,9 @@
 #include "engine/soft/exclusive.h"
 #include "engine/soft/mmu.h"
 #include "engine/soft/stats.h"
+#include "engine/soft/exec.h"
 #include "engine/soft/system.h"
+#include "engine/soft/thunk.h"
 #include "engine/soft/vcpu.h"
 
 /* Every instruction that has a function. */
@@ -114,6 +116,18 @@ int soft_vcpu_init(struct soft_vcpu *v, struct soft_engine *se, unsigned index, 
     v->pins = pins;
     v->index = index;
     v->is_mode_stale = 1;
+    v->insn_cache = malloc(sizeof(*v->insn_cache));
+    if (v->insn_cache == NULL)
+        return err_set(e, ENOMEM, "allocate CPU %u's cache of decoded instructions", index);
+    for (unsigned i = 0; i < SOFT_INSN_SLOTS; i++)
+        v->insn_cache->slots[i].addr = ~UINT64_C(0);
+    struct soft_thunks *thunks = NULL;
+    int r = soft_thunks_create(&thunks, e);
+    if (r != 0) {
+        free(v->insn_cache);
+        return r;
+    }
+    v->thunks = thunks;
     soft_tlb_init(v);
     cpu_state_reset(&v->st, cpu_model_cpuid(se->model, &v->st, index, 1, 0).eax);
     se->vcpus[index] = v;
@@ -128,6 +142,10 @@ void soft_vcpu_fini(struct soft_vcpu *v)
     if (se == NULL || se->vcpus[v->index] != v)
         return;
     se->vcpus[v->index] = NULL;
+    free(v->insn_cache);
+    soft_thunks_destroy(v->thunks);
+    v->insn_cache = NULL;
+    v->thunks = NULL;
     while (se->vcpu_count != 0 && se->vcpus[se->vcpu_count - 1] == NULL)
         se->vcpu_count--;
 }

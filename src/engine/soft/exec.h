@@ -1,0 +1,21 @@
+/*
+ * exec.h - the cache of decoded instructions (exec.c)
+ */
+#ifndef DOPPEL_ENGINE_SOFT_EXEC_H
+#define DOPPEL_ENGINE_SOFT_EXEC_H
+
+#include "cpu/insn.h"
+#include "cpu/state.h"
+
+#define SOFT_INSN_SLOTS 8192u
+
+struct soft_insn_slot {
+    gva_t addr;                /* all ones: nothing */
+    struct insn in;
+};
+
+struct soft_insn_cache {
+    struct soft_insn_slot slots[SOFT_INSN_SLOTS];
+};
+
+#endif

@@ -1,0 +1,154 @@
+/*
+ * masked.c - vector loads and stores under a mask
+ *
+ * Elements that are masked off are not accessed: they cannot fault, and are not written. While the
+ * whole operand is ordinary memory of one page the host CPU sees to that; else each active
+ * element is accessed on its own here.
+ * Spec: Intel SDM vol. 1, 15.6.1 (opmask), vol. 2 (VMASKMOV, VPMASKMOV, VCOMPRESS, VEXPAND).
+ */
+#include <Zydis/Zydis.h>
+
+#include "engine/soft/debug.h"
+#include "engine/soft/thunk.h"
+#include "engine/soft/vcpu.h"
+
+#define XSAVE_BV 512
+#define XSAVE_XMM 160
+#define COMPONENT_AVX 2
+#define COMPONENT_OPMASK 5
+
+static bool is_packed(const struct insn *in)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_VCOMPRESSPS:
+    case ZYDIS_MNEMONIC_VCOMPRESSPD:
+    case ZYDIS_MNEMONIC_VPCOMPRESSB:
+    case ZYDIS_MNEMONIC_VPCOMPRESSW:
+    case ZYDIS_MNEMONIC_VPCOMPRESSD:
+    case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+    case ZYDIS_MNEMONIC_VEXPANDPS:
+    case ZYDIS_MNEMONIC_VEXPANDPD:
+    case ZYDIS_MNEMONIC_VPEXPANDB:
+    case ZYDIS_MNEMONIC_VPEXPANDW:
+    case ZYDIS_MNEMONIC_VPEXPANDD:
+    case ZYDIS_MNEMONIC_VPEXPANDQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Component `c` of the saved image, or NULL when it is in its initial state (all zero). */
+static const uint8_t *component(const struct soft_vcpu *v, unsigned c)
+{
+    if (!(load_le64(v->st.xsave + XSAVE_BV) >> c & 1))
+        return NULL;
+    return c == 1 ? v->st.xsave + XSAVE_XMM : v->st.xsave + v->model->xsave_offset[c];
+}
+
+/* Bit i: element i of the memory operand is accessed. EVEX: the opmask register. */
+static uint64_t evex_mask(const struct soft_vcpu *v, const struct insn *in, unsigned element_size)
+{
+    const uint8_t *opmasks = component(v, COMPONENT_OPMASK);
+    unsigned k = in->bytes[in->vex_off + 3] & 7;
+    bool is_broadcast = (in->bytes[in->vex_off + 3] & 0x10) && in->mem_size == element_size;
+    unsigned vector_bytes = 16u << (in->bytes[in->vex_off + 3] >> 5 & 3);
+    uint64_t mask = opmasks != NULL ? load_le64(opmasks + 8 * k) : 0;
+    unsigned lanes = is_broadcast || is_packed(in) ? vector_bytes / element_size
+                                                   : in->mem_size / element_size;
+
+    mask &= lanes >= 64 ? ~UINT64_C(0) : BIT(lanes) - 1;
+    if (is_broadcast)
+        return mask != 0;
+    if (is_packed(in)) {
+        unsigned n = 0;
+        for (uint64_t m = mask; m != 0; m &= m - 1)
+            n++;
+        return n >= 64 ? ~UINT64_C(0) : BIT(n) - 1;
+    }
+    return mask;
+}
+
+/* VEX: the sign bits of the register in VEX.vvvv. */
+static uint64_t vex_mask(const struct soft_vcpu *v, const struct insn *in, unsigned element_size)
+{
+    unsigned vvvv = ~in->bytes[in->vex_off + (in->bytes[in->vex_off] == 0xc5 ? 1 : 2)] >> 3 & 15;
+    const uint8_t *low = component(v, 1), *high = component(v, COMPONENT_AVX);
+    uint64_t mask = 0;
+
+    if (in->mode != 8)
+        vvvv &= 7;
+    for (unsigned i = 0; i < in->mem_size / element_size; i++) {
+        unsigned last = i * element_size + element_size - 1;
+        const uint8_t *half = last < 16 ? low : high;
+        if (half != NULL && (half[16 * vvvv + (last & 15)] & 0x80))
+            mask |= BIT(i);
+    }
+    return mask;
+}
+
+static int access_elements(struct soft_vcpu *v, const struct insn *in, gva_t addr, uint64_t mask,
+                           unsigned element_size, uint8_t *operand, bool is_store)
+{
+    for (unsigned i = 0; mask >> i != 0; i++) {
+        uint64_t at = (uint64_t)i * element_size;
+        if (!(mask >> i & 1))
+            continue;
+        int r = is_store ? soft_write(v, addr + at, operand + at, element_size, SOFT_AS_CPL)
+                         : soft_read(v, addr + at, operand + at, element_size, SOFT_AS_CPL);
+        if (r != 0)
+            return r;
+        if (i == 63)
+            break;
+    }
+    return 0;
+}
+
+static int probe_elements(struct soft_vcpu *v, gva_t addr, uint64_t mask, unsigned element_size)
+{
+    for (unsigned i = 0; i < 64; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        int r = soft_probe(v, addr + (uint64_t)i * element_size, element_size, SOFT_WRITE,
+                           SOFT_AS_CPL);
+        if (r != 0)
+            return r;
+    }
+    return 0;
+}
+
+static int exec_by_element(struct soft_vcpu *v, const struct insn *in, gva_t addr)
+{
+    unsigned element_size = in->mem_element_size != 0 ? in->mem_element_size : in->mem_size;
+    uint8_t *operand = soft_thunk_bounce(v, addr);
+    bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
+
+    soft_fpu_save(v);
+    uint64_t mask = in->encoding == INSN_EVEX ? evex_mask(v, in, element_size)
+                                              : vex_mask(v, in, element_size);
+    soft_zero(operand, in->mem_size);
+    int r = is_write ? probe_elements(v, addr, mask, element_size)
+                     : access_elements(v, in, addr, mask, element_size, operand, false);
+    if (r == 0)
+        r = soft_thunk_run(v, in, operand);
+    if (r == 0 && is_write)
+        r = access_elements(v, in, addr, mask, element_size, operand, true);
+    return r;
+}
+
+int soft_exec_masked(struct soft_vcpu *v, const struct insn *in, uint64_t addr)
+{
+    bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
+    enum soft_access access = is_write ? SOFT_WRITE : SOFT_READ;
+    struct soft_place place;
+
+    if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size <= SOFT_PAGE_SIZE &&
+        !soft_debug_is_armed(v) &&
+        soft_translate(v, addr, access, SOFT_AS_CPL, &place) == 0 && place.host != NULL) {
+        int r = soft_thunk_run(v, in, place.host);
+        if (r == 0 && is_write && place.is_code_page)
+            soft_code_written(v, place.gpa, in->mem_size);
+        return r;
+    }
+    return exec_by_element(v, in, addr);
+}
