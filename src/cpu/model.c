@@ -1,505 +1,619 @@
 /*
- * model.c - the processor that the guest sees
+ * model.c - which features a CPU model has: the host's, a named level's, and the user's changes
  *
- * Invariant: a feature bit is set only when the host has it and doppel implements what belongs to
- * it. Leaves are made once from the feature words; CPUID then only fills in what is dynamic.
- * Spec: Intel SDM vol. 2 (CPUID), AMD APM vol. 3 appendix E, Linux Documentation/virt/kvm/x86.
+ * Invariant: a model offers a feature only when doppel emulates it by itself, or when the host
+ * CPU has it and doppel passes it through; and whatever a feature needs is offered as well.
+ *
+ * Specification: SDM vol. 2, CPUID; x86-64 psABI, "Micro-Architecture Levels".
  */
-#include "cpu/model.h"
-
 #include <cpuid.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/bits.h"
+#include "cpu/model_build.h"
 #include "cpu/state.h"
 
-struct feature_place {
-    const char *name;
-    uint32_t leaf, subleaf;
-    uint8_t reg, bit;
-};
-
-static const struct feature_place places[CPU_FEATURE_COUNT] = {
-#define X(id, name, leaf, subleaf, reg, bit) {name, leaf, subleaf, reg, bit},
+const struct model_feature model_features[CPU_FEATURE_COUNT] = {
+#define X(id, feature_name, feature_leaf, feature_subleaf, feature_reg, feature_bit)               \
+    [CPU_FEATURE_##id] = {.name = feature_name,                                                    \
+                          .leaf = feature_leaf,                                                    \
+                          .subleaf = feature_subleaf,                                              \
+                          .reg = CPUID_##feature_reg,                                              \
+                          .bit = feature_bit},
 #include "cpu/model_features.h"
 #undef X
 };
 
-/* What doppel does not implement, or must not offer, whatever the host has. */
-static const uint16_t refused[] = {
-    CPU_FEATURE_MONITOR, CPU_FEATURE_HLE, CPU_FEATURE_RTM, CPU_FEATURE_MPX, CPU_FEATURE_PKU,
-    CPU_FEATURE_LA57, CPU_FEATURE_AVX512_FP16, CPU_FEATURE_SS, CPU_FEATURE_SERIALIZE,
-    CPU_FEATURE_SPEC_CTRL, CPU_FEATURE_INTEL_STIBP, CPU_FEATURE_SSBD, CPU_FEATURE_IBPB,
-    CPU_FEATURE_IBRS, CPU_FEATURE_STIBP, CPU_FEATURE_AMD_SSBD, CPU_FEATURE_OSVW, CPU_FEATURE_FXSR_OPT,
-    CPU_FEATURE_CR8_LEGACY, CPU_FEATURE_XSAVEERPTR, CPU_FEATURE_WBNOINVD, CPU_FEATURE_HT,
+/* Who provides a feature. Most are the host CPU's, executed natively. */
+enum feature_kind {
+    KIND_HOST = 0, /* offered when the host CPU has it */
+    KIND_EMULATED, /* doppel's own; any host will do */
+    KIND_INTEL,    /* doppel's own, on Intel's processors only */
+    KIND_COMPUTED, /* follows from the number of CPUs; not for the user to choose */
+    KIND_REFUSED,  /* not implemented */
 };
 
-/* What doppel implements itself, whatever the host offers. */
-static const uint16_t implemented[] = {
-    CPU_FEATURE_VME, CPU_FEATURE_DE, CPU_FEATURE_PSE, CPU_FEATURE_TSC, CPU_FEATURE_MSR,
-    CPU_FEATURE_PAE, CPU_FEATURE_MCE, CPU_FEATURE_MCA, CPU_FEATURE_APIC, CPU_FEATURE_SEP,
-    CPU_FEATURE_MTRR, CPU_FEATURE_PGE, CPU_FEATURE_PAT, CPU_FEATURE_PSE36, CPU_FEATURE_PCID,
-    CPU_FEATURE_X2APIC, CPU_FEATURE_TSC_DEADLINE_TIMER, CPU_FEATURE_HYPERVISOR, CPU_FEATURE_ARAT,
-    CPU_FEATURE_TSC_ADJUST, CPU_FEATURE_FSGSBASE, CPU_FEATURE_SMEP, CPU_FEATURE_SMAP,
-    CPU_FEATURE_UMIP, CPU_FEATURE_INVPCID, CPU_FEATURE_RDPID, CPU_FEATURE_SYSCALL, CPU_FEATURE_NX,
-    CPU_FEATURE_PDPE1GB, CPU_FEATURE_RDTSCP, CPU_FEATURE_LM, CPU_FEATURE_INVARIANT_TSC,
+#define KIND(kind, id) [CPU_FEATURE_##id] = KIND_##kind
+
+static const uint8_t feature_kinds[CPU_FEATURE_COUNT] = {
+    KIND(EMULATED, VME),
+    KIND(EMULATED, DE),
+    KIND(EMULATED, PSE),
+    KIND(EMULATED, MSR),
+    KIND(EMULATED, PAE),
+    KIND(EMULATED, MCE),
+    KIND(EMULATED, APIC),
+    KIND(EMULATED, SEP),
+    KIND(EMULATED, MTRR),
+    KIND(EMULATED, PGE),
+    KIND(EMULATED, MCA),
+    KIND(EMULATED, PAT),
+    KIND(EMULATED, PSE36),
+    KIND(EMULATED, PCID),
+    KIND(EMULATED, X2APIC),
+    KIND(EMULATED, TSC_DEADLINE),
+    KIND(EMULATED, HYPERVISOR),
+    KIND(EMULATED, ARAT),
+    KIND(EMULATED, FSGSBASE),
+    KIND(EMULATED, TSC_ADJUST),
+    KIND(EMULATED, SMEP),
+    KIND(EMULATED, SMAP),
+    KIND(EMULATED, UMIP),
+    KIND(EMULATED, INVPCID),
+    KIND(EMULATED, RDPID),
+    KIND(EMULATED, RDTSCP),
+    KIND(EMULATED, SYSCALL),
+    KIND(EMULATED, NX),
+    KIND(EMULATED, PDPE1GB),
+    KIND(EMULATED, LM),
+    KIND(INTEL, ARCH_CAPABILITIES),
+    KIND(COMPUTED, HT),
+    KIND(COMPUTED, CMP_LEGACY),
+
+    /* thermal, power and debug-store machinery, other virtual machines, SMX */
+    KIND(REFUSED, PSN),
+    KIND(REFUSED, DS),
+    KIND(REFUSED, ACPI),
+    KIND(REFUSED, TM),
+    KIND(REFUSED, PBE),
+    KIND(REFUSED, DTES64),
+    KIND(REFUSED, MONITOR),
+    KIND(REFUSED, DS_CPL),
+    KIND(REFUSED, VMX),
+    KIND(REFUSED, SMX),
+    KIND(REFUSED, EST),
+    KIND(REFUSED, TM2),
+    KIND(REFUSED, XTPR),
+    KIND(REFUSED, PDCM),
+    KIND(REFUSED, DCA),
+    KIND(REFUSED, DTHERM),
+    KIND(REFUSED, IDA),
+    KIND(REFUSED, PLN),
+    KIND(REFUSED, PTS),
+    KIND(REFUSED, HWP),
+    KIND(REFUSED, SVM),
+    KIND(REFUSED, MP),
+    KIND(REFUSED, EXTAPIC),
+    KIND(REFUSED, IBS),
+    KIND(REFUSED, SKINIT),
+    KIND(REFUSED, WDT),
+    KIND(REFUSED, NODEID_MSR),
+    KIND(REFUSED, PERFCTR_CORE),
+    KIND(REFUSED, PERFCTR_NB),
+    KIND(REFUSED, PERFCTR_LLC),
+    KIND(REFUSED, BPEXT),
+    KIND(REFUSED, PTSC),
+    KIND(REFUSED, MWAITX),
+    KIND(REFUSED, OVERFLOW_RECOV),
+    KIND(REFUSED, SUCCOR),
+    KIND(REFUSED, SMCA),
+    KIND(REFUSED, HW_PSTATE),
+    KIND(REFUSED, CPB),
+    KIND(REFUSED, IRPERF),
+    KIND(REFUSED, RDPRU),
+    KIND(REFUSED, MCOMMIT),
+    KIND(REFUSED, CPPC),
+    KIND(REFUSED, CQM),
+    KIND(REFUSED, RDT_A),
+    KIND(REFUSED, INTEL_PT),
+    KIND(REFUSED, TME),
+    KIND(REFUSED, PCONFIG),
+    KIND(REFUSED, ARCH_LBR),
+    KIND(REFUSED, HYBRID),
+    KIND(REFUSED, BUS_LOCK_DETECT),
+    KIND(REFUSED, CORE_CAPABILITIES),
+    KIND(REFUSED, SRBDS_CTRL),
+    KIND(REFUSED, VIRT_SSBD),
+    KIND(REFUSED, AMD_PSFD),
+    KIND(REFUSED, AUTOIBRS),
+    KIND(REFUSED, SBPB),
+    KIND(REFUSED, WBNOINVD),
+    KIND(REFUSED, SERIALIZE),
+    KIND(REFUSED, MOVDIRI),
+
+    /* state or system behaviour that the engines do not model */
+    KIND(REFUSED, SGX),
+    KIND(REFUSED, SGX_LC),
+    KIND(REFUSED, HLE),
+    KIND(REFUSED, RTM),
+    KIND(REFUSED, RTM_ALWAYS_ABORT),
+    KIND(REFUSED, TSXLDTRK),
+    KIND(REFUSED, MPX),
+    KIND(REFUSED, PKU),
+    KIND(REFUSED, PKS),
+    KIND(REFUSED, SHSTK),
+    KIND(REFUSED, IBT),
+    KIND(REFUSED, LA57),
+    KIND(REFUSED, WAITPKG),
+    KIND(REFUSED, UINTR),
+    KIND(REFUSED, KEYLOCKER),
+    KIND(REFUSED, ENQCMD),
+    KIND(REFUSED, MOVDIR64B),
+    KIND(REFUSED, AMX_BF16),
+    KIND(REFUSED, AMX_TILE),
+    KIND(REFUSED, AMX_INT8),
+    KIND(REFUSED, AMX_FP16),
+    KIND(REFUSED, FRED),
+    KIND(REFUSED, LKGS),
+    KIND(REFUSED, HRESET),
+    KIND(REFUSED, LAM),
+    KIND(REFUSED, XFD),
+    KIND(REFUSED, FXSR_OPT),
+    KIND(REFUSED, TCE),
+    KIND(REFUSED, LWP),
+
+    /* encodings that the decoder does not know, or the thunks cannot re-encode */
+    KIND(REFUSED, AVX512PF),
+    KIND(REFUSED, AVX512ER),
+    KIND(REFUSED, AVX512_4VNNIW),
+    KIND(REFUSED, AVX512_4FMAPS),
+    KIND(REFUSED, SHA512),
+    KIND(REFUSED, SM3),
+    KIND(REFUSED, SM4),
+    KIND(REFUSED, RAO_INT),
+    KIND(REFUSED, CMPCCXADD),
+    KIND(REFUSED, AVX_IFMA),
+    KIND(REFUSED, 3DNOW),
+    KIND(REFUSED, 3DNOWEXT),
+    KIND(REFUSED, XOP),
+    KIND(REFUSED, FMA4),
+    KIND(REFUSED, TBM),
 };
 
-/* needed -> what goes when it goes; applied until nothing changes. */
-static const uint16_t depends[][2] = {
-    {CPU_FEATURE_XSAVE, CPU_FEATURE_AVX}, {CPU_FEATURE_XSAVE, CPU_FEATURE_XSAVEOPT},
-    {CPU_FEATURE_XSAVE, CPU_FEATURE_XSAVEC}, {CPU_FEATURE_XSAVE, CPU_FEATURE_XGETBV1},
-    {CPU_FEATURE_XSAVE, CPU_FEATURE_XSAVES}, {CPU_FEATURE_AVX, CPU_FEATURE_AVX2},
-    {CPU_FEATURE_AVX, CPU_FEATURE_FMA}, {CPU_FEATURE_AVX, CPU_FEATURE_F16C},
-    {CPU_FEATURE_AVX, CPU_FEATURE_VAES}, {CPU_FEATURE_AVX, CPU_FEATURE_VPCLMULQDQ},
-    {CPU_FEATURE_AVX2, CPU_FEATURE_AVX512F}, {CPU_FEATURE_AVX2, CPU_FEATURE_AVX_VNNI},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512DQ}, {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512IFMA},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512CD}, {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512BW},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512VL}, {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512VBMI},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512_VBMI2}, {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512_VNNI},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512_BITALG},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512_VPOPCNTDQ},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512_VP2INTERSECT},
-    {CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512_BF16}, {CPU_FEATURE_SSE, CPU_FEATURE_SSE2},
-    {CPU_FEATURE_SSE2, CPU_FEATURE_SSE3}, {CPU_FEATURE_SSE3, CPU_FEATURE_SSSE3},
-    {CPU_FEATURE_SSSE3, CPU_FEATURE_SSE4_1}, {CPU_FEATURE_SSE4_1, CPU_FEATURE_SSE4_2},
-    {CPU_FEATURE_SSE4_2, CPU_FEATURE_AVX}, {CPU_FEATURE_SSE2, CPU_FEATURE_AES},
-    {CPU_FEATURE_SSE2, CPU_FEATURE_PCLMULQDQ}, {CPU_FEATURE_SSE2, CPU_FEATURE_SHA_NI},
-    {CPU_FEATURE_SSE2, CPU_FEATURE_GFNI}, {CPU_FEATURE_SSE, CPU_FEATURE_SSE4A},
-    {CPU_FEATURE_PCID, CPU_FEATURE_INVPCID},
+struct feature_need {
+    uint16_t feature, needs;
 };
 
-static void cpuid_host(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
-{
-    uint32_t max = __get_cpuid_max(leaf & 0x80000000u, NULL);
-    memset(out, 0, 16);
-    if (max >= leaf)
-        __cpuid_count(leaf, subleaf, out[0], out[1], out[2], out[3]);
-}
-
-static void feature_set(struct cpu_model *m, unsigned f, bool on)
-{
-    uint64_t bit = UINT64_C(1) << (f % 64);
-    if (on)
-        m->feature_words[f / 64] |= bit;
-    else
-        m->feature_words[f / 64] &= ~bit;
-}
-
-static bool host_has(unsigned f)
-{
-    uint32_t r[4];
-    cpuid_host(places[f].leaf, places[f].subleaf, r);
-    return r[places[f].reg] >> places[f].bit & 1;
-}
-
-static bool is_refused(unsigned f)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(refused); i++)
-        if (refused[i] == f)
-            return true;
-    return f == CPU_FEATURE_OSXSAVE || (f == CPU_FEATURE_XSAVE && !__builtin_cpu_supports("avx") && 0);
-}
-
-static bool is_available(unsigned f)
-{
-    if (is_refused(f))
-        return false;
-    for (size_t i = 0; i < ARRAY_SIZE(implemented); i++)
-        if (implemented[i] == f)
-            return true;
-    return host_has(f);
-}
-
-static void close_dependencies(struct cpu_model *m)
-{
-    bool has_changed = true;
-    while (has_changed) {
-        has_changed = false;
-        for (size_t i = 0; i < ARRAY_SIZE(depends); i++) {
-            if (!cpu_model_has(m, depends[i][0]) && cpu_model_has(m, depends[i][1])) {
-                feature_set(m, depends[i][1], false);
-                has_changed = true;
-            }
-        }
+#define NEED(feature, needs)                                                                       \
+    {                                                                                              \
+        CPU_FEATURE_##feature, CPU_FEATURE_##needs                                                 \
     }
-}
 
-/* Levels of the psABI, each with all before it. */
-static const uint16_t level1[] = {
-    CPU_FEATURE_FPU, CPU_FEATURE_VME, CPU_FEATURE_DE, CPU_FEATURE_PSE, CPU_FEATURE_TSC,
-    CPU_FEATURE_MSR, CPU_FEATURE_PAE, CPU_FEATURE_MCE, CPU_FEATURE_CX8, CPU_FEATURE_APIC,
-    CPU_FEATURE_SEP, CPU_FEATURE_MTRR, CPU_FEATURE_PGE, CPU_FEATURE_MCA, CPU_FEATURE_CMOV,
-    CPU_FEATURE_PAT, CPU_FEATURE_PSE36, CPU_FEATURE_CLFLUSH, CPU_FEATURE_MMX, CPU_FEATURE_FXSR,
-    CPU_FEATURE_SSE, CPU_FEATURE_SSE2, CPU_FEATURE_HYPERVISOR, CPU_FEATURE_X2APIC,
-    CPU_FEATURE_TSC_DEADLINE_TIMER, CPU_FEATURE_ARAT, CPU_FEATURE_SYSCALL, CPU_FEATURE_NX,
-    CPU_FEATURE_LM, CPU_FEATURE_INVARIANT_TSC, CPU_FEATURE_TSC_ADJUST, CPU_FEATURE_RDTSCP,
-};
-static const uint16_t level2[] = {
-    CPU_FEATURE_CX16, CPU_FEATURE_LAHF_LM, CPU_FEATURE_POPCNT, CPU_FEATURE_SSE3,
-    CPU_FEATURE_SSSE3, CPU_FEATURE_SSE4_1, CPU_FEATURE_SSE4_2,
-};
-static const uint16_t level3[] = {
-    CPU_FEATURE_AVX, CPU_FEATURE_AVX2, CPU_FEATURE_BMI1, CPU_FEATURE_BMI2, CPU_FEATURE_F16C,
-    CPU_FEATURE_FMA, CPU_FEATURE_ABM, CPU_FEATURE_MOVBE, CPU_FEATURE_XSAVE, CPU_FEATURE_XSAVEOPT,
-    CPU_FEATURE_PCID, CPU_FEATURE_INVPCID, CPU_FEATURE_FSGSBASE, CPU_FEATURE_SMEP,
-    CPU_FEATURE_PDPE1GB,
-};
-static const uint16_t level4[] = {
-    CPU_FEATURE_AVX512F, CPU_FEATURE_AVX512BW, CPU_FEATURE_AVX512CD, CPU_FEATURE_AVX512DQ,
-    CPU_FEATURE_AVX512VL, CPU_FEATURE_SMAP, CPU_FEATURE_UMIP, CPU_FEATURE_ADX, CPU_FEATURE_RDRAND,
+static const struct feature_need feature_needs[] = {
+    NEED(SSE, FXSR),
+    NEED(SSE2, SSE),
+    NEED(SSE3, SSE2),
+    NEED(SSSE3, SSE3),
+    NEED(SSE4_1, SSSE3),
+    NEED(SSE4_2, SSE4_1),
+    NEED(SSE4A, SSE3),
+    NEED(MISALIGNSSE, SSE),
+    NEED(MMXEXT, MMX),
+    NEED(PCLMULQDQ, SSE2),
+    NEED(AES, SSE2),
+    NEED(SHA_NI, SSE2),
+    NEED(GFNI, SSE2),
+    NEED(CX16, CX8),
+    NEED(FXSR, FPU),
+    NEED(MMX, FPU),
+    NEED(XSAVE, FXSR),
+    NEED(XSAVEOPT, XSAVE),
+    NEED(XSAVEC, XSAVE),
+    NEED(XGETBV1, XSAVE),
+    NEED(XSAVES, XSAVEC),
+    NEED(XSAVEERPTR, FXSR),
+    NEED(AVX, XSAVE),
+    NEED(AVX, SSE4_2),
+    NEED(AVX2, AVX),
+    NEED(FMA, AVX),
+    NEED(F16C, AVX),
+    NEED(VAES, AVX),
+    NEED(VAES, AES),
+    NEED(VPCLMULQDQ, AVX),
+    NEED(VPCLMULQDQ, PCLMULQDQ),
+    NEED(AVX_VNNI, AVX2),
+    NEED(AVX512F, AVX2),
+    NEED(AVX512F, FMA),
+    NEED(AVX512F, F16C),
+    NEED(AVX512DQ, AVX512F),
+    NEED(AVX512CD, AVX512F),
+    NEED(AVX512BW, AVX512F),
+    NEED(AVX512VL, AVX512F),
+    NEED(AVX512IFMA, AVX512F),
+    NEED(AVX512_VNNI, AVX512F),
+    NEED(AVX512_VPOPCNTDQ, AVX512F),
+    NEED(AVX512_VP2INTERSECT, AVX512F),
+    NEED(AVX512VBMI, AVX512BW),
+    NEED(AVX512_VBMI2, AVX512BW),
+    NEED(AVX512_BITALG, AVX512BW),
+    NEED(AVX512_BF16, AVX512BW),
+    NEED(AVX512_FP16, AVX512BW),
+    NEED(AVX512_FP16, AVX512DQ),
+    NEED(AVX512_FP16, AVX512VL),
+    NEED(LM, PAE),
+    NEED(LM, MSR),
+    NEED(LM, SYSCALL),
+    NEED(LM, SSE2),
+    NEED(SYSCALL, MSR),
+    NEED(SEP, MSR),
+    NEED(NX, PAE),
+    NEED(NX, MSR),
+    NEED(PDPE1GB, LM),
+    NEED(PCID, LM),
+    NEED(FSGSBASE, LM),
+    NEED(LAHF_LM, LM),
+    NEED(PSE36, PSE),
+    NEED(MTRR, MSR),
+    NEED(MCA, MSR),
+    NEED(MCA, MCE),
+    NEED(PAT, MSR),
+    NEED(APIC, MSR),
+    NEED(X2APIC, APIC),
+    NEED(ARAT, APIC),
+    NEED(TSC_DEADLINE, APIC),
+    NEED(TSC_DEADLINE, TSC),
+    NEED(TSC_ADJUST, TSC),
+    NEED(TSC_ADJUST, MSR),
+    NEED(RDTSCP, TSC),
+    NEED(INVTSC, TSC),
+    NEED(CLFLUSHOPT, CLFLUSH),
+    NEED(CLWB, CLFLUSH),
+    NEED(ARCH_CAPABILITIES, MSR),
+    NEED(SPEC_CTRL, MSR),
+    NEED(INTEL_STIBP, MSR),
+    NEED(SSBD, MSR),
+    NEED(IBPB, MSR),
+    NEED(IBRS, MSR),
+    NEED(STIBP, MSR),
+    NEED(STIBP_ALWAYS_ON, STIBP),
+    NEED(AMD_SSBD, MSR),
+    NEED(FLUSH_L1D, MSR),
 };
 
+#define F(id) CPU_FEATURE_##id
+
+/* Each level adds to the one before. What is emulated goes where such processors had it. */
+static const uint16_t level_base[] = {
+    F(FPU), F(VME),    F(DE),           F(PSE),  F(TSC),        F(MSR),
+    F(PAE), F(MCE),    F(CX8),          F(APIC), F(SEP),        F(MTRR),
+    F(PGE), F(MCA),    F(CMOV),         F(PAT),  F(PSE36),      F(CLFLUSH),
+    F(MMX), F(FXSR),   F(SSE),          F(SSE2), F(SYSCALL),    F(NX),
+    F(LM),  F(X2APIC), F(TSC_DEADLINE), F(ARAT), F(TSC_ADJUST), F(HYPERVISOR),
+};
+static const uint16_t level_v2[] = {
+    F(CX16), F(LAHF_LM), F(POPCNT), F(SSE3), F(SSSE3), F(SSE4_1), F(SSE4_2), F(RDTSCP), F(PDPE1GB),
+};
+static const uint16_t level_v3[] = {
+    F(AVX),   F(AVX2), F(BMI1), F(BMI2),    F(F16C), F(FMA),  F(ABM),      F(MOVBE),
+    F(XSAVE), F(PCID), F(SMEP), F(INVPCID), F(UMIP), F(SMAP), F(FSGSBASE),
+};
+static const uint16_t level_v4[] = {
+    F(AVX512F),  F(AVX512BW), F(AVX512CD), F(AVX512DQ),
+    F(AVX512VL), F(XSAVEOPT), F(XSAVEC),   F(XGETBV1),
+};
+
+static const struct model_level {
+    const char *name;
+    const char *brand;
+    const uint16_t *features;
+    unsigned count;
+} model_levels[] = {
+    {"base", "doppel x86-64", level_base, ARRAY_SIZE(level_base)},
+    {"x86-64-v2", "doppel x86-64-v2", level_v2, ARRAY_SIZE(level_v2)},
+    {"x86-64-v3", "doppel x86-64-v3", level_v3, ARRAY_SIZE(level_v3)},
+    {"x86-64-v4", "doppel x86-64-v4", level_v4, ARRAY_SIZE(level_v4)},
+};
+
+#define MODEL_NAMES "host, base, x86-64-v2, x86-64-v3, x86-64-v4"
+
+/* Names that other programs use for the same bits. */
 static const struct {
     const char *name;
-    unsigned level;
-} named_models[] = {{"host", 0}, {"base", 1}, {"x86-64-v2", 2}, {"x86-64-v3", 3}, {"x86-64-v4", 4}};
+    uint16_t feature;
+} feature_aliases[] = {
+    {"sse3", F(SSE3)},
+    {"lzcnt", F(ABM)},
+    {"sha", F(SHA_NI)},
+    {"constant_tsc", F(INVTSC)},
+    {"nonstop_tsc", F(INVTSC)},
+    {"tsc_deadline", F(TSC_DEADLINE)},
+    {"osxsave", F(XSAVE)},
+    {"avx512_ifma", F(AVX512IFMA)},
+    {"avx512_vbmi", F(AVX512VBMI)},
+    {"cmpxchg16b", F(CX16)},
+    {"cmpxchg8b", F(CX8)},
+    {"pclmul", F(PCLMULQDQ)},
+};
 
-static int add_level(struct cpu_model *m, const uint16_t *list, size_t n, const char *name,
-                     struct err *e)
+struct cpuid_regs model_host_leaf(const struct model_host *host, uint32_t leaf, uint32_t subleaf)
 {
-    for (size_t i = 0; i < n; i++) {
-        if (!is_available(list[i]))
-            return err_set(e, 0,
-                           "CPU model '%s' needs '%s', which this host's CPU does not have; try "
-                           "--cpu-model host",
-                           name, places[list[i]].name);
-        feature_set(m, list[i], true);
+    static const struct cpuid_regs none;
+
+    if (leaf > host->cpuid(host->ctx, leaf & 0x80000000, 0).eax)
+        return none;
+    return host->cpuid(host->ctx, leaf, subleaf);
+}
+
+bool model_host_is_amd(const struct model_host *host)
+{
+    uint32_t ebx = host->cpuid(host->ctx, 0, 0).ebx;
+
+    return ebx == signature_AMD_ebx || ebx == 0x6f677948; /* "Auth", "Hygo" */
+}
+
+/* Of the components that `feature` keeps state in: does the host's system save them? */
+static bool host_enables_state(const struct model_host *host, enum cpu_feature feature)
+{
+    uint64_t needed = 0;
+
+    if (feature == CPU_FEATURE_XSAVE)
+        needed = XCR0_X87 | XCR0_SSE;
+    else if (feature == CPU_FEATURE_AVX)
+        needed = XCR0_X87 | XCR0_SSE | XCR0_AVX;
+    else if (feature == CPU_FEATURE_AVX512F)
+        needed = XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512;
+    return (host->xcr0 & needed) == needed;
+}
+
+static bool host_has(const struct model_host *host, enum cpu_feature feature)
+{
+    const struct model_feature *f = &model_features[feature];
+    struct cpuid_regs regs;
+
+    if (f->leaf == 7 && f->subleaf > model_host_leaf(host, 7, 0).eax)
+        return false;
+    regs = model_host_leaf(host, f->leaf, f->subleaf);
+    return (cpuid_reg_of(&regs, f->reg) >> f->bit & 1) && host_enables_state(host, feature);
+}
+
+/* Not looking at what the feature needs. */
+static bool feature_is_possible(const struct model_host *host, enum cpu_feature feature)
+{
+    switch (feature_kinds[feature]) {
+    case KIND_HOST:
+        return host_has(host, feature);
+    case KIND_EMULATED:
+        return true;
+    case KIND_INTEL:
+        return !model_host_is_amd(host);
+    default:
+        return false;
     }
+}
+
+static void model_remove_feature(struct cpu_model *m, enum cpu_feature feature)
+{
+    model_set(m, feature, false);
+    for (unsigned i = 0; i < ARRAY_SIZE(feature_needs); i++)
+        if (feature_needs[i].needs == feature && cpu_model_has(m, feature_needs[i].feature))
+            model_remove_feature(m, feature_needs[i].feature);
+}
+
+/* Adds `feature` and all it needs; the first that is not possible is an error. */
+static int model_add_feature(struct cpu_model *m, const struct model_host *host,
+                             enum cpu_feature feature, struct err *e)
+{
+    const char *name = model_features[feature].name;
+
+    if (cpu_model_has(m, feature))
+        return 0;
+    if (feature_kinds[feature] == KIND_REFUSED)
+        return err_set(e, 0, "doppel does not implement CPU feature '%s'", name);
+    if (!feature_is_possible(host, feature))
+        return err_set(e, 0, "the host CPU does not have feature '%s'", name);
+    for (unsigned i = 0; i < ARRAY_SIZE(feature_needs); i++) {
+        enum cpu_feature needed = feature_needs[i].needs;
+        if (feature_needs[i].feature == feature && model_add_feature(m, host, needed, e) != 0)
+            return err_prefix(e, "feature '%s' needs '%s'", name, model_features[needed].name);
+    }
+    model_set(m, feature, true);
     return 0;
 }
 
-static int choose_base(struct cpu_model *m, const char *name, size_t len, struct err *e)
+/* Everything possible; what lacks something it needs is left out. */
+static void model_take_host(struct cpu_model *m, const struct model_host *host)
 {
-    static const struct {
-        const uint16_t *list;
-        size_t n;
-    } levels[] = {{level1, ARRAY_SIZE(level1)}, {level2, ARRAY_SIZE(level2)},
-                  {level3, ARRAY_SIZE(level3)}, {level4, ARRAY_SIZE(level4)}};
-    for (size_t i = 0; i < ARRAY_SIZE(named_models); i++) {
-        if (strlen(named_models[i].name) != len || strncmp(named_models[i].name, name, len) != 0)
-            continue;
-        snprintf(m->name, sizeof(m->name), "%s", named_models[i].name);
-        if (named_models[i].level == 0) {
-            for (unsigned f = 0; f < CPU_FEATURE_COUNT; f++)
-                feature_set(m, f, is_available(f));
-            return 0;
-        }
-        for (unsigned l = 0; l < named_models[i].level; l++) {
-            int r = add_level(m, levels[l].list, levels[l].n, named_models[i].name, e);
-            if (r != 0)
-                return r;
-        }
+    for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++)
+        model_set(m, i, feature_is_possible(host, i));
+    for (unsigned i = 0; i < ARRAY_SIZE(feature_needs); i++)
+        if (!cpu_model_has(m, feature_needs[i].needs))
+            model_remove_feature(m, feature_needs[i].feature);
+}
+
+/* The best level the host can do, for error messages. */
+static const char *best_level(const struct model_host *host)
+{
+    const char *best = "none";
+
+    for (unsigned i = 0; i < ARRAY_SIZE(model_levels); i++) {
+        for (unsigned k = 0; k < model_levels[i].count; k++)
+            if (!feature_is_possible(host, model_levels[i].features[k]))
+                return best;
+        best = model_levels[i].name;
+    }
+    return best;
+}
+
+static int model_take_level(struct cpu_model *m, const struct model_host *host, unsigned level,
+                            struct err *e)
+{
+    for (unsigned i = 0; i <= level; i++)
+        for (unsigned k = 0; k < model_levels[i].count; k++)
+            if (model_add_feature(m, host, model_levels[i].features[k], e) != 0)
+                return err_prefix(e, "CPU model '%s' (this host can do 'host' and up to '%s')",
+                                  model_levels[level].name, best_level(host));
+    return 0;
+}
+
+/* Equal, with '-' and '.' taken for '_'. */
+static bool name_matches(const char *name, const char *text, size_t length)
+{
+    if (strlen(name) != length)
+        return false;
+    for (size_t i = 0; i < length; i++) {
+        char c = text[i] == '-' || text[i] == '.' ? '_' : text[i];
+        if (c != name[i])
+            return false;
+    }
+    return true;
+}
+
+/* Index of the feature, or -1. */
+static int feature_find(const char *text, size_t length)
+{
+    for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++)
+        if (name_matches(model_features[i].name, text, length))
+            return (int)i;
+    for (unsigned i = 0; i < ARRAY_SIZE(feature_aliases); i++)
+        if (name_matches(feature_aliases[i].name, text, length))
+            return feature_aliases[i].feature;
+    return -1;
+}
+
+/* One "+feature" or "-feature". */
+static int model_apply_change(struct cpu_model *m, const struct model_host *host, const char *text,
+                              size_t length, struct err *e)
+{
+    int feature;
+
+    if (length < 2 || (text[0] != '+' && text[0] != '-'))
+        return err_set(e, 0, "CPU feature '%.*s' must begin with + or -", (int)length, text);
+    feature = feature_find(text + 1, length - 1);
+    if (feature < 0)
+        return err_set(e, 0, "CPU feature '%.*s' is not known; --cpu-model help lists the names",
+                       (int)(length - 1), text + 1);
+    if (feature_kinds[feature] == KIND_COMPUTED)
+        return err_set(e, 0, "CPU feature '%s' follows from the number of CPUs",
+                       model_features[feature].name);
+    if (text[0] == '+')
+        return model_add_feature(m, host, (enum cpu_feature)feature, e);
+    model_remove_feature(m, (enum cpu_feature)feature);
+    return 0;
+}
+
+/* The model's name, without its changes; *brand is NULL for the host's. */
+static int model_apply_name(struct cpu_model *m, const struct model_host *host, const char *text,
+                            size_t length, const char **brand, struct err *e)
+{
+    *brand = NULL;
+    if (length == 4 && memcmp(text, "host", 4) == 0) {
+        model_take_host(m, host);
         return 0;
     }
-    return err_set(e, 0, "no CPU model '%.*s' (see --cpu-model help)", (int)len, name);
-}
-
-static int modify(struct cpu_model *m, const char *item, size_t len, struct err *e)
-{
-    bool on = item[0] == '+';
-    if (len < 2 || (item[0] != '+' && item[0] != '-'))
-        return err_set(e, 0, "CPU model: '%.*s' is neither +FEATURE nor -FEATURE", (int)len, item);
-    for (unsigned f = 0; f < CPU_FEATURE_COUNT; f++) {
-        if (strlen(places[f].name) != len - 1 || strncmp(places[f].name, item + 1, len - 1) != 0)
-            continue;
-        if (on && is_refused(f))
-            return err_set(e, 0, "CPU model: doppel does not implement '%s'", places[f].name);
-        if (on && !is_available(f))
-            return err_set(e, 0, "CPU model: this host's CPU does not have '%s'", places[f].name);
-        feature_set(m, f, on);
-        return 0;
-    }
-    return err_set(e, 0, "CPU model: no feature '%.*s' (see --cpu-model help)", (int)len - 1, item + 1);
-}
-
-static struct cpu_model_leaf *leaf_add(struct cpu_model *m, uint32_t leaf, uint32_t subleaf,
-                                       bool is_sub)
-{
-    static struct cpu_model_leaf overflow;
-    if (m->leaf_count == CPU_MODEL_LEAVES_MAX)
-        return &overflow;
-    struct cpu_model_leaf *l = &m->leaves[m->leaf_count++];
-    *l = (struct cpu_model_leaf){.leaf = leaf, .subleaf = subleaf, .is_subleaf_significant = is_sub};
-    return l;
-}
-
-static uint32_t feature_register(const struct cpu_model *m, uint32_t leaf, uint32_t subleaf,
-                                 unsigned reg)
-{
-    uint32_t v = 0;
-    for (unsigned f = 0; f < CPU_FEATURE_COUNT; f++)
-        if (places[f].leaf == leaf && places[f].subleaf == subleaf && places[f].reg == reg &&
-            cpu_model_has(m, f))
-            v |= UINT32_C(1) << places[f].bit;
-    return v;
-}
-
-static void leaf_add_features(struct cpu_model *m, uint32_t leaf, uint32_t subleaf, bool is_sub,
-                              struct cpuid_regs base)
-{
-    struct cpu_model_leaf *l = leaf_add(m, leaf, subleaf, is_sub);
-    l->regs.eax = base.eax | feature_register(m, leaf, subleaf, 0);
-    l->regs.ebx = base.ebx | feature_register(m, leaf, subleaf, 1);
-    l->regs.ecx = base.ecx | feature_register(m, leaf, subleaf, 2);
-    l->regs.edx = base.edx | feature_register(m, leaf, subleaf, 3);
-}
-
-static void leaf_add_host(struct cpu_model *m, uint32_t leaf, uint32_t subleaf, bool is_sub)
-{
-    uint32_t r[4];
-    cpuid_host(leaf, subleaf, r);
-    leaf_add(m, leaf, subleaf, is_sub)->regs = (struct cpuid_regs){r[0], r[1], r[2], r[3]};
-}
-
-static unsigned log2_up(unsigned n)
-{
-    unsigned bits_count = 0;
-    while ((1u << bits_count) < n)
-        bits_count++;
-    return bits_count;
-}
-
-/* Sizes and offsets of the XSAVE components, from the host's own leaf 0DH. */
-static void make_xsave(struct cpu_model *m)
-{
-    m->xcr0_valid = 0;
-    m->xsave_size = 576;
-    if (!cpu_model_has(m, CPU_FEATURE_XSAVE))
-        return;
-    m->xcr0_valid = XCR0_X87 | XCR0_SSE;
-    if (cpu_model_has(m, CPU_FEATURE_AVX))
-        m->xcr0_valid |= XCR0_AVX;
-    if (cpu_model_has(m, CPU_FEATURE_AVX512F))
-        m->xcr0_valid |= XCR0_AVX512;
-    for (unsigned i = 2; i < 16; i++) {
-        uint32_t r[4];
-        if (!(m->xcr0_valid >> i & 1))
-            continue;
-        cpuid_host(0xd, i, r);
-        m->xsave_component_size[i] = r[0];
-        m->xsave_offset[i] = r[1];
-        if (r[0] + r[1] > m->xsave_size)
-            m->xsave_size = r[0] + r[1];
-    }
-}
-
-static void make_topology(struct cpu_model *m, bool is_amd)
-{
-    unsigned width = log2_up(m->cpu_count);
-    if (is_amd) {
-        leaf_add(m, 0x8000001e, 0, false);
-    } else {
-        static const uint32_t caches[][4] = {
-            {0x121, 0x2c0003f, 0x3f, 0}, {0x122, 0x1c0003f, 0x3f, 0},
-            {0x143, 0x3c0003f, 0x3ff, 0}, {0x163, 0x3c0003f, 0x3fff, 0}};
-        for (unsigned i = 0; i < ARRAY_SIZE(caches); i++) {
-            struct cpu_model_leaf *l = leaf_add(m, 4, i, true);
-            l->regs = (struct cpuid_regs){caches[i][0], caches[i][1], caches[i][2], caches[i][3]};
-            l->regs.eax |= ((1u << width) - 1) << 26;
-            if (i == 3)
-                l->regs.eax |= ((1u << width) - 1) << 14;
+    for (unsigned i = 0; i < ARRAY_SIZE(model_levels); i++)
+        if (strlen(model_levels[i].name) == length &&
+            memcmp(model_levels[i].name, text, length) == 0) {
+            *brand = model_levels[i].brand;
+            return model_take_level(m, host, i, e);
         }
-    }
-    /* one thread a core; the package holds all; EDX (x2APIC ID) is dynamic */
-    leaf_add(m, 0xb, 0, true)->regs = (struct cpuid_regs){0, 1, 0x100, 0};
-    leaf_add(m, 0xb, 1, true)->regs = (struct cpuid_regs){width, m->cpu_count, 0x201, 0};
+    return err_set(e, 0, "CPU model '%.*s' is not known; there are " MODEL_NAMES, (int)length,
+                   text);
 }
 
-static void make_standard_leaves(struct cpu_model *m, bool is_amd)
+int model_create_on(const struct model_host *host, const char *spec, unsigned cpu_count,
+                    uint64_t tsc_hz, struct cpu_model *out, struct err *e)
 {
-    uint32_t r[4];
-    cpuid_host(0, 0, r);
-    uint32_t max = cpu_model_has(m, CPU_FEATURE_XSAVE) ? 0xd : 0xb;
-    if (!is_amd)
-        max = 0x16;
-    leaf_add(m, 0, 0, false)->regs = (struct cpuid_regs){max, r[1], r[2], r[3]};
-    cpuid_host(1, 0, r);
-    struct cpuid_regs base = {.eax = r[0], .ebx = 0x800 | (m->cpu_count & 0xff) << 16};
-    if (m->cpu_count > 1)
-        base.edx = 1u << 28;
-    leaf_add_features(m, 1, 0, false, base);
-    if (!is_amd)
-        leaf_add(m, 2, 0, false)->regs = (struct cpuid_regs){0x00feff01, 0, 0, 0};
-    leaf_add_features(m, 6, 0, false, (struct cpuid_regs){0});
-    leaf_add_features(m, 7, 0, true, (struct cpuid_regs){.eax = 1});
-    leaf_add_features(m, 7, 1, true, (struct cpuid_regs){0});
-    make_topology(m, is_amd);
-    if (cpu_model_has(m, CPU_FEATURE_XSAVE)) {
-        leaf_add(m, 0xd, 0, true)->regs = (struct cpuid_regs){
-            (uint32_t)m->xcr0_valid, 0, m->xsave_size, (uint32_t)(m->xcr0_valid >> 32)};
-        leaf_add_features(m, 0xd, 1, true, (struct cpuid_regs){0});
-        for (unsigned i = 2; i < 16; i++)
-            if (m->xcr0_valid >> i & 1)
-                leaf_add(m, 0xd, i, true)->regs = (struct cpuid_regs){
-                    m->xsave_component_size[i], m->xsave_offset[i], i >= 5 && i <= 7 ? 0u : 0u, 0};
+    size_t length = strcspn(spec, ",");
+    const char *brand;
+    int ret;
+
+    memset(out, 0, sizeof(*out));
+    snprintf(out->name, sizeof(out->name), "%s", spec);
+    out->cpu_count = cpu_count;
+    out->tsc_hz = tsc_hz;
+    out->mxcsr_mask = host->mxcsr_mask;
+
+    ret = model_apply_name(out, host, spec, length, &brand, e);
+    while (ret == 0 && spec[length] == ',') {
+        spec += length + 1;
+        length = strcspn(spec, ",");
+        ret = model_apply_change(out, host, spec, length, e);
     }
-    if (!is_amd) {
-        /* TSC = crystal * EBX / EAX */
-        leaf_add(m, 0x15, 0, false)->regs =
-            (struct cpuid_regs){1000, (uint32_t)(m->tsc_hz / 1000), 1000000, 0};
-        uint32_t mhz = (uint32_t)(m->tsc_hz / 1000000);
-        leaf_add(m, 0x16, 0, false)->regs = (struct cpuid_regs){mhz, mhz, 100, 0};
-    }
+    if (ret != 0)
+        return ret;
+
+    model_set(out, CPU_FEATURE_HT, cpu_count > 1);
+    model_set(out, CPU_FEATURE_CMP_LEGACY, cpu_count > 1 && model_host_is_amd(host));
+    model_fill_leaves(out, host, brand);
+    return 0;
 }
 
-static void make_extended_leaves(struct cpu_model *m, bool is_amd)
+static struct cpuid_regs native_cpuid(const void *ctx, uint32_t leaf, uint32_t subleaf)
 {
-    uint32_t r[4];
-    cpuid_host(0x80000000u, 0, r);
-    leaf_add(m, 0x80000000u, 0, false)->regs =
-        (struct cpuid_regs){is_amd ? 0x8000001eu : 0x80000008u, r[1], r[2], r[3]};
-    cpuid_host(0x80000001u, 0, r);
-    leaf_add_features(m, 0x80000001u, 0, false,
-                      (struct cpuid_regs){.eax = r[0], .ebx = r[1],
-                                          .edx = is_amd ? feature_register(m, 1, 0, 3) & 0x0183f3ff
-                                                        : 0});
-    for (uint32_t leaf = 0x80000002u; leaf <= 0x80000006u; leaf++)
-        leaf_add_host(m, leaf, 0, false);
-    leaf_add_features(m, 0x80000007u, 0, false, (struct cpuid_regs){0});
-    cpuid_host(0x80000008u, 0, r);
-    m->phys_bits = r[0] & 0xff;
-    if (m->phys_bits < 36 || m->phys_bits > 52)
-        m->phys_bits = 40;
-    m->linear_bits = 48;
-    leaf_add_features(m, 0x80000008u, 0, false,
-                      (struct cpuid_regs){.eax = m->phys_bits | 48 << 8,
-                                          .ecx = is_amd ? (m->cpu_count - 1) |
-                                                              log2_up(m->cpu_count) << 12
-                                                        : 0});
-    if (!is_amd)
-        return;
-    leaf_add_host(m, 0x80000019u, 0, false);
-    leaf_add_host(m, 0x8000001au, 0, false);
-    for (uint32_t i = 0; i < 4; i++) {
-        cpuid_host(0x8000001du, i, r);
-        r[0] = (r[0] & 0x3fff) | (i == 3 ? (m->cpu_count - 1) << 14 : 0);
-        leaf_add(m, 0x8000001du, i, true)->regs = (struct cpuid_regs){r[0], r[1], r[2], r[3]};
-    }
+    struct cpuid_regs r;
+
+    __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
+    return r;
 }
 
-/* KVM's paravirtual clock: Linux then keeps time without calibrating. */
-static void make_hypervisor_leaves(struct cpu_model *m)
+static uint64_t native_xcr0(void)
 {
-    if (!cpu_model_has(m, CPU_FEATURE_HYPERVISOR))
-        return;
-    leaf_add(m, 0x40000000u, 0, false)->regs =
-        (struct cpuid_regs){0x40000010u, 0x4b4d564b, 0x564b4d56, 0x4d};
-    leaf_add(m, 0x40000001u, 0, false)->regs =
-        (struct cpuid_regs){1u << 0 | 1u << 3 | 1u << 24, 0, 0, 0};
-    leaf_add(m, 0x40000010u, 0, false)->regs =
-        (struct cpuid_regs){(uint32_t)(m->tsc_hz / 1000), 1000000, 0, 0};
+    uint32_t lo, hi;
+
+    if (!(native_cpuid(NULL, 1, 0).ecx & bit_OSXSAVE))
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (uint64_t)hi << 32 | lo;
 }
 
-static uint32_t host_mxcsr_mask(void)
+/* A mask of 0 stands for the first processors' (SDM vol. 1, 11.6.6). */
+static uint32_t native_mxcsr_mask(void)
 {
-    struct {
-        uint8_t bytes[512];
-    } __attribute__((aligned(16))) image;
-    memset(&image, 0, sizeof(image));
-    __asm__ volatile("fxsave %0" : "=m"(image));
+    uint8_t image[512] __attribute__((aligned(16))) = {0};
     uint32_t mask;
-    memcpy(&mask, image.bytes + 28, 4);
+
+    __asm__ volatile("fxsave %0" : "=m"(image));
+    mask = load_le32(image + 28);
     return mask != 0 ? mask : 0xffbf;
 }
 
 int cpu_model_create(const char *spec, unsigned cpu_count, uint64_t tsc_hz, struct cpu_model *out,
                      struct err *e)
 {
-    uint32_t r[4];
-    memset(out, 0, sizeof(*out));
-    out->cpu_count = cpu_count;
-    out->tsc_hz = tsc_hz;
-    if (spec == NULL)
-        spec = "host";
-    size_t len = strcspn(spec, ",");
-    int ret = choose_base(out, spec, len, e);
-    while (ret == 0 && spec[len] == ',') {
-        spec += len + 1;
-        len = strcspn(spec, ",");
-        ret = modify(out, spec, len, e);
-    }
-    if (ret != 0)
-        return ret;
-    close_dependencies(out);
-    cpuid_host(0, 0, r);
-    bool is_amd = r[1] == 0x68747541 || r[1] == 0x6f677948;
-    make_xsave(out);
-    make_standard_leaves(out, is_amd);
-    make_extended_leaves(out, is_amd);
-    make_hypervisor_leaves(out);
-    out->mxcsr_mask = host_mxcsr_mask();
-    return 0;
+    const struct model_host host = {
+        .cpuid = native_cpuid,
+        .xcr0 = native_xcr0(),
+        .mxcsr_mask = native_mxcsr_mask(),
+    };
+
+    return model_create_on(&host, spec, cpu_count, tsc_hz, out, e);
 }
 
 void cpu_model_list(void (*print)(void *ctx, const char *line), void *ctx)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(named_models); i++)
-        print(ctx, named_models[i].name);
-    for (unsigned f = 0; f < CPU_FEATURE_COUNT; f++)
-        if (is_available(f))
-            print(ctx, places[f].name);
-}
+    const struct model_host host = {.cpuid = native_cpuid, .xcr0 = native_xcr0()};
+    char line[96];
 
-static const struct cpu_model_leaf *find_leaf(const struct cpu_model *m, uint32_t leaf,
-                                              uint32_t subleaf)
-{
-    for (unsigned i = 0; i < m->leaf_count; i++) {
-        const struct cpu_model_leaf *l = &m->leaves[i];
-        if (l->leaf == leaf && (!l->is_subleaf_significant || l->subleaf == subleaf))
-            return l;
+    print(ctx, "models:");
+    print(ctx, "  host");
+    for (unsigned i = 0; i < ARRAY_SIZE(model_levels); i++) {
+        snprintf(line, sizeof(line), "  %s", model_levels[i].name);
+        print(ctx, line);
     }
-    return NULL;
-}
-
-/* Bytes that XSAVE needs with these components, standard or compacted. */
-static uint32_t xsave_area(const struct cpu_model *m, uint64_t components, bool is_compact)
-{
-    uint32_t size = 576;
-    for (unsigned i = 2; i < 16; i++) {
-        if (!(components >> i & 1))
+    print(ctx, "features that models on this host can have:");
+    for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++) {
+        if (!feature_is_possible(&host, i))
             continue;
-        if (is_compact)
-            size += m->xsave_component_size[i];
-        else if (m->xsave_offset[i] + m->xsave_component_size[i] > size)
-            size = m->xsave_offset[i] + m->xsave_component_size[i];
+        snprintf(line, sizeof(line), "  %s", model_features[i].name);
+        print(ctx, line);
     }
-    return size;
-}
-
-struct cpuid_regs cpu_model_cpuid(const struct cpu_model *model, const struct cpu_state *st,
-                                  uint32_t apic_id, uint32_t leaf, uint32_t subleaf)
-{
-    struct cpuid_regs out = {0};
-    const struct cpu_model_leaf *l = find_leaf(model, leaf, subleaf);
-
-    if (leaf == 0xb && l == NULL)
-        out.ecx = subleaf & 0xff;
-    if (l != NULL)
-        out = l->regs;
-    switch (leaf) {
-    case 1:
-        out.ebx |= apic_id << 24;
-        if (st->cr4 & CR4_OSXSAVE)
-            out.ecx |= 1u << 27;
-        break;
-    case 0xb:
-        out.edx = apic_id;
-        break;
-    case 0xd:
-        if (l != NULL && subleaf == 0)
-            out.ebx = xsave_area(model, st->xcr0, false);
-        else if (l != NULL && subleaf == 1 && (out.eax & 0xa))
-            out.ebx = xsave_area(model, st->xcr0, true);
-        break;
-    case 0x8000001eu:
-        if (l != NULL) {
-            out.eax = apic_id;
-            out.ebx = apic_id & 0xff;
-        }
-        break;
-    default:
-        break;
+    print(ctx, "known features that this host or doppel lacks:");
+    for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++) {
+        if (feature_is_possible(&host, i) || feature_kinds[i] == KIND_COMPUTED)
+            continue;
+        snprintf(line, sizeof(line), "  %s (%s)", model_features[i].name,
+                 feature_kinds[i] == KIND_REFUSED ? "not implemented" : "host CPU lacks it");
+        print(ctx, line);
     }
-    return out;
 }

@@ -112,7 +112,7 @@ X(AVX512VL, "avx512vl", 7, 0, EBX, 31)
 
 /* CPUID 7H.0 ECX */
 X(PREFETCHWT1, "prefetchwt1", 7, 0, ECX, 0)
-X(AVX512_VBMI, "avx512vbmi", 7, 0, ECX, 1)
+X(AVX512VBMI, "avx512vbmi", 7, 0, ECX, 1)
 X(UMIP, "umip", 7, 0, ECX, 2)
 X(PKU, "pku", 7, 0, ECX, 3)
 X(WAITPKG, "waitpkg", 7, 0, ECX, 5)
