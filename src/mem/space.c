@@ -1,0 +1,456 @@
+/*
+ * space.c - address spaces: guest-physical memory, and I/O ports
+ *
+ * Invariant: a table, once published, never changes; its regions are sorted by address and do
+ * not overlap. Adding and removing build a new table and leave the old one to readers that are
+ * still in it, until the space is destroyed.
+ */
+#include "mem/space.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bits.h"
+
+enum region_kind { REGION_RAM, REGION_ROM, REGION_IO };
+
+struct region {
+    uint64_t addr;
+    uint64_t size;
+    enum region_kind kind;
+    uint8_t *host;               /* RAM and ROM */
+    const struct space_ops *ops; /* I/O, as the rest */
+    void *ctx;
+    pthread_mutex_t *lock;
+    unsigned min_size, max_size;
+};
+
+struct space_table {
+    struct space_table *older;
+    /* Where the last look-up hit; a guess that any reader may change. */
+    _Atomic uint32_t last;
+    uint32_t count;
+    struct region regions[];
+};
+
+struct space {
+    const char *name;
+    uint64_t limit;
+    struct space_table *_Atomic table;
+    space_written_fn written;
+    void *written_ctx;
+};
+
+/* ---- building ---- */
+
+static struct space_table *space_table_alloc(uint32_t count)
+{
+    struct space_table *t = calloc(1, sizeof(struct space_table) + count * sizeof(struct region));
+    if (t != NULL)
+        t->count = count;
+    return t;
+}
+
+int space_create(const char *name, uint64_t limit, struct space **out, struct err *e)
+{
+    struct space *space = calloc(1, sizeof(*space));
+    struct space_table *table = space_table_alloc(0);
+    if (space == NULL || table == NULL) {
+        free(space);
+        free(table);
+        return err_set(e, ENOMEM, "allocate the address space '%s'", name);
+    }
+    space->name = name;
+    space->limit = limit;
+    atomic_init(&space->table, table);
+    *out = space;
+    return 0;
+}
+
+void space_destroy(struct space *space)
+{
+    if (space == NULL)
+        return;
+    for (struct space_table *t = atomic_load(&space->table); t != NULL;) {
+        struct space_table *older = t->older;
+        free(t);
+        t = older;
+    }
+    free(space);
+}
+
+static void space_publish(struct space *space, struct space_table *old, struct space_table *table)
+{
+    table->older = old;
+    atomic_store_explicit(&space->table, table, memory_order_release);
+}
+
+static int space_add(struct space *space, const struct region *region, struct err *e)
+{
+    struct space_table *old = atomic_load(&space->table);
+    if (region->size == 0 || !range_fits(region->addr, region->size, space->limit))
+        return err_set(e, 0, "%s: a region of %#" PRIx64 " bytes at %#" PRIx64 " is out of range",
+                       space->name, region->size, region->addr);
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < old->count; i++) {
+        const struct region *r = &old->regions[i];
+        /* Written so that a region which ends at 2^64 does not wrap. */
+        if (r->addr <= region->addr + (region->size - 1) && region->addr <= r->addr + (r->size - 1))
+            return err_set(e, EEXIST,
+                           "%s: a region of %#" PRIx64 " bytes at %#" PRIx64
+                           " overlaps the one at %#" PRIx64,
+                           space->name, region->size, region->addr, r->addr);
+        if (r->addr < region->addr)
+            at = i + 1;
+    }
+    struct space_table *table = space_table_alloc(old->count + 1);
+    if (table == NULL)
+        return err_set(e, ENOMEM, "%s: add a region", space->name);
+    memcpy(table->regions, old->regions, at * sizeof(*region));
+    table->regions[at] = *region;
+    memcpy(table->regions + at + 1, old->regions + at, (old->count - at) * sizeof(*region));
+    space_publish(space, old, table);
+    return 0;
+}
+
+int space_add_ram(struct space *space, uint64_t addr, void *host, uint64_t size, bool is_rom,
+                  struct err *e)
+{
+    struct region region = {
+        .addr = addr, .size = size, .kind = is_rom ? REGION_ROM : REGION_RAM, .host = host};
+    return space_add(space, &region, e);
+}
+
+int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct space_ops *ops,
+                 void *ctx, pthread_mutex_t *lock, struct err *e)
+{
+    struct region region = {
+        .addr = addr,
+        .size = size,
+        .kind = REGION_IO,
+        .ops = ops,
+        .ctx = ctx,
+        .lock = lock,
+        .min_size = ops->min_size != 0 ? ops->min_size : 1,
+        .max_size = ops->max_size != 0 ? ops->max_size : 4,
+    };
+    /* A window that its own smallest access does not divide would be read past its end. */
+    if (!is_pow2(region.min_size) || !is_pow2(region.max_size) || region.max_size > 8 ||
+        region.min_size > region.max_size || size % region.min_size != 0)
+        return err_set(e, 0, "%s: the device at %#" PRIx64 " declares impossible access sizes",
+                       space->name, addr);
+    return space_add(space, &region, e);
+}
+
+int space_remove(struct space *space, uint64_t addr, struct err *e)
+{
+    struct space_table *old = atomic_load(&space->table);
+    for (uint32_t i = 0; i < old->count; i++) {
+        if (old->regions[i].addr != addr)
+            continue;
+        struct space_table *table = space_table_alloc(old->count - 1);
+        if (table == NULL)
+            return err_set(e, ENOMEM, "%s: remove a region", space->name);
+        memcpy(table->regions, old->regions, i * sizeof(struct region));
+        memcpy(table->regions + i, old->regions + i + 1,
+               (old->count - i - 1) * sizeof(struct region));
+        space_publish(space, old, table);
+        return 0;
+    }
+    return err_set(e, ENOENT, "%s: no region at %#" PRIx64, space->name, addr);
+}
+
+void space_set_watcher(struct space *space, space_written_fn fn, void *ctx)
+{
+    space->written_ctx = ctx;
+    space->written = fn;
+}
+
+int space_for_each_ram(struct space *space, space_ram_fn fn, void *ctx, struct err *e)
+{
+    struct space_table *t = atomic_load_explicit(&space->table, memory_order_acquire);
+    for (uint32_t i = 0; i < t->count; i++) {
+        const struct region *r = &t->regions[i];
+        if (r->kind == REGION_IO)
+            continue;
+        int rc = fn(ctx, r->addr, r->host, r->size, r->kind == REGION_ROM, e);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* ---- looking up ---- */
+
+/*
+ * The region that holds addr, or NULL. *left is then how many bytes from addr on are the
+ * region's, or the gap's.
+ */
+static const struct region *space_find(struct space *space, uint64_t addr, uint64_t *left)
+{
+    struct space_table *t = atomic_load_explicit(&space->table, memory_order_acquire);
+    uint32_t last = atomic_load_explicit(&t->last, memory_order_relaxed);
+    if (LIKELY(last < t->count)) {
+        const struct region *r = &t->regions[last];
+        if (LIKELY(addr - r->addr < r->size)) {
+            *left = r->size - (addr - r->addr);
+            return r;
+        }
+    }
+    /* The first region that starts behind addr. */
+    uint32_t lo = 0, hi = t->count;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        if (t->regions[mid].addr <= addr)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo > 0 && addr - t->regions[lo - 1].addr < t->regions[lo - 1].size) {
+        const struct region *r = &t->regions[lo - 1];
+        atomic_store_explicit(&t->last, lo - 1, memory_order_relaxed);
+        *left = r->size - (addr - r->addr);
+        return r;
+    }
+    *left = lo < t->count ? t->regions[lo].addr - addr : UINT64_MAX;
+    return NULL;
+}
+
+void *space_ram_ptr(struct space *space, uint64_t addr, uint64_t size, bool is_write)
+{
+    uint64_t left;
+    const struct region *r = space_find(space, addr, &left);
+    if (r == NULL || r->kind == REGION_IO || (is_write && r->kind == REGION_ROM) || left < size)
+        return NULL;
+    return r->host + (addr - r->addr);
+}
+
+/* ---- device windows ---- */
+
+static void region_lock(const struct region *r)
+{
+    if (r->lock != NULL)
+        pthread_mutex_lock(r->lock);
+}
+
+static void region_unlock(const struct region *r)
+{
+    if (r->lock != NULL)
+        pthread_mutex_unlock(r->lock);
+}
+
+/* The largest access that the device takes at `offset` when `size` bytes are still wanted. */
+static unsigned region_step(const struct region *r, uint64_t offset, unsigned size)
+{
+    unsigned step = MIN(size, r->max_size);
+    while (!is_pow2(step))
+        step &= step - 1;
+    /* A device that does not take bytes decodes aligned registers only. */
+    if (r->min_size > 1)
+        while (step > r->min_size && (offset & (step - 1)) != 0)
+            step >>= 1;
+    return step;
+}
+
+/* Does [offset, offset + step) cut a register that the device takes only whole? */
+static bool region_is_partial(const struct region *r, uint64_t offset, unsigned step)
+{
+    return step < r->min_size || (offset & (r->min_size - 1)) != 0;
+}
+
+/* Under the region's lock. */
+static uint64_t region_read(const struct region *r, uint64_t offset, unsigned size)
+{
+    uint64_t value = 0;
+    for (unsigned done = 0; done < size;) {
+        uint64_t at = offset + done;
+        unsigned step = region_step(r, at, size - done);
+        uint64_t part;
+        if (LIKELY(!region_is_partial(r, at, step))) {
+            part = r->ops->read(r->ctx, at, step);
+        } else {
+            unsigned skip = (unsigned)(at & (r->min_size - 1));
+            step = MIN(size - done, r->min_size - skip);
+            part = r->ops->read(r->ctx, at - skip, r->min_size) >> (8 * skip);
+        }
+        value |= (part & mask_bytes(step)) << (8 * done);
+        done += step;
+    }
+    return value;
+}
+
+/* Under the region's lock. A part of a register is merged into what the device reads as. */
+static void region_write(const struct region *r, uint64_t offset, uint64_t value, unsigned size)
+{
+    for (unsigned done = 0; done < size;) {
+        uint64_t at = offset + done;
+        uint64_t part = value >> (8 * done);
+        unsigned step = region_step(r, at, size - done);
+        if (LIKELY(!region_is_partial(r, at, step))) {
+            r->ops->write(r->ctx, at, part & mask_bytes(step), step);
+        } else {
+            unsigned skip = (unsigned)(at & (r->min_size - 1));
+            step = MIN(size - done, r->min_size - skip);
+            uint64_t mask = mask_bytes(step) << (8 * skip);
+            uint64_t old = r->ops->read(r->ctx, at - skip, r->min_size);
+            r->ops->write(r->ctx, at - skip, (old & ~mask) | ((part << (8 * skip)) & mask),
+                          r->min_size);
+        }
+        done += step;
+    }
+}
+
+/* ---- one access ---- */
+
+static uint64_t host_load(const uint8_t *p, unsigned size)
+{
+    switch (size) {
+    case 1:
+        return *(const volatile uint8_t *)p;
+    case 2:
+        return load_le16(p);
+    case 4:
+        return load_le32(p);
+    case 8:
+        return load_le64(p);
+    default: {
+        uint64_t v = 0;
+        memcpy(&v, p, size);
+        return v;
+    }
+    }
+}
+
+static void host_store(uint8_t *p, uint64_t value, unsigned size)
+{
+    switch (size) {
+    case 1:
+        *(volatile uint8_t *)p = (uint8_t)value;
+        break;
+    case 2:
+        store_le16(p, (uint16_t)value);
+        break;
+    case 4:
+        store_le32(p, (uint32_t)value);
+        break;
+    case 8:
+        store_le64(p, value);
+        break;
+    default:
+        memcpy(p, &value, size);
+        break;
+    }
+}
+
+static uint64_t space_load_in(const struct region *r, uint64_t addr, unsigned size)
+{
+    if (r == NULL)
+        return mask_bytes(size);
+    uint64_t offset = addr - r->addr;
+    if (r->kind != REGION_IO)
+        return host_load(r->host + offset, size);
+    region_lock(r);
+    uint64_t value = region_read(r, offset, size);
+    region_unlock(r);
+    return value;
+}
+
+static void space_store_in(struct space *space, const struct region *r, uint64_t addr,
+                           uint64_t value, unsigned size)
+{
+    if (r == NULL || r->kind == REGION_ROM)
+        return;
+    uint64_t offset = addr - r->addr;
+    if (r->kind == REGION_RAM) {
+        host_store(r->host + offset, value, size);
+        if (space->written != NULL)
+            space->written(space->written_ctx, addr, size);
+        return;
+    }
+    region_lock(r);
+    region_write(r, offset, value, size);
+    region_unlock(r);
+}
+
+uint64_t space_load(struct space *space, uint64_t addr, unsigned size)
+{
+    uint64_t left;
+    const struct region *r = space_find(space, addr, &left);
+    if (LIKELY(left >= size))
+        return space_load_in(r, addr, size);
+    uint64_t value = 0;
+    for (unsigned done = 0; done < size;) {
+        r = space_find(space, addr + done, &left);
+        unsigned n = (unsigned)MIN(left, (uint64_t)(size - done));
+        value |= (space_load_in(r, addr + done, n) & mask_bytes(n)) << (8 * done);
+        done += n;
+    }
+    return value;
+}
+
+void space_store(struct space *space, uint64_t addr, uint64_t value, unsigned size)
+{
+    uint64_t left;
+    const struct region *r = space_find(space, addr, &left);
+    if (LIKELY(left >= size)) {
+        space_store_in(space, r, addr, value, size);
+        return;
+    }
+    for (unsigned done = 0; done < size;) {
+        r = space_find(space, addr + done, &left);
+        unsigned n = (unsigned)MIN(left, (uint64_t)(size - done));
+        space_store_in(space, r, addr + done, value >> (8 * done), n);
+        done += n;
+    }
+}
+
+/* ---- copies ---- */
+
+void space_read(struct space *space, uint64_t addr, void *buf, uint64_t size)
+{
+    uint8_t *out = buf;
+    while (size > 0) {
+        uint64_t left;
+        const struct region *r = space_find(space, addr, &left);
+        uint64_t n = MIN(left, size);
+        if (r == NULL) {
+            memset(out, 0xff, n);
+        } else if (r->kind != REGION_IO) {
+            memcpy(out, r->host + (addr - r->addr), n);
+        } else {
+            /* Naturally aligned pieces, as a bus master makes them. */
+            n = MIN(n, UINT64_C(8) - (addr & 7));
+            uint64_t value = space_load_in(r, addr, (unsigned)n);
+            memcpy(out, &value, n);
+        }
+        out += n;
+        addr += n;
+        size -= n;
+    }
+}
+
+void space_write(struct space *space, uint64_t addr, const void *buf, uint64_t size)
+{
+    const uint8_t *in = buf;
+    while (size > 0) {
+        uint64_t left;
+        const struct region *r = space_find(space, addr, &left);
+        uint64_t n = MIN(left, size);
+        if (r != NULL && r->kind == REGION_RAM) {
+            memcpy(r->host + (addr - r->addr), in, n);
+            if (space->written != NULL)
+                space->written(space->written_ctx, addr, n);
+        } else if (r != NULL && r->kind == REGION_IO) {
+            n = MIN(n, UINT64_C(8) - (addr & 7));
+            uint64_t value = 0;
+            memcpy(&value, in, n);
+            space_store_in(space, r, addr, value, (unsigned)n);
+        }
+        in += n;
+        addr += n;
+        size -= n;
+    }
+}
