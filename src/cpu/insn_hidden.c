@@ -167,6 +167,9 @@ bool insn_is_hidden(const ZydisDecodedInstruction *in, const struct cpu_model *m
 {
     ZydisISAExt ext = in->meta.isa_ext;
 
+    /* hypercalls come with the paravirtual leaves, not with VMX or SVM */
+    if (in->mnemonic == ZYDIS_MNEMONIC_VMCALL || in->mnemonic == ZYDIS_MNEMONIC_VMMCALL)
+        return false;
     if (is_never_offered(ext))
         return true;
     if (model == NULL)

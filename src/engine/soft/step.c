@@ -102,7 +102,6 @@ void soft_step(struct soft_vcpu *v)
     is_repeated = is_repeated_string(in);
     st->shadow = 0;
     st->rflags &= ~RFLAGS_RF;
-    v->stats.instructions++;
     if (UNLIKELY(soft_exec(v, in))) {
         /* as at the start, for the frame; hits of data breakpoints come again at the restart */
         if (!v->fault.is_software && !v->fault.is_trap) {

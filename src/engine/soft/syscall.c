@@ -79,6 +79,9 @@ static int op_sysret(struct soft_vcpu *v, const struct insn *in)
         st->rflags = (st->gpr[CPU_R11] & SYSRET_FLAGS) | RFLAGS_FIXED;
     else
         st->rflags |= RFLAGS_IF;
+    /* a TF that SYSRET sets traps before the first instruction of the program */
+    if (st->rflags & RFLAGS_TF)
+        st->pending_dbg |= DR6_BS;
     v->next_rip = to_64bit ? st->gpr[CPU_RCX] : (uint32_t)st->gpr[CPU_RCX];
     soft_segment_install_flat_code(v, (uint16_t)((selector + (to_64bit ? 16 : 0)) | 3), 3,
                                    to_64bit);
