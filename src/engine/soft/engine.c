@@ -10,6 +10,7 @@
 
 #include "engine/soft/exclusive.h"
 #include "engine/soft/mmu.h"
+#include "engine/soft/ops.h"
 #include "engine/soft/stats.h"
 #include "engine/soft/exec.h"
 #include "engine/soft/system.h"
@@ -18,8 +19,9 @@
 
 /* Every instruction that has a function. */
 static const struct soft_op *const op_tables[] = {
-    soft_ops_integer, soft_ops_fpu,     soft_ops_system,   soft_ops_interrupt, soft_ops_sysreg,
-    soft_ops_msr,     soft_ops_syscall, soft_ops_segcheck, soft_ops_io,
+    soft_ops_integer, soft_ops_stack,   soft_ops_branch, soft_ops_string,
+    soft_ops_fpu,     soft_ops_system,  soft_ops_sysreg, soft_ops_interrupt,
+    soft_ops_msr,     soft_ops_syscall, soft_ops_io,     soft_ops_segcheck,
 };
 
 static int engine_add_ops(struct soft_engine *se, const struct soft_op *ops, struct err *e)
@@ -27,6 +29,8 @@ static int engine_add_ops(struct soft_engine *se, const struct soft_op *ops, str
     for (const struct soft_op *op = ops; op->fn != NULL; op++) {
         if (op->op >= ARRAY_SIZE(se->dispatch))
             return err_set(e, 0, "dispatch table too small for instruction %u", op->op);
+        if (se->dispatch[op->op] != NULL)
+            return err_set(e, 0, "two functions for instruction %u", op->op);
         se->dispatch[op->op] = op->fn;
     }
     return 0;
