@@ -30,6 +30,7 @@ static bool step_pending(struct soft_vcpu *v)
     if (UNLIKELY(st->pending_dbg != 0 && !(st->shadow & SHADOW_MOV_SS))) {
         uint64_t dr6 = st->pending_dbg;
         st->pending_dbg = 0;
+        st->run_state = CPU_RUNNING; /* HLT has completed when it is single-stepped */
         v->next_rip = st->rip;
         soft_raise_debug(v, dr6, true);
         soft_deliver_fault(v);

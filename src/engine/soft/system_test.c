@@ -745,6 +745,13 @@ static void hlt(void **state)
     soft_test_user(t, true);
     SOFT_TEST_RUN(t, 2, 0xf4);
     expect_fault(t, VEC_GP, 0);
+
+    t = start(SOFT_TEST_LONG); /* a single-step trap comes after HLT and ends it */
+    t->v->st.rflags |= RFLAGS_TF;
+    SOFT_TEST_RUN(t, 2, 0xf4);
+    assert_int_equal(soft_test_vector(t), VEC_DB);
+    assert_int_equal(soft_test_get(t, t->v->st.gpr[CPU_RSP], 8), SOFT_TEST_CODE + 1);
+    soft_test_destroy(t);
 }
 
 int main(void)

@@ -474,6 +474,30 @@ static void sysret_non_canonical(void **state)
     expect_fault(t, VEC_GP, 0);
 }
 
+/* SYSRET that sets TF traps at once; SYSCALL that masks TF does not trap. */
+static void single_step_of_system_calls(void **state)
+{
+    struct soft_test *t = start(SOFT_TEST_LONG);
+
+    set_star(t);
+    t->v->st.gpr[CPU_RCX] = 0xb000;
+    t->v->st.gpr[CPU_R11] = RFLAGS_TF;
+    SOFT_TEST_RUN(t, 2, 0x48, 0x0f, 0x07);
+    assert_int_equal(soft_test_vector(t), VEC_DB);
+    assert_true(t->v->st.dr6 & DR6_BS);
+    assert_int_equal(soft_test_get(t, t->v->st.gpr[CPU_RSP], 8), 0xb000);
+    soft_test_destroy(t);
+
+    t = start(SOFT_TEST_LONG);
+    set_star(t);
+    soft_test_user(t, true);
+    t->v->st.rflags |= RFLAGS_TF;
+    t->ram[0x9000] = 0x90;
+    SOFT_TEST_RUN(t, 2, 0x0f, 0x05);
+    assert_int_equal(t->v->st.rip, 0x9001);
+    soft_test_destroy(t);
+}
+
 static void syscall_needs_sce(void **state)
 {
     struct soft_test *t = start(SOFT_TEST_LONG);
@@ -574,6 +598,7 @@ int main(void)
         cmocka_unit_test(syscall_and_sysret),
         cmocka_unit_test(sysret_to_compat),
         cmocka_unit_test(sysret_non_canonical),
+        cmocka_unit_test(single_step_of_system_calls),
         cmocka_unit_test(syscall_needs_sce),
         cmocka_unit_test(sysenter_and_sysexit),
         cmocka_unit_test(swapgs_and_bases),
