@@ -73,8 +73,11 @@ static void vm_wait_parked(struct vm *vm)
 
 void vm_end_with(struct vm *vm, const struct vm_end *end)
 {
+    bool is_by_guest = end->cause != VM_END_STOPPED && end->cause != VM_END_ERROR;
+
     pthread_mutex_lock(&vm->lock);
-    if (!vm->is_ended) {
+    /* what the guest still does after it asked for a reset did not happen */
+    if (!vm->is_ended && !(is_by_guest && vm->is_reset_wanted)) {
         vm->is_ended = true;
         vm->end = *end;
         if (vm->run_state == MACHINE_RUNNING)
