@@ -1,0 +1,322 @@
+/*
+ * integer.c - unprivileged instructions that the host CPU cannot run for the guest as they are
+ *
+ * Decimal adjustments (gone in 64-bit mode), bit strings (the operand lies beyond the address that
+ * ModRM names), implicit memory operands, DF, cache-line instructions, BOUND.
+ * Spec: Intel SDM vol. 2 (each instruction).
+ */
+#include <Zydis/Zydis.h>
+
+#include "engine/soft/ops.h"
+#include "engine/soft/system.h"
+#include "engine/soft/thunk.h"
+#include "engine/soft/vcpu.h"
+
+static uint8_t al_of(const struct soft_vcpu *v)
+{
+    return (uint8_t)v->st.gpr[CPU_RAX];
+}
+
+static void set_al(struct soft_vcpu *v, uint8_t al)
+{
+    soft_gpr_write(v, CPU_RAX, 1, false, al);
+}
+
+static void set_ax(struct soft_vcpu *v, uint16_t ax)
+{
+    soft_gpr_write(v, CPU_RAX, 2, false, ax);
+}
+
+/* SF, ZF and PF of a byte. */
+static uint64_t flags_of_byte(uint8_t value)
+{
+    unsigned p = value ^ value >> 4;
+    uint64_t f = value & RFLAGS_SF;
+    if (value == 0)
+        f |= RFLAGS_ZF;
+    if (!(0x6996 >> (p & 15) & 1))
+        f |= RFLAGS_PF;
+    return f;
+}
+
+static void set_status(struct soft_vcpu *v, uint64_t flags)
+{
+    v->st.rflags = (v->st.rflags & ~RFLAGS_STATUS) | flags;
+}
+
+/* DAA and DAS; OF is undefined: cleared, as processors do. */
+static int op_daa_das(struct soft_vcpu *v, const struct insn *in)
+{
+    bool is_add = in->op == ZYDIS_MNEMONIC_DAA;
+    uint8_t old = al_of(v), al = old;
+    bool old_cf = v->st.rflags & RFLAGS_CF, cf = false, af = false;
+
+    if ((al & 15) > 9 || (v->st.rflags & RFLAGS_AF)) {
+        cf = is_add ? old_cf || al > 0xf9 : old_cf || al < 6;
+        al = (uint8_t)(is_add ? al + 6 : al - 6);
+        af = true;
+    }
+    if (old > 0x99 || old_cf) {
+        al = (uint8_t)(is_add ? al + 0x60 : al - 0x60);
+        cf = true;
+    }
+    set_al(v, al);
+    set_status(v, flags_of_byte(al) | (cf ? RFLAGS_CF : 0) | (af ? RFLAGS_AF : 0));
+    return 0;
+}
+
+/* AAA and AAS; SF, ZF, PF and OF are undefined: of the resulting AL, OF clear. */
+static int op_aaa_aas(struct soft_vcpu *v, const struct insn *in)
+{
+    uint16_t ax = (uint16_t)v->st.gpr[CPU_RAX];
+    uint64_t f = 0;
+
+    if ((ax & 15) > 9 || (v->st.rflags & RFLAGS_AF)) {
+        ax = (uint16_t)(in->op == ZYDIS_MNEMONIC_AAA ? ax + 0x106 : ax - 0x106);
+        f = RFLAGS_AF | RFLAGS_CF;
+    }
+    ax &= 0xff0f;
+    set_ax(v, ax);
+    set_status(v, f | flags_of_byte((uint8_t)ax));
+    return 0;
+}
+
+static int op_aam(struct soft_vcpu *v, const struct insn *in)
+{
+    uint8_t base = (uint8_t)in->imm, al = al_of(v);
+    if (base == 0)
+        return soft_raise(v, VEC_DE);
+    set_ax(v, (uint16_t)((al / base) << 8 | al % base));
+    set_status(v, flags_of_byte(al % base));
+    return 0;
+}
+
+static int op_aad(struct soft_vcpu *v, const struct insn *in)
+{
+    uint16_t ax = (uint16_t)v->st.gpr[CPU_RAX];
+    uint8_t al = (uint8_t)((ax & 0xff) + (ax >> 8) * (uint8_t)in->imm);
+    set_ax(v, al);
+    set_status(v, flags_of_byte(al));
+    return 0;
+}
+
+static int op_salc(struct soft_vcpu *v, const struct insn *in)
+{
+    set_al(v, v->st.rflags & RFLAGS_CF ? 0xff : 0);
+    return 0;
+}
+
+static int op_cld(struct soft_vcpu *v, const struct insn *in)
+{
+    v->st.rflags &= ~RFLAGS_DF;
+    return 0;
+}
+
+static int op_std(struct soft_vcpu *v, const struct insn *in)
+{
+    v->st.rflags |= RFLAGS_DF;
+    return 0;
+}
+
+static int op_xlat(struct soft_vcpu *v, const struct insn *in)
+{
+    uint64_t offset = (v->st.gpr[CPU_RBX] + al_of(v)) & mask_bytes(in->addr_size), value;
+    gva_t addr;
+
+    int r = soft_linear(v, in->seg, offset, 1, SOFT_READ, &addr);
+    if (r == 0)
+        r = soft_load(v, addr, 1, SOFT_AS_CPL, &value);
+    if (r == 0)
+        set_al(v, (uint8_t)value);
+    return r;
+}
+
+static int op_bound(struct soft_vcpu *v, const struct insn *in)
+{
+    unsigned size = in->op_size;
+    uint64_t low, high;
+    gva_t addr;
+
+    int r = soft_operand_address(v, in, 2 * size, SOFT_READ, &addr);
+    if (r == 0)
+        r = soft_load(v, addr, size, SOFT_AS_CPL, &low);
+    if (r == 0)
+        r = soft_load(v, addr + size, size, SOFT_AS_CPL, &high);
+    if (r != 0)
+        return r;
+    int64_t index = sign_extend(v->st.gpr[in->gpr_reg.reg], 8 * size);
+    if (index < sign_extend(low, 8 * size) || index > sign_extend(high, 8 * size))
+        return soft_raise(v, VEC_BR);
+    return 0;
+}
+
+static uint64_t bit_changed(unsigned op, uint64_t value, uint64_t bit)
+{
+    return op == ZYDIS_MNEMONIC_BTS ? value | bit : op == ZYDIS_MNEMONIC_BTR ? value & ~bit
+                                                                              : value ^ bit;
+}
+
+/* Atomic on RAM whatever the prefix: a plain read and write would do, but LOCK must not tear. */
+static bool exchange(void *p, unsigned size, uint64_t *expected, uint64_t desired)
+{
+    switch (size) {
+    case 2: {
+        uint16_t e = (uint16_t)*expected;
+        bool ok = __atomic_compare_exchange_n((uint16_t *)p, &e, (uint16_t)desired, false,
+                                              __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        *expected = e;
+        return ok;
+    }
+    case 4: {
+        uint32_t e = (uint32_t)*expected;
+        bool ok = __atomic_compare_exchange_n((uint32_t *)p, &e, (uint32_t)desired, false,
+                                              __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        *expected = e;
+        return ok;
+    }
+    default:
+        return __atomic_compare_exchange_n((uint64_t *)p, expected, desired, false,
+                                           __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+}
+
+static int bit_update(struct soft_vcpu *v, const struct insn *in, gva_t addr, unsigned size,
+                    uint64_t bit, uint64_t *value)
+{
+    struct soft_place place;
+
+    if (in->op == ZYDIS_MNEMONIC_BT)
+        return soft_load(v, addr, size, SOFT_AS_CPL, value);
+    if ((addr & (SOFT_PAGE_SIZE - 1)) + size <= SOFT_PAGE_SIZE) {
+        int r = soft_translate(v, addr, SOFT_RMW, SOFT_AS_CPL, &place);
+        if (r != 0)
+            return r;
+        if (place.host != NULL) {
+            *value = size == 2 ? load_le16(place.host) : size == 4 ? load_le32(place.host) : load_le64(place.host);
+            while (!exchange(place.host, size, value, bit_changed(in->op, *value, bit)))
+                ;
+            if (place.is_code_page)
+                soft_code_written(v, place.gpa, size);
+            return 0;
+        }
+    }
+    soft_exclusive_begin(v);
+    int r = soft_probe(v, addr, size, SOFT_RMW, SOFT_AS_CPL);
+    if (r == 0)
+        r = soft_load(v, addr, size, SOFT_AS_CPL, value);
+    if (r == 0)
+        r = soft_store(v, addr, size, SOFT_AS_CPL, bit_changed(in->op, *value, bit));
+    soft_exclusive_end(v);
+    return r;
+}
+
+/*
+ * BT, BTS, BTR, BTC with a bit string in memory: the register is a signed distance in bits. The
+ * operand that holds the bit is worked on as the same instruction with an immediate would.
+ */
+static int op_bit_string(struct soft_vcpu *v, const struct insn *in)
+{
+    unsigned size = in->op_size, width = 8 * size;
+    int64_t distance = sign_extend(v->st.gpr[in->gpr_reg.reg], width);
+    uint64_t offset = soft_effective_address(v, in) + (uint64_t)((distance >> (size == 8 ? 6 : size == 4 ? 5 : 4)) * (int64_t)size);
+    uint64_t bit = BIT((uint64_t)distance & (width - 1)), value;
+    bool is_write = in->op != ZYDIS_MNEMONIC_BT;
+    gva_t addr;
+
+    int r = soft_linear(v, in->seg, offset & mask_bytes(in->addr_size), size,
+                        is_write ? SOFT_RMW : SOFT_READ, &addr);
+    if (r == 0 && UNLIKELY(v->is_ac_set) && (addr & (size - 1)))
+        return soft_raise_error(v, VEC_AC, 0);
+    if (r == 0)
+        r = bit_update(v, in, addr, size, bit, &value);
+    if (r != 0)
+        return r;
+    v->st.rflags = (v->st.rflags & ~RFLAGS_CF) | (value & bit ? RFLAGS_CF : 0);
+    return 0;
+}
+
+/* CLFLUSH and its kin: the address is checked as for a read; caches are the host's business. */
+static int op_cache_line(struct soft_vcpu *v, const struct insn *in)
+{
+    gva_t addr;
+    int r = soft_linear(v, in->seg, soft_effective_address(v, in), 1, SOFT_READ, &addr);
+    return r != 0 ? r : soft_probe(v, addr, 1, SOFT_READ, SOFT_AS_CPL);
+}
+
+static int op_clzero(struct soft_vcpu *v, const struct insn *in)
+{
+    uint64_t zero[8];
+    gva_t addr;
+    uint64_t offset = v->st.gpr[CPU_RAX] & mask_bytes(in->addr_size) & ~UINT64_C(63);
+
+    soft_zero(zero, sizeof(zero));
+    int r = soft_linear(v, in->has_seg_override ? in->seg : CPU_DS, offset, 64, SOFT_WRITE, &addr);
+    return r != 0 ? r : soft_write(v, addr, zero, 64, SOFT_AS_CPL);
+}
+
+/* MASKMOVQ and MASKMOVDQU: bytes whose mask byte has its top bit set, to DS:rDI. */
+static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
+{
+    unsigned size = in->op == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;
+    unsigned reg = in->modrm >> 3 & 7, rm = in->modrm & 7;
+    gva_t addr;
+
+    if (in->encoding == INSN_VEX && in->mode == 8) {
+        reg |= (~in->bytes[in->vex_off + 1] & 0x80u) >> 4;
+        if (in->bytes[in->vex_off] == 0xc4)
+            rm |= (~in->bytes[in->vex_off + 1] & 0x20u) >> 2;
+    } else if (in->has_rex && size == 16) {
+        reg |= (in->bytes[in->rex_off] & 4u) << 1;
+        rm |= (in->bytes[in->rex_off] & 1u) << 3;
+    }
+    int r = soft_linear(v, in->seg, v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size), size,
+                        SOFT_WRITE, &addr);
+    if (r != 0)
+        return r;
+    soft_fpu_save(v);
+    bool is_mmx = size == 8;
+    unsigned top = v->st.xsave[3] >> 3 & 7;
+    const uint8_t *data = v->st.xsave + (is_mmx ? 32 + 16 * ((reg - top) & 7u) : 160 + 16 * reg);
+    const uint8_t *mask = v->st.xsave + (is_mmx ? 32 + 16 * ((rm - top) & 7u) : 160 + 16 * rm);
+    for (unsigned i = 0; i < size; i++) {
+        if (!(mask[i] & 0x80))
+            continue;
+        r = soft_probe(v, addr + i, 1, SOFT_WRITE, SOFT_AS_CPL);
+        if (r != 0)
+            return r;
+    }
+    for (unsigned i = 0; i < size && r == 0; i++)
+        if (mask[i] & 0x80)
+            r = soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]);
+    if (r == 0 && is_mmx) {
+        v->st.xsave[3] &= 0xc7; /* TOP = 0, every tag valid */
+        v->st.xsave[4] = 0xff;
+    }
+    return r;
+}
+
+const struct soft_op soft_ops_integer[] = {
+    {ZYDIS_MNEMONIC_DAA, op_daa_das},
+    {ZYDIS_MNEMONIC_DAS, op_daa_das},
+    {ZYDIS_MNEMONIC_AAA, op_aaa_aas},
+    {ZYDIS_MNEMONIC_AAS, op_aaa_aas},
+    {ZYDIS_MNEMONIC_AAM, op_aam},
+    {ZYDIS_MNEMONIC_AAD, op_aad},
+    {ZYDIS_MNEMONIC_SALC, op_salc},
+    {ZYDIS_MNEMONIC_CLD, op_cld},
+    {ZYDIS_MNEMONIC_STD, op_std},
+    {ZYDIS_MNEMONIC_XLAT, op_xlat},
+    {ZYDIS_MNEMONIC_BOUND, op_bound},
+    {ZYDIS_MNEMONIC_BT, op_bit_string},
+    {ZYDIS_MNEMONIC_BTS, op_bit_string},
+    {ZYDIS_MNEMONIC_BTR, op_bit_string},
+    {ZYDIS_MNEMONIC_BTC, op_bit_string},
+    {ZYDIS_MNEMONIC_CLFLUSH, op_cache_line},
+    {ZYDIS_MNEMONIC_CLFLUSHOPT, op_cache_line},
+    {ZYDIS_MNEMONIC_CLWB, op_cache_line},
+    {ZYDIS_MNEMONIC_CLZERO, op_clzero},
+    {ZYDIS_MNEMONIC_MASKMOVQ, op_maskmov},
+    {ZYDIS_MNEMONIC_MASKMOVDQU, op_maskmov},
+    {ZYDIS_MNEMONIC_VMASKMOVDQU, op_maskmov},
+    {0, NULL},
+};
