@@ -295,7 +295,7 @@ static void region_write(const struct region *r, uint64_t offset, uint64_t value
             unsigned skip = (unsigned)(at & (r->min_size - 1));
             step = MIN(size - done, r->min_size - skip);
             uint64_t mask = mask_bytes(step) << (8 * skip);
-            uint64_t old = r->ops->read(r->ctx, at - skip, r->min_size);
+            uint64_t old = r->ops->read(r->ctx, at - skip, r->min_size) & mask_bytes(r->min_size);
             r->ops->write(r->ctx, at - skip, (old & ~mask) | ((part << (8 * skip)) & mask),
                           r->min_size);
         }

@@ -59,8 +59,10 @@ void chardev_resume_input(struct chardev *cd);
  */
 int chardev_drain(struct chardev *cd, int timeout_ms, struct err *e);
 
-/* Drops what has not been written yet: drain first. Neither the loop nor a writer may run. NULL is
- * allowed. */
+/*
+ * Drops what has not been written yet: drain first. No writer runs any more, and the loop does
+ * not run again: a call for the device may still be in its queue. NULL is allowed.
+ */
 void chardev_destroy(struct chardev *cd);
 
 /*
