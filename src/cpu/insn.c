@@ -100,10 +100,17 @@ static uint8_t base_or_index(struct insn *out, ZydisRegister r)
     return (uint8_t)i;
 }
 
+/* These take an address and never access it as a load does: no fault comes of it. */
+static bool is_hint(unsigned op)
+{
+    return op == ZYDIS_MNEMONIC_NOP ||
+           (op >= ZYDIS_MNEMONIC_PREFETCH && op <= ZYDIS_MNEMONIC_PREFETCHWT1);
+}
+
 static void note_memory(struct insn *out, const ZydisDecodedOperand *o)
 {
     out->has_mem = true;
-    out->is_agen = o->mem.type == ZYDIS_MEMOP_TYPE_AGEN;
+    out->is_agen = o->mem.type == ZYDIS_MEMOP_TYPE_AGEN || is_hint(out->op);
     out->is_vsib = o->mem.type == ZYDIS_MEMOP_TYPE_VSIB;
     out->seg = (uint8_t)segment_index(o->mem.segment);
     out->mem_base = base_or_index(out, o->mem.base);
@@ -342,7 +349,7 @@ static bool is_masked(const ZydisDecodedInstruction *in)
     }
 }
 
-static bool decoder_init(ZydisDecoder *decoder, unsigned mode)
+static bool decoder_init(ZydisDecoder *decoder, unsigned mode, bool is_amd)
 {
     ZydisMachineMode machine = mode == 8   ? ZYDIS_MACHINE_MODE_LONG_64
                                : mode == 4 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32
@@ -353,7 +360,9 @@ static bool decoder_init(ZydisDecoder *decoder, unsigned mode)
     return ZYAN_SUCCESS(ZydisDecoderInit(decoder, machine, stack)) &&
            ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE)) &&
            ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE)) &&
-           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE));
+           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE)) &&
+           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES,
+                                               is_amd ? ZYAN_TRUE : ZYAN_FALSE));
 }
 
 static void note_encoding(struct insn *out, const ZydisDecodedInstruction *in)
@@ -422,7 +431,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
     struct classes classes = {false};
 
-    if (!decoder_init(&decoder, mode))
+    if (!decoder_init(&decoder, mode, model != NULL && model->is_amd))
         return -1;
     size_t n = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN;
     ZyanStatus status = ZydisDecoderDecodeFull(&decoder, bytes, n, &in, operands);
