@@ -517,6 +517,7 @@ static bool write_amd(struct soft_vcpu *v, uint32_t index, uint64_t value)
     case MSR_NB_CFG:
     case MSR_PATCH_LOADER:
     case MSR_INT_PENDING:
+    case MSR_MMIO_CONF_BASE:
     case MSR_VM_CR:
     case MSR_F15H_PERF_FIRST ... MSR_F15H_PERF_LAST:
     case MSR_LS_CFG ... MSR_BU_CFG2:
