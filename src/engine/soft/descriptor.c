@@ -236,11 +236,3 @@ int soft_inner_stack_check(struct soft_vcpu *v, uint16_t ss, unsigned dpl, uint3
         return soft_raise_error(v, VEC_SS, error);
     return soft_descriptor_set_accessed(v, d);
 }
-
-bool soft_is_amd(const struct soft_vcpu *v)
-{
-    /* "Auth" and "Hygo", the first four letters of the vendor string */
-    uint32_t ebx = cpu_model_cpuid(v->model, &v->st, v->index, 0, 0).ebx;
-
-    return ebx == 0x68747541 || ebx == 0x6f677948;
-}

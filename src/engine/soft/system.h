@@ -146,7 +146,10 @@ static inline bool soft_is_protected(const struct soft_vcpu *v)
 }
 
 /* The model's vendor is AMD (or Hygon): a few system instructions differ. */
-bool soft_is_amd(const struct soft_vcpu *v);
+static inline bool soft_is_amd(const struct soft_vcpu *v)
+{
+    return v->model->is_amd;
+}
 
 /* transfer.c: far control transfers; JMP, CALL and RET near are elsewhere. */
 int soft_far_jump(struct soft_vcpu *v, const struct insn *in) SOFT_MUST_CHECK;

@@ -295,6 +295,7 @@ void soft_test_destroy(struct soft_test *t)
 
 void soft_test_set_vendor(struct soft_test *t, bool is_amd)
 {
+    t->model.is_amd = is_amd;
     for (unsigned i = 0; i < t->model.leaf_count; i++) {
         if (t->model.leaves[i].leaf != 0)
             continue;
