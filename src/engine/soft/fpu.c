@@ -5,7 +5,9 @@
  * written by XSAVE here, or checked by whoever puts it there.
  * Spec: Intel SDM vol. 1, 13.7 and 13.8; vol. 3, 2.5 (CR0) and 13.1 (OSFXSR), table 2-3.
  */
-#include "engine/soft/vcpu.h"
+#include <Zydis/Zydis.h>
+
+#include "engine/soft/fpu_state.h"
 
 /* Components that exist for the guest, whatever XCR0 it has set. Hosts without XSAVE: x87, SSE. */
 static bool has_xsave(const struct soft_vcpu *v)
@@ -29,24 +31,157 @@ void soft_fpu_load(struct soft_vcpu *v)
     v->stats.fpu_loads++;
 }
 
+/*
+ * What XSAVE stored of the last x87 instruction is the host's view. The guest's own, which the
+ * image holds all the time, is put back; where x87 is in its initial state there is none.
+ */
+static void put_pointers_back(struct soft_vcpu *v, uint16_t fop, uint64_t fip, uint64_t fdp)
+{
+    uint8_t *image = v->st.xsave;
+    bool is_init = has_xsave(v) && !(load_le64(image + FPU_XSTATE_BV) & XCR0_X87);
+
+    store_le16(image + FPU_FOP, is_init ? 0 : fop);
+    store_le64(image + FPU_FIP, is_init ? 0 : fip);
+    store_le64(image + FPU_FDP, is_init ? 0 : fdp);
+}
+
 void soft_fpu_save(struct soft_vcpu *v)
 {
-    static const uint32_t host_mxcsr = 0x1f80;
+    static const uint32_t host_mxcsr = FPU_MXCSR_INIT;
     uint8_t *image = v->st.xsave;
     uint64_t mask = v->model->xcr0_valid;
 
     if (!v->is_fpu_live)
         return;
+    uint16_t fop = load_le16(image + FPU_FOP);
+    uint64_t fip = load_le64(image + FPU_FIP), fdp = load_le64(image + FPU_FDP);
     if (has_xsave(v))
         __asm__ volatile("xsave64 %0"
                          : "+m"(*(uint8_t(*)[CPU_XSAVE_SIZE])image)
                          : "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)));
     else
         __asm__ volatile("fxsave64 %0" : "+m"(*(uint8_t(*)[512])image));
-    /* host code expects an empty x87 stack and default rounding */
+    put_pointers_back(v, fop, fip, fdp);
+    /* host code expects an empty x87 stack, default rounding, and clean upper halves */
     __asm__ volatile("fninit; ldmxcsr %0" : : "m"(host_mxcsr));
+    if (mask & XCR0_AVX)
+        __asm__ volatile("vzeroupper");
     v->is_fpu_live = false;
     v->stats.fpu_saves++;
+}
+
+uint8_t *soft_fpu_image(struct soft_vcpu *v)
+{
+    uint8_t *image = v->st.xsave;
+    uint64_t in_use;
+
+    soft_fpu_save(v);
+    if (!has_xsave(v))
+        store_le64(image + FPU_XSTATE_BV, XCR0_X87 | XCR0_SSE);
+    in_use = load_le64(image + FPU_XSTATE_BV);
+    /* an image that came from elsewhere need not hold the bytes of what is in its initial state */
+    if (!(in_use & XCR0_X87)) {
+        soft_zero(image, FPU_MXCSR);
+        soft_zero(image + FPU_ST, 128);
+        store_le16(image + FPU_FCW, FPU_FCW_INIT);
+    }
+    if (!(in_use & XCR0_SSE))
+        soft_zero(image + FPU_XMM, FPU_XMM_END - FPU_XMM);
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++)
+        if ((v->model->xcr0_valid & ~in_use) >> i & 1)
+            soft_zero(image + v->model->xsave_offset[i], v->model->xsave_component_size[i]);
+    return image;
+}
+
+uint8_t *soft_fpu_vector(struct soft_vcpu *v, unsigned n, unsigned part)
+{
+    const uint32_t *offset = v->model->xsave_offset;
+
+    if (n >= 16)
+        return v->st.xsave + offset[FPU_COMP_HI16_ZMM] + 64 * (n - 16) + 16 * part;
+    switch (part) {
+    case 0:
+        return v->st.xsave + FPU_XMM + 16 * n;
+    case 1:
+        return v->st.xsave + offset[FPU_COMP_AVX] + 16 * n;
+    default:
+        return v->st.xsave + offset[FPU_COMP_ZMM_HI256] + 32 * n + 16 * (part - 2);
+    }
+}
+
+void soft_fpu_vector_mark(struct soft_vcpu *v, unsigned n, unsigned size)
+{
+    if (n >= 16) {
+        soft_fpu_image_mark(v, FPU_COMP_HI16_ZMM);
+        return;
+    }
+    soft_fpu_image_mark(v, FPU_COMP_SSE);
+    if (size > 16)
+        soft_fpu_image_mark(v, FPU_COMP_AVX);
+    if (size > 32)
+        soft_fpu_image_mark(v, FPU_COMP_ZMM_HI256);
+}
+
+bool soft_fpu_is_pending(struct soft_vcpu *v)
+{
+    uint16_t fsw;
+
+    if (!v->is_fpu_live)
+        soft_fpu_load(v);
+    __asm__ volatile("fnstsw %0" : "=a"(fsw));
+    return fsw & FPU_FSW_ES;
+}
+
+int soft_fpu_raise_pending(struct soft_vcpu *v)
+{
+    if (v->st.cr0 & CR0_NE)
+        return soft_raise(v, VEC_MF);
+    /* the machine turns FERR# into IRQ 13; the instruction waits for it */
+    soft_host_set_ferr(v, true);
+    v->next_rip = v->st.rip;
+    return 0;
+}
+
+/* Control instructions leave the pointers alone (SDM vol. 1, 8.1.8). */
+static bool sets_pointers(const struct insn *in)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_FNCLEX:
+    case ZYDIS_MNEMONIC_FNINIT:
+    case ZYDIS_MNEMONIC_FLDCW:
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FRSTOR:
+        return false;
+    default:
+        return in->opcode >= 0xd8 && in->opcode <= 0xdf;
+    }
+}
+
+void soft_fpu_note_x87(struct soft_vcpu *v, const struct insn *in)
+{
+    uint8_t *image = v->st.xsave;
+    bool has_selectors = in->mode != 8 && !cpu_model_has(v->model, CPU_FEATURE_ZERO_FCS_FDS);
+    uint64_t cs = has_selectors ? v->st.seg[CPU_CS].selector : 0;
+
+    if (in->op == ZYDIS_MNEMONIC_FNINIT) {
+        store_le16(image + FPU_FOP, 0);
+        store_le64(image + FPU_FIP, 0);
+        store_le64(image + FPU_FDP, 0);
+        return;
+    }
+    if (!sets_pointers(in))
+        return;
+    store_le16(image + FPU_FOP, (uint16_t)((in->opcode & 7) << 8 | in->modrm));
+    store_le64(image + FPU_FIP, in->mode == 8 ? v->st.rip : (uint32_t)v->st.rip | cs << 32);
+    if (in->has_mem) {
+        uint64_t offset = soft_effective_address(v, in);
+        uint64_t ds = has_selectors ? v->st.seg[in->seg].selector : 0;
+        store_le64(image + FPU_FDP, in->mode == 8 ? offset : (uint32_t)offset | ds << 32);
+    }
 }
 
 static int check_x87(struct soft_vcpu *v)

@@ -9,5 +9,15 @@
 extern const struct soft_op soft_ops_stack[];    /* stack.c */
 extern const struct soft_op soft_ops_branch[];   /* branch.c */
 extern const struct soft_op soft_ops_string[];   /* string.c */
+extern const struct soft_op soft_ops_bcd[];      /* bcd.c */
+
+/*
+ * The segment that prefixes choose for an implicit memory operand (string source, XLAT,
+ * MASKMOV): DS without one. In 64-bit mode only FS and GS count. (string.c)
+ */
+unsigned soft_prefix_segment(const struct insn *in);
+extern const struct soft_op soft_ops_vzero[];    /* masked.c */
+extern const struct soft_op soft_ops_xsave[];    /* xsave.c */
+extern const struct soft_op soft_ops_gather[];   /* gather.c */
 
 #endif

@@ -16,6 +16,7 @@
 #include <Zydis/Zydis.h>
 
 #include "engine/soft/debug.h"
+#include "engine/soft/fpu_state.h"
 #include "engine/soft/thunk.h"
 #include "engine/soft/vcpu.h"
 
@@ -234,16 +235,13 @@ int soft_thunk_run(struct soft_vcpu *v, const struct insn *in, void *operand)
         case VEC_XM:
             return soft_raise(v, v->st.cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
         case VEC_MF:
-            if (v->st.cr0 & CR0_NE)
-                return soft_raise(v, VEC_MF);
-            /* reported by FERR#, which the machine turns into IRQ 13 */
-            soft_host_set_ferr(v, true);
-            v->next_rip = v->st.rip;
-            return 0;
+            return soft_fpu_raise_pending(v);
         default:
             return soft_raise(v, vector);
         }
     }
+    if (in->unit == INSN_UNIT_X87)
+        soft_fpu_note_x87(v, in);
     uint64_t ax = v->scratch[0];
     v->st.rflags = (f & ~RFLAGS_STATUS) | (ax >> 8 & 0xd5) | (ax & 1) << 11;
     return 0;
@@ -321,6 +319,8 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
     int r = soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;
+    if (in->is_mem_aligned && (addr & (size - 1)))
+        return soft_raise_error(v, VEC_GP, 0);
     bool is_one_page = (addr & (SOFT_PAGE_SIZE - 1)) + size <= SOFT_PAGE_SIZE;
     if (in->is_mem_masked)
         return soft_exec_masked(v, in, addr);

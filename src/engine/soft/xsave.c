@@ -1,355 +1,477 @@
 /*
- * xsave.c - images of x87 and vector state in guest memory
+ * xsave.c - FXSAVE, FXRSTOR and the XSAVE family; XCR0
  *
- * Everything is done on st.xsave, the complete image in standard format, so no host instruction
- * ever reads an image that the guest made. Instruction and data pointers of the x87 are reported as
- * zero: what the host CPU keeps there are addresses of the monitor.
- * Spec: Intel SDM vol. 1, 8.1.10 (environments), 10.5 (FXSAVE), 13 (XSAVE and its formats).
+ * They work on the image in st.xsave: the guest's state is put there first, and what a restore
+ * has to check is checked before a byte of it changes, so no host instruction ever reads an
+ * image that the guest made. Outside of 64-bit mode the registers 8 to 31 are neither saved nor
+ * restored.
+ *
+ * Specification: SDM vol. 1, 10.5 (FXSAVE) and chapter 13 (XSAVE); vol. 2 for faults.
  */
 #include <Zydis/Zydis.h>
 
-#include "engine/soft/system.h"
-#include "engine/soft/vcpu.h"
+#include "engine/soft/fpu_state.h"
+#include "engine/soft/ops.h"
 
-#define FXSAVE_SIZE 512u
-#define XSAVE_HEADER 512u
-#define XSAVE_EXTENDED 576u
-#define XCOMP_COMPACT BIT(63)
-
-struct component {
-    unsigned offset, size;     /* in the image in question */
+/* A save is a list of pieces, all probed before the first is written. */
+struct piece {
+    uint16_t offset, size;
+    const uint8_t *from;
 };
 
-static struct component standard(const struct soft_vcpu *v, unsigned c)
+#define PIECES_MAX 16u
+
+struct pieces {
+    struct piece list[PIECES_MAX];
+    unsigned count;
+};
+
+static void pieces_add(struct pieces *p, unsigned offset, const uint8_t *from, unsigned size)
 {
-    return (struct component){v->model->xsave_offset[c], v->model->xsave_component_size[c]};
+    if (size != 0)
+        p->list[p->count++] = (struct piece){(uint16_t)offset, (uint16_t)size, from};
 }
 
-/* Bytes of XMM registers that this mode can see. */
-static unsigned xmm_bytes(const struct soft_vcpu *v)
+static int pieces_write(struct soft_vcpu *v, const struct pieces *p, gva_t addr)
 {
-    return cpu_is_64bit(&v->st) ? 256 : 128;
+    for (unsigned i = 0; i < p->count; i++)
+        if (soft_probe(v, addr + p->list[i].offset, p->list[i].size, SOFT_WRITE, SOFT_AS_CPL))
+            return SOFT_FAULT;
+    for (unsigned i = 0; i < p->count; i++)
+        if (soft_write(v, addr + p->list[i].offset, p->list[i].from, p->list[i].size, SOFT_AS_CPL))
+            return SOFT_FAULT;
+    return 0;
 }
 
-static uint64_t in_use(const struct soft_vcpu *v)
+/* With REX.W: 64-bit pointers. */
+static bool is_wide(const struct insn *in)
 {
-    return load_le64(v->st.xsave + XSAVE_HEADER);
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_XSAVE64:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XSAVEC64:
+    case ZYDIS_MNEMONIC_XSAVES64:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+    case ZYDIS_MNEMONIC_XRSTORS64:
+        return true;
+    default:
+        return false;
+    }
 }
 
-static void set_in_use(struct soft_vcpu *v, uint64_t bv)
+/* Bytes of the XMM registers that exist in this mode. */
+static unsigned xmm_bytes(const struct insn *in)
 {
-    store_le64(v->st.xsave + XSAVE_HEADER, bv);
+    return in->mode == 8 ? 256 : 128;
 }
 
-/* The x87 part of an image, pointers blanked. */
-static void x87_image(const struct soft_vcpu *v, uint8_t out[24])
+/* Bytes 0..31 as FXSAVE and XSAVE write them: pointers are 64 bits, or 32 and a selector. */
+static void legacy_head(const struct soft_vcpu *v, const struct insn *in, uint8_t head[32])
 {
-    soft_copy(out, v->st.xsave, 24);
-    soft_zero(out + 6, 18);
+    soft_copy(head, v->st.xsave, 32);
+    head[5] = 0;
+    if (!is_wide(in)) {
+        /* in 64-bit mode what stands above 32 bits is no selector */
+        for (unsigned i = in->mode == 8 ? 12 : 14; i < 16; i++)
+            head[i] = head[i + 8] = 0;
+    }
+    store_le32(head + FPU_MXCSR_MASK, v->model->mxcsr_mask);
 }
 
-static int check_fxsave(struct soft_vcpu *v)
+/* ES and B follow from the flags and masks, whatever the image said (SDM vol. 1, 8.1.3.3). */
+static void set_error_summary(uint8_t *image)
 {
-    return v->st.cr0 & (CR0_EM | CR0_TS) ? soft_raise(v, VEC_NM) : 0;
+    uint16_t fcw = load_le16(image + FPU_FCW), fsw = load_le16(image + FPU_FSW) & 0x7f7f;
+
+    store_le16(image + FPU_FSW, fsw & ~fcw & 0x3f ? fsw | 0x8080 : fsw);
 }
 
-static int check_xsave(struct soft_vcpu *v)
+static void load_x87(struct soft_vcpu *v, const struct insn *in, const uint8_t *from)
 {
-    if (!(v->st.cr4 & CR4_OSXSAVE))
-        return soft_raise(v, VEC_UD);
-    return v->st.cr0 & CR0_TS ? soft_raise(v, VEC_NM) : 0;
+    uint8_t *image = v->st.xsave;
+
+    soft_copy(image, from, FPU_MXCSR);
+    image[5] = 0;
+    store_le16(image + FPU_FCW, (load_le16(image + FPU_FCW) & 0x1f7f) | 0x40);
+    store_le16(image + FPU_FOP, load_le16(image + FPU_FOP) & 0x7ff);
+    if (!is_wide(in)) {
+        soft_zero(image + FPU_FIP + 6, 2);
+        soft_zero(image + FPU_FDP + 6, 2);
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        soft_copy(image + FPU_ST + 16 * i, from + FPU_ST + 16 * i, 10);
+        soft_zero(image + FPU_ST + 16 * i + 10, 6);
+    }
+    set_error_summary(image);
+    soft_fpu_image_mark(v, FPU_COMP_X87);
 }
 
-static int image_address(struct soft_vcpu *v, const struct insn *in, unsigned size, unsigned align,
-                         enum soft_access access, gva_t *addr)
+/* ---- FXSAVE ---- */
+
+/* CR0.EM, CR0.TS -> #NM; the operand's address; misaligned -> #GP(0) (SDM vol. 2, FXSAVE). */
+static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_access access,
+                          gva_t *addr)
 {
-    int r = soft_linear(v, in->seg, soft_effective_address(v, in), size, access, addr);
-    if (r == 0 && (*addr & (align - 1)))
-        return soft_raise_error(v, VEC_GP, 0);
-    return r;
+    if (v->st.cr0 & (CR0_EM | CR0_TS))
+        return soft_raise(v, VEC_NM);
+    if (soft_operand_address(v, in, FPU_LEGACY_SIZE, access, addr))
+        return SOFT_FAULT;
+    return *addr & 15 ? soft_raise_error(v, VEC_GP, 0) : 0;
 }
 
-static bool mxcsr_is_valid(const struct soft_vcpu *v, uint32_t mxcsr)
+/* Fast FXSAVE leaves the XMM registers out (APM vol. 2, 3.1.7, EFER.FFXSR). */
+static bool is_fast(const struct soft_vcpu *v, const struct insn *in)
 {
-    return !(mxcsr & ~v->model->mxcsr_mask);
+    return (v->st.efer & EFER_FFXSR) && in->mode == 8 && cpu_cpl(&v->st) == 0;
 }
 
 static int op_fxsave(struct soft_vcpu *v, const struct insn *in)
 {
-    uint8_t x87[24];
+    struct pieces p = {.count = 0};
+    uint8_t head[32];
     gva_t addr;
 
-    int r = check_fxsave(v);
-    if (r == 0)
-        r = image_address(v, in, FXSAVE_SIZE, 16, SOFT_WRITE, &addr);
-    if (r == 0)
-        r = soft_probe(v, addr, FXSAVE_SIZE, SOFT_WRITE, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    soft_fpu_save(v);
-    x87_image(v, x87);
-    store_le32(v->st.xsave + 28, v->model->mxcsr_mask);
-    r = soft_write(v, addr, x87, 24, SOFT_AS_CPL);
-    if (r == 0)
-        r = soft_write(v, addr + 24, v->st.xsave + 24, 136 + xmm_bytes(v), SOFT_AS_CPL);
-    return r;
+    if (fxsave_operand(v, in, SOFT_WRITE, &addr))
+        return SOFT_FAULT;
+    uint8_t *image = soft_fpu_image(v);
+    legacy_head(v, in, head);
+    pieces_add(&p, 0, head, sizeof(head));
+    pieces_add(&p, FPU_ST, image + FPU_ST, 128);
+    if (!is_fast(v, in))
+        pieces_add(&p, FPU_XMM, image + FPU_XMM, xmm_bytes(in));
+    return pieces_write(v, &p, addr);
 }
 
 static int op_fxrstor(struct soft_vcpu *v, const struct insn *in)
 {
-    uint8_t image[FXSAVE_SIZE];
+    uint8_t from[FPU_LEGACY_SIZE];
     gva_t addr;
 
-    int r = check_fxsave(v);
-    if (r == 0)
-        r = image_address(v, in, FXSAVE_SIZE, 16, SOFT_READ, &addr);
-    if (r == 0)
-        r = soft_read(v, addr, image, FXSAVE_SIZE, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    if (!mxcsr_is_valid(v, load_le32(image + 24)))
+    if (fxsave_operand(v, in, SOFT_READ, &addr) ||
+        soft_read(v, addr, from, sizeof(from), SOFT_AS_CPL))
+        return SOFT_FAULT;
+    if (load_le32(from + FPU_MXCSR) & ~v->model->mxcsr_mask)
         return soft_raise_error(v, VEC_GP, 0);
-    soft_fpu_save(v);
-    soft_copy(v->st.xsave, image, 28);
-    soft_copy(v->st.xsave + 32, image + 32, 128 + xmm_bytes(v));
-    set_in_use(v, in_use(v) | XCR0_X87 | XCR0_SSE);
+    uint8_t *image = soft_fpu_image(v);
+    load_x87(v, in, from);
+    store_le32(image + FPU_MXCSR, load_le32(from + FPU_MXCSR));
+    if (!is_fast(v, in)) {
+        soft_copy(image + FPU_XMM, from + FPU_XMM, xmm_bytes(in));
+        soft_fpu_image_mark(v, FPU_COMP_SSE);
+    }
     return 0;
 }
 
+/* ---- XSAVE ---- */
+
+/* !CR4.OSXSAVE -> #UD, TS -> #NM, XSAVES and XRSTORS at CPL > 0 -> #GP(0). */
+static int xsave_check(struct soft_vcpu *v, bool is_supervisor)
+{
+    if (!(v->st.cr4 & CR4_OSXSAVE))
+        return soft_raise(v, VEC_UD);
+    if (v->st.cr0 & CR0_TS)
+        return soft_raise(v, VEC_NM);
+    if (is_supervisor && cpu_cpl(&v->st) != 0)
+        return soft_raise_error(v, VEC_GP, 0);
+    return 0;
+}
+
+static int xsave_operand(struct soft_vcpu *v, const struct insn *in, unsigned size,
+                         enum soft_access access, gva_t *addr)
+{
+    if (soft_operand_address(v, in, size, access, addr))
+        return SOFT_FAULT;
+    return *addr & 63 ? soft_raise_error(v, VEC_GP, 0) : 0;
+}
+
+/* Requested-feature bitmap. IA32_XSS has no bits: no supervisor component is offered. */
 static uint64_t requested(const struct soft_vcpu *v)
 {
-    return ((v->st.gpr[CPU_RDX] << 32) | (uint32_t)v->st.gpr[CPU_RAX]) & v->st.xcr0;
+    return v->st.xcr0 & (v->st.gpr[CPU_RDX] << 32 | (uint32_t)v->st.gpr[CPU_RAX]);
 }
 
-/* Where component `c` lies in a compacted image that holds `components`. */
-static struct component compacted(const struct soft_vcpu *v, uint64_t components, unsigned c)
+/* Bytes of extended component `c` (2 and up) that this mode's instructions touch. */
+static unsigned component_bytes(const struct soft_vcpu *v, const struct insn *in, unsigned c)
 {
-    unsigned offset = XSAVE_EXTENDED;
-    for (unsigned i = 2; i < c; i++)
-        if (components >> i & 1)
-            offset += v->model->xsave_component_size[i];
-    return (struct component){offset, v->model->xsave_component_size[c]};
+    unsigned size = v->model->xsave_component_size[c];
+
+    if (in->mode == 8)
+        return size;
+    if (c == FPU_COMP_AVX || c == FPU_COMP_ZMM_HI256)
+        return size / 2; /* registers 0 to 7 of 16 */
+    return c == FPU_COMP_HI16_ZMM ? 0 : size;
 }
 
-static unsigned image_size(const struct soft_vcpu *v, uint64_t components, bool is_compact)
+static bool component_is_aligned(const struct soft_vcpu *v, unsigned c)
 {
-    unsigned size = XSAVE_EXTENDED;
-    for (unsigned i = 2; i < 16; i++) {
+    return cpu_model_cpuid(v->model, &v->st, v->index, 0xd, c).ecx & 2;
+}
+
+/*
+ * Where component `c` stands in a compacted image made of `components`; c == FPU_COMP_COUNT:
+ * where the image ends (SDM vol. 1, 13.4.3).
+ */
+static unsigned compacted_offset(const struct soft_vcpu *v, uint64_t components, unsigned c)
+{
+    unsigned offset = FPU_EXTENDED;
+
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++) {
         if (!(components >> i & 1))
             continue;
-        struct component c = is_compact ? compacted(v, components, i) : standard(v, i);
-        size = MAX(size, c.offset + c.size);
+        if (component_is_aligned(v, i))
+            offset = (unsigned)align_up(offset, 64);
+        if (i == c)
+            break;
+        offset += v->model->xsave_component_size[i];
     }
-    return size;
+    return offset;
 }
 
-/* Write the components in `mask`; the memory has been probed. */
-static int write_components(struct soft_vcpu *v, gva_t addr, uint64_t mask, uint64_t layout,
-                            bool is_compact, bool has_mxcsr)
+static unsigned compacted_end(const struct soft_vcpu *v, uint64_t components)
 {
-    uint8_t x87[24];
-    int r = 0;
-
-    if (mask & XCR0_X87) {
-        x87_image(v, x87);
-        r = soft_write(v, addr, x87, 24, SOFT_AS_CPL);
-        if (r == 0)
-            r = soft_write(v, addr + 32, v->st.xsave + 32, 128, SOFT_AS_CPL);
-    }
-    if (r == 0 && has_mxcsr) {
-        store_le32(v->st.xsave + 28, v->model->mxcsr_mask);
-        r = soft_write(v, addr + 24, v->st.xsave + 24, 8, SOFT_AS_CPL);
-    }
-    if (r == 0 && (mask & XCR0_SSE))
-        r = soft_write(v, addr + 160, v->st.xsave + 160, xmm_bytes(v), SOFT_AS_CPL);
-    for (unsigned i = 2; i < 16 && r == 0; i++) {
-        if (!(mask >> i & 1))
-            continue;
-        struct component to = is_compact ? compacted(v, layout, i) : standard(v, i);
-        r = soft_write(v, addr + to.offset, v->st.xsave + standard(v, i).offset, to.size,
-                       SOFT_AS_CPL);
-    }
-    return r;
+    return compacted_offset(v, components, FPU_COMP_COUNT);
 }
 
-/* MXCSR other than its reset value makes the SSE component be in use (SDM vol. 1, 13.6). */
-static uint64_t in_use_with_mxcsr(const struct soft_vcpu *v)
+static unsigned standard_end(const struct soft_vcpu *v, uint64_t components)
 {
-    uint64_t bv = in_use(v);
-    return load_le32(v->st.xsave + 24) != 0x1f80 ? bv | XCR0_SSE : bv;
+    unsigned end = FPU_EXTENDED;
+
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++)
+        if (components >> i & 1)
+            end = MAX(end, v->model->xsave_offset[i] + v->model->xsave_component_size[i]);
+    return end;
 }
 
-static int xsave_standard(struct soft_vcpu *v, const struct insn *in, bool is_optimised)
+static void add_legacy(struct pieces *p, const struct insn *in, const uint8_t *head,
+                       const uint8_t *image, uint64_t components, bool has_mxcsr)
 {
-    uint64_t rfbm = requested(v), bv, old;
-    gva_t addr;
-
-    int r = image_address(v, in, image_size(v, rfbm, false), 64, SOFT_WRITE, &addr);
-    if (r == 0)
-        r = soft_probe(v, addr, image_size(v, rfbm, false), SOFT_RMW, SOFT_AS_CPL);
-    if (r == 0)
-        r = soft_load(v, addr + XSAVE_HEADER, 8, SOFT_AS_CPL, &old);
-    if (r != 0)
-        return r;
-    soft_fpu_save(v);
-    bv = in_use(v);
-    r = write_components(v, addr, is_optimised ? rfbm & bv : rfbm, 0, false,
-                         (rfbm & (XCR0_SSE | XCR0_AVX)) != 0);
-    return r != 0 ? r : soft_store(v, addr + XSAVE_HEADER, 8, SOFT_AS_CPL,
-                                   (old & ~rfbm) | (bv & rfbm));
+    if (components & XCR0_X87) {
+        pieces_add(p, 0, head, FPU_MXCSR);
+        pieces_add(p, FPU_ST, image + FPU_ST, 128);
+    }
+    if (has_mxcsr)
+        pieces_add(p, FPU_MXCSR, head + FPU_MXCSR, 8);
+    if (components & XCR0_SSE)
+        pieces_add(p, FPU_XMM, image + FPU_XMM, xmm_bytes(in));
 }
 
+/* XSAVE, XSAVEOPT: standard format; other components in the image stay as they are. */
 static int op_xsave(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_optimised = in->op == ZYDIS_MNEMONIC_XSAVEOPT || in->op == ZYDIS_MNEMONIC_XSAVEOPT64;
-    int r = check_xsave(v);
-    return r != 0 ? r : xsave_standard(v, in, is_optimised);
+    struct pieces p = {.count = 0};
+    uint64_t rfbm = requested(v), old;
+    uint8_t head[32], bv[8];
+    gva_t addr;
+
+    if (xsave_check(v, false) || xsave_operand(v, in, standard_end(v, rfbm), SOFT_WRITE, &addr) ||
+        soft_probe(v, addr + FPU_XSTATE_BV, 8, SOFT_RMW, SOFT_AS_CPL) ||
+        soft_load(v, addr + FPU_XSTATE_BV, 8, SOFT_AS_CPL, &old))
+        return SOFT_FAULT;
+    uint8_t *image = soft_fpu_image(v);
+    uint64_t in_use = load_le64(image + FPU_XSTATE_BV);
+    /* the init optimisation: what is in its initial state is not written */
+    uint64_t written = is_optimised ? rfbm & in_use : rfbm;
+    legacy_head(v, in, head);
+    store_le64(bv, (old & ~rfbm) | (in_use & rfbm));
+    add_legacy(&p, in, head, image, written, (rfbm & (XCR0_SSE | XCR0_AVX)) != 0);
+    pieces_add(&p, FPU_XSTATE_BV, bv, sizeof(bv));
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++)
+        if (written >> i & 1)
+            pieces_add(&p, v->model->xsave_offset[i], image + v->model->xsave_offset[i],
+                       component_bytes(v, in, i));
+    return pieces_write(v, &p, addr);
 }
 
-/* XSAVEC, and XSAVES with no supervisor state. */
+/* XSAVEC, XSAVES: compacted format; what is in its initial state is not written. */
 static int op_xsavec(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_supervisor = in->op == ZYDIS_MNEMONIC_XSAVES || in->op == ZYDIS_MNEMONIC_XSAVES64;
-    uint64_t rfbm = requested(v), bv;
+    struct pieces p = {.count = 0};
+    uint64_t rfbm = requested(v);
+    uint8_t head[32], header[16];
     gva_t addr;
 
-    int r = check_xsave(v);
-    if (r == 0 && is_supervisor)
-        r = soft_require_cpl0(v);
-    if (r == 0)
-        r = image_address(v, in, image_size(v, rfbm, true), 64, SOFT_WRITE, &addr);
-    if (r == 0)
-        r = soft_probe(v, addr, image_size(v, rfbm, true), SOFT_WRITE, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    soft_fpu_save(v);
-    bv = in_use_with_mxcsr(v) & rfbm;
-    r = write_components(v, addr, bv, rfbm, true, (bv & XCR0_SSE) != 0);
-    if (r == 0)
-        r = soft_store(v, addr + XSAVE_HEADER, 8, SOFT_AS_CPL, bv);
-    return r != 0 ? r : soft_store(v, addr + XSAVE_HEADER + 8, 8, SOFT_AS_CPL,
-                                   rfbm | XCOMP_COMPACT);
+    if (xsave_check(v, is_supervisor) ||
+        xsave_operand(v, in, compacted_end(v, rfbm), SOFT_WRITE, &addr))
+        return SOFT_FAULT;
+    uint8_t *image = soft_fpu_image(v);
+    uint64_t written = load_le64(image + FPU_XSTATE_BV) & rfbm;
+    /* MXCSR is part of SSE here (SDM vol. 1, 13.10) */
+    if (load_le32(image + FPU_MXCSR) != FPU_MXCSR_INIT)
+        written |= rfbm & XCR0_SSE;
+    legacy_head(v, in, head);
+    store_le64(header, written);
+    store_le64(header + 8, rfbm | BIT(63));
+    add_legacy(&p, in, head, image, written, (written & XCR0_SSE) != 0);
+    pieces_add(&p, FPU_XSTATE_BV, header, sizeof(header));
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++)
+        if (written >> i & 1)
+            pieces_add(&p, compacted_offset(v, rfbm, i), image + v->model->xsave_offset[i],
+                       component_bytes(v, in, i));
+    return pieces_write(v, &p, addr);
 }
 
-/* Header rules of XRSTOR (SDM vol. 1, 13.8.1 and 13.8.2). */
-static bool header_is_valid(const struct soft_vcpu *v, const uint8_t header[64], bool must_be_compact)
-{
-    uint64_t bv = load_le64(header), comp = load_le64(header + 8);
-    bool is_compact = (comp & XCOMP_COMPACT) != 0;
+/* ---- XRSTOR ---- */
 
-    if (is_compact) {
-        if (!cpu_model_has(v->model, CPU_FEATURE_XSAVEC))
-            return false;
-        if ((comp & ~XCOMP_COMPACT & ~v->st.xcr0) || (bv & ~comp))
-            return false;
-        for (unsigned i = 16; i < 64; i++)
-            if (header[i] != 0)
-                return false;
-        return true;
-    }
-    if (must_be_compact || (bv & ~v->st.xcr0))
-        return false;
-    for (unsigned i = 8; i < 24; i++)
-        if (header[i] != 0)
+/* An image read from guest memory; its extended components stand as in the standard format. */
+struct restore {
+    uint64_t rfbm, xstate_bv, xcomp_bv;
+    bool is_compacted, has_mxcsr;
+    uint8_t image[CPU_XSAVE_SIZE];
+};
+
+static bool is_zero(const uint8_t *p, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (p[i] != 0)
             return false;
     return true;
 }
 
-static void init_component(struct soft_vcpu *v, unsigned c)
+/* The header's #GP conditions (SDM vol. 1, 13.8 and 13.12). */
+static bool header_is_bad(const struct soft_vcpu *v, const struct restore *r, bool is_supervisor)
 {
-    uint8_t *x = v->st.xsave;
-    if (c == 0) {
-        soft_zero(x, 24);
-        soft_zero(x + 32, 128);
-        store_le16(x, 0x37f);
-    } else if (c == 1) {
-        soft_zero(x + 160, xmm_bytes(v));
-    } else {
-        soft_zero(x + standard(v, c).offset, standard(v, c).size);
-    }
+    const uint8_t *header = r->image + FPU_XSTATE_BV;
+
+    if (!r->is_compacted)
+        return is_supervisor || !is_zero(header + 8, 16) || (r->xstate_bv & ~v->st.xcr0) != 0;
+    return !cpu_model_has(v->model, CPU_FEATURE_XSAVEC) || !is_zero(header + 16, 48) ||
+           (r->xcomp_bv & ~(v->st.xcr0 | BIT(63))) != 0 ||
+           (r->xstate_bv & ~(r->xcomp_bv & ~BIT(63))) != 0;
 }
 
-/* Copy component `c` from the image in `buf`, whose extended part is laid out as told. */
-static void load_component(struct soft_vcpu *v, const uint8_t *buf, unsigned c, uint64_t layout,
-                           bool is_compact)
+static int restore_read_header(struct soft_vcpu *v, const struct insn *in, struct restore *r,
+                               bool is_supervisor, gva_t *addr)
 {
-    uint8_t *x = v->st.xsave;
-    if (c == 0) {
-        soft_copy(x, buf, 24);
-        soft_copy(x + 32, buf + 32, 128);
-    } else if (c == 1) {
-        soft_copy(x + 160, buf + 160, xmm_bytes(v));
-    } else {
-        struct component from = is_compact ? compacted(v, layout, c) : standard(v, c);
-        soft_copy(x + standard(v, c).offset, buf + from.offset, from.size);
+    if (xsave_operand(v, in, FPU_EXTENDED, SOFT_READ, addr) ||
+        soft_read(v, *addr + FPU_XSTATE_BV, r->image + FPU_XSTATE_BV, 64, SOFT_AS_CPL))
+        return SOFT_FAULT;
+    r->rfbm = requested(v);
+    r->xstate_bv = load_le64(r->image + FPU_XSTATE_BV);
+    r->xcomp_bv = load_le64(r->image + FPU_XCOMP_BV);
+    r->is_compacted = r->xcomp_bv >> 63;
+    return header_is_bad(v, r, is_supervisor) ? soft_raise_error(v, VEC_GP, 0) : 0;
+}
+
+static int restore_read(struct soft_vcpu *v, const struct insn *in, struct restore *r,
+                        bool is_supervisor)
+{
+    gva_t addr;
+
+    if (restore_read_header(v, in, r, is_supervisor, &addr))
+        return SOFT_FAULT;
+    uint64_t loaded = r->rfbm & r->xstate_bv, layout = r->xcomp_bv & ~BIT(63);
+    unsigned end = r->is_compacted ? compacted_end(v, layout) : standard_end(v, r->rfbm);
+
+    if (xsave_operand(v, in, end, SOFT_READ, &addr))
+        return SOFT_FAULT;
+    /* in the standard format MXCSR does not depend on XSTATE_BV (SDM vol. 1, 13.8.1) */
+    r->has_mxcsr =
+        r->is_compacted ? (loaded & XCR0_SSE) != 0 : (r->rfbm & (XCR0_SSE | XCR0_AVX)) != 0;
+    if ((r->has_mxcsr || (loaded & (XCR0_X87 | XCR0_SSE))) &&
+        soft_read(v, addr, r->image, FPU_LEGACY_SIZE, SOFT_AS_CPL))
+        return SOFT_FAULT;
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++) {
+        unsigned at = v->model->xsave_offset[i], size = component_bytes(v, in, i);
+        if (!(loaded >> i & 1) || size == 0)
+            continue;
+        unsigned from = r->is_compacted ? compacted_offset(v, layout, i) : at;
+        if (soft_read(v, addr + from, r->image + at, size, SOFT_AS_CPL))
+            return SOFT_FAULT;
+    }
+    if (r->has_mxcsr && (load_le32(r->image + FPU_MXCSR) & ~v->model->mxcsr_mask))
+        return soft_raise_error(v, VEC_GP, 0);
+    return 0;
+}
+
+static void restore_legacy(struct soft_vcpu *v, const struct insn *in, struct restore *r)
+{
+    uint8_t *image = v->st.xsave;
+
+    if (r->rfbm & XCR0_X87) {
+        if (!(r->xstate_bv & XCR0_X87)) {
+            soft_zero(r->image, FPU_MXCSR);
+            soft_zero(r->image + FPU_ST, 128);
+            store_le16(r->image + FPU_FCW, FPU_FCW_INIT);
+        }
+        load_x87(v, in, r->image);
+    }
+    if (r->has_mxcsr)
+        store_le32(image + FPU_MXCSR, load_le32(r->image + FPU_MXCSR));
+    else if (r->is_compacted && (r->rfbm & XCR0_SSE))
+        store_le32(image + FPU_MXCSR, FPU_MXCSR_INIT);
+    if (r->rfbm & XCR0_SSE) {
+        if (r->xstate_bv & XCR0_SSE)
+            soft_copy(image + FPU_XMM, r->image + FPU_XMM, xmm_bytes(in));
+        else
+            soft_zero(image + FPU_XMM, xmm_bytes(in));
     }
 }
 
 static int op_xrstor(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_supervisor = in->op == ZYDIS_MNEMONIC_XRSTORS || in->op == ZYDIS_MNEMONIC_XRSTORS64;
-    uint8_t image[CPU_XSAVE_SIZE];
-    uint64_t rfbm = requested(v);
-    gva_t addr;
+    struct restore r;
 
-    int r = check_xsave(v);
-    if (r == 0 && is_supervisor)
-        r = soft_require_cpl0(v);
-    if (r == 0)
-        r = image_address(v, in, XSAVE_EXTENDED, 64, SOFT_READ, &addr);
-    if (r == 0)
-        r = soft_read(v, addr, image, XSAVE_EXTENDED, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    if (!header_is_valid(v, image + XSAVE_HEADER, is_supervisor))
-        return soft_raise_error(v, VEC_GP, 0);
-    uint64_t bv = load_le64(image + XSAVE_HEADER), comp = load_le64(image + XSAVE_HEADER + 8);
-    bool is_compact = (comp & XCOMP_COMPACT) != 0;
-    uint64_t layout = comp & ~XCOMP_COMPACT, loaded = bv & rfbm;
-    unsigned size = is_compact ? image_size(v, layout, true) : image_size(v, loaded, false);
-
-    if (size > XSAVE_EXTENDED) {
-        r = soft_read(v, addr + XSAVE_EXTENDED, image + XSAVE_EXTENDED, size - XSAVE_EXTENDED,
-                      SOFT_AS_CPL);
-        if (r != 0)
-            return r;
-    }
-    bool has_mxcsr = is_compact ? (loaded & XCR0_SSE) != 0 : (rfbm & (XCR0_SSE | XCR0_AVX)) != 0;
-    if (has_mxcsr && !mxcsr_is_valid(v, load_le32(image + 24)))
-        return soft_raise_error(v, VEC_GP, 0);
-    soft_fpu_save(v);
-    for (unsigned c = 0; c < 16; c++) {
-        if (!(rfbm >> c & 1))
+    if (xsave_check(v, is_supervisor) || restore_read(v, in, &r, is_supervisor))
+        return SOFT_FAULT;
+    uint8_t *image = soft_fpu_image(v);
+    uint64_t in_use = load_le64(image + FPU_XSTATE_BV);
+    restore_legacy(v, in, &r);
+    for (unsigned i = 2; i < FPU_COMP_COUNT; i++) {
+        unsigned at = v->model->xsave_offset[i], size = component_bytes(v, in, i);
+        if (!(r.rfbm >> i & 1) || size == 0)
             continue;
-        if (loaded >> c & 1)
-            load_component(v, image, c, layout, is_compact);
+        if (r.xstate_bv >> i & 1)
+            soft_copy(image + at, r.image + at, size);
         else
-            init_component(v, c);
+            soft_zero(image + at, size);
     }
-    if (has_mxcsr)
-        store_le32(v->st.xsave + 24, load_le32(image + 24));
-    else if (is_compact && (rfbm & XCR0_SSE))
-        store_le32(v->st.xsave + 24, 0x1f80);
-    set_in_use(v, (in_use(v) & ~rfbm) | loaded);
+    /* outside of 64-bit mode registers 8 to 31 were kept, so a component may stay in use */
+    uint64_t kept = in->mode == 8 ? ~r.rfbm : ~(r.rfbm & (XCR0_X87 | BIT(FPU_COMP_OPMASK)));
+    store_le64(image + FPU_XSTATE_BV, (in_use & kept) | (r.rfbm & r.xstate_bv));
     return 0;
 }
 
+/* ---- XCR0 ---- */
+
 static int op_xgetbv(struct soft_vcpu *v, const struct insn *in)
 {
-    uint32_t index = (uint32_t)v->st.gpr[CPU_RCX];
     uint64_t value = v->st.xcr0;
 
     if (!(v->st.cr4 & CR4_OSXSAVE))
         return soft_raise(v, VEC_UD);
-    if (index > 1 || (index == 1 && !cpu_model_has(v->model, CPU_FEATURE_XGETBV1)))
+    switch ((uint32_t)v->st.gpr[CPU_RCX]) {
+    case 0:
+        break;
+    case 1: /* XCR0 and the components in use (SDM vol. 1, 13.2) */
+        if (!cpu_model_has(v->model, CPU_FEATURE_XGETBV1))
+            return soft_raise_error(v, VEC_GP, 0);
+        soft_fpu_image(v);
+        if (load_le32(v->st.xsave + FPU_MXCSR) != FPU_MXCSR_INIT)
+            value &= load_le64(v->st.xsave + FPU_XSTATE_BV) | XCR0_SSE;
+        else
+            value &= load_le64(v->st.xsave + FPU_XSTATE_BV);
+        break;
+    default:
         return soft_raise_error(v, VEC_GP, 0);
-    if (index == 1) {
-        soft_fpu_save(v);
-        value &= in_use_with_mxcsr(v);
     }
     v->st.gpr[CPU_RAX] = (uint32_t)value;
     v->st.gpr[CPU_RDX] = value >> 32;
     return 0;
+}
+
+/* Combinations that XSETBV refuses (SDM vol. 1, 13.3). */
+static bool xcr0_is_bad(const struct soft_vcpu *v, uint64_t value)
+{
+    uint64_t avx512 = value & XCR0_AVX512;
+
+    return (value & ~v->model->xcr0_valid) != 0 || !(value & XCR0_X87) ||
+           ((value & XCR0_AVX) && !(value & XCR0_SSE)) ||
+           (avx512 != 0 && (avx512 != XCR0_AVX512 || !(value & XCR0_AVX)));
 }
 
 static int op_xsetbv(struct soft_vcpu *v, const struct insn *in)
@@ -358,171 +480,31 @@ static int op_xsetbv(struct soft_vcpu *v, const struct insn *in)
 
     if (!(v->st.cr4 & CR4_OSXSAVE))
         return soft_raise(v, VEC_UD);
-    int r = soft_require_cpl0(v);
-    if (r != 0)
-        return r;
-    bool is_consistent = (value & XCR0_X87) && (!(value & XCR0_AVX) || (value & XCR0_SSE)) &&
-                         (!(value & XCR0_AVX512) ||
-                          ((value & XCR0_AVX512) == XCR0_AVX512 && (value & XCR0_AVX)));
-    if ((uint32_t)v->st.gpr[CPU_RCX] != 0 || !is_consistent || (value & ~v->model->xcr0_valid))
+    if (cpu_cpl(&v->st) != 0 || (uint32_t)v->st.gpr[CPU_RCX] != 0 || xcr0_is_bad(v, value))
         return soft_raise_error(v, VEC_GP, 0);
     v->st.xcr0 = value;
     v->is_mode_stale = 1;
     return 0;
 }
 
-/* The 16-bit tag word from the abridged one: empty, valid, zero, special. */
-static uint16_t full_tags(const uint8_t *x)
-{
-    unsigned top = x[3] >> 3 & 7;
-    uint16_t tags = 0;
-
-    for (unsigned i = 0; i < 8; i++) {
-        const uint8_t *st = x + 32 + 16 * ((i - top) & 7);
-        uint16_t exponent = load_le16(st + 8) & 0x7fff;
-        uint64_t significand = load_le64(st);
-        unsigned tag;
-        if (!(x[4] >> i & 1))
-            tag = 3;
-        else if (exponent == 0 && significand == 0)
-            tag = 1;
-        else if (exponent == 0 || exponent == 0x7fff || !(significand >> 63))
-            tag = 2;
-        else
-            tag = 0;
-        tags |= (uint16_t)(tag << 2 * i);
-    }
-    return tags;
-}
-
-static uint8_t abridged_tags(uint16_t tags)
-{
-    uint8_t out = 0;
-    for (unsigned i = 0; i < 8; i++)
-        if ((tags >> 2 * i & 3) != 3)
-            out |= (uint8_t)(1u << i);
-    return out;
-}
-
-/* 14 or 28 bytes; pointers are zero. Returns the size. */
-static unsigned make_environment(const struct soft_vcpu *v, unsigned op_size, uint8_t out[28])
-{
-    const uint8_t *x = v->st.xsave;
-    unsigned width = op_size == 2 ? 2 : 4;
-
-    soft_zero(out, 28);
-    if (width == 4)
-        for (unsigned i = 0; i < 3; i++)
-            store_le16(out + 4 * i + 2, 0xffff);
-    store_le16(out, load_le16(x));
-    store_le16(out + width, load_le16(x + 2));
-    store_le16(out + 2 * width, full_tags(x));
-    if (width == 4)
-        store_le16(out + 26, 0xffff);
-    return 7 * width;
-}
-
-static void take_environment(struct soft_vcpu *v, unsigned width, const uint8_t *env)
-{
-    uint8_t *x = v->st.xsave;
-    store_le16(x, (uint16_t)(load_le16(env) | 0x40));
-    store_le16(x + 2, load_le16(env + width));
-    x[4] = abridged_tags(load_le16(env + 2 * width));
-    x[5] = 0;
-    soft_zero(x + 6, 18);
-    /* ES and B follow from unmasked exceptions */
-    uint16_t fsw = load_le16(x + 2) & 0x7f7f;
-    if (fsw & ~load_le16(x) & 0x3f)
-        fsw |= 0x8080;
-    store_le16(x + 2, fsw);
-    set_in_use(v, in_use(v) | XCR0_X87);
-}
-
-static int op_fnstenv(struct soft_vcpu *v, const struct insn *in)
-{
-    uint8_t env[28];
-    gva_t addr;
-
-    soft_fpu_save(v);
-    unsigned size = make_environment(v, in->op_size, env);
-    int r = soft_operand_address(v, in, size, SOFT_WRITE, &addr);
-    if (r == 0)
-        r = soft_write(v, addr, env, size, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    /* all exceptions are masked afterwards, so none is pending */
-    store_le16(v->st.xsave, load_le16(v->st.xsave) | 0x3f);
-    store_le16(v->st.xsave + 2, load_le16(v->st.xsave + 2) & 0x7f7f);
-    set_in_use(v, in_use(v) | XCR0_X87);
-    return 0;
-}
-
-static int op_fldenv(struct soft_vcpu *v, const struct insn *in)
-{
-    unsigned width = in->op_size == 2 ? 2 : 4;
-    uint8_t env[28];
-    gva_t addr;
-
-    int r = soft_operand_address(v, in, 7 * width, SOFT_READ, &addr);
-    if (r == 0)
-        r = soft_read(v, addr, env, 7 * width, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    soft_fpu_save(v);
-    take_environment(v, width, env);
-    return 0;
-}
-
-static int op_fnsave(struct soft_vcpu *v, const struct insn *in)
-{
-    uint8_t image[108];
-    gva_t addr;
-
-    soft_fpu_save(v);
-    unsigned size = make_environment(v, in->op_size, image);
-    for (unsigned i = 0; i < 8; i++)
-        soft_copy(image + size + 10 * i, v->st.xsave + 32 + 16 * i, 10);
-    int r = soft_operand_address(v, in, size + 80, SOFT_WRITE, &addr);
-    if (r == 0)
-        r = soft_write(v, addr, image, size + 80, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    init_component(v, 0);
-    set_in_use(v, in_use(v) | XCR0_X87);
-    return 0;
-}
-
-static int op_frstor(struct soft_vcpu *v, const struct insn *in)
-{
-    unsigned width = in->op_size == 2 ? 2 : 4, size = 7 * width + 80;
-    uint8_t image[108];
-    gva_t addr;
-
-    int r = soft_operand_address(v, in, size, SOFT_READ, &addr);
-    if (r == 0)
-        r = soft_read(v, addr, image, size, SOFT_AS_CPL);
-    if (r != 0)
-        return r;
-    soft_fpu_save(v);
-    take_environment(v, width, image);
-    for (unsigned i = 0; i < 8; i++) {
-        soft_copy(v->st.xsave + 32 + 16 * i, image + 7 * width + 10 * i, 10);
-        soft_zero(v->st.xsave + 42 + 16 * i, 6);
-    }
-    return 0;
-}
-
-const struct soft_op soft_ops_fpu[] = {
-    {ZYDIS_MNEMONIC_FXSAVE, op_fxsave},     {ZYDIS_MNEMONIC_FXSAVE64, op_fxsave},
-    {ZYDIS_MNEMONIC_FXRSTOR, op_fxrstor},   {ZYDIS_MNEMONIC_FXRSTOR64, op_fxrstor},
-    {ZYDIS_MNEMONIC_XSAVE, op_xsave},       {ZYDIS_MNEMONIC_XSAVE64, op_xsave},
-    {ZYDIS_MNEMONIC_XSAVEOPT, op_xsave},    {ZYDIS_MNEMONIC_XSAVEOPT64, op_xsave},
-    {ZYDIS_MNEMONIC_XSAVEC, op_xsavec},     {ZYDIS_MNEMONIC_XSAVEC64, op_xsavec},
-    {ZYDIS_MNEMONIC_XSAVES, op_xsavec},     {ZYDIS_MNEMONIC_XSAVES64, op_xsavec},
-    {ZYDIS_MNEMONIC_XRSTOR, op_xrstor},     {ZYDIS_MNEMONIC_XRSTOR64, op_xrstor},
-    {ZYDIS_MNEMONIC_XRSTORS, op_xrstor},    {ZYDIS_MNEMONIC_XRSTORS64, op_xrstor},
-    {ZYDIS_MNEMONIC_XGETBV, op_xgetbv},     {ZYDIS_MNEMONIC_XSETBV, op_xsetbv},
-    {ZYDIS_MNEMONIC_FNSTENV, op_fnstenv},   {ZYDIS_MNEMONIC_FLDENV, op_fldenv},
-    {ZYDIS_MNEMONIC_FNSAVE, op_fnsave},     {ZYDIS_MNEMONIC_FRSTOR, op_frstor},
+const struct soft_op soft_ops_xsave[] = {
+    {ZYDIS_MNEMONIC_FXSAVE, op_fxsave},
+    {ZYDIS_MNEMONIC_FXSAVE64, op_fxsave},
+    {ZYDIS_MNEMONIC_FXRSTOR, op_fxrstor},
+    {ZYDIS_MNEMONIC_FXRSTOR64, op_fxrstor},
+    {ZYDIS_MNEMONIC_XSAVE, op_xsave},
+    {ZYDIS_MNEMONIC_XSAVE64, op_xsave},
+    {ZYDIS_MNEMONIC_XSAVEOPT, op_xsave},
+    {ZYDIS_MNEMONIC_XSAVEOPT64, op_xsave},
+    {ZYDIS_MNEMONIC_XSAVEC, op_xsavec},
+    {ZYDIS_MNEMONIC_XSAVEC64, op_xsavec},
+    {ZYDIS_MNEMONIC_XSAVES, op_xsavec},
+    {ZYDIS_MNEMONIC_XSAVES64, op_xsavec},
+    {ZYDIS_MNEMONIC_XRSTOR, op_xrstor},
+    {ZYDIS_MNEMONIC_XRSTOR64, op_xrstor},
+    {ZYDIS_MNEMONIC_XRSTORS, op_xrstor},
+    {ZYDIS_MNEMONIC_XRSTORS64, op_xrstor},
+    {ZYDIS_MNEMONIC_XGETBV, op_xgetbv},
+    {ZYDIS_MNEMONIC_XSETBV, op_xsetbv},
     {0, NULL},
 };
