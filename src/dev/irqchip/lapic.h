@@ -56,6 +56,8 @@ struct lapic_config {
     bool is_bsp;
     unsigned phys_bits; /* MAXPHYADDR: limit of the APIC base */
     uint64_t tsc_hz;
+    bool without_x2apic;       /* CPUID does not offer x2APIC mode: setting EXTD is #GP */
+    bool without_tsc_deadline; /* CPUID does not offer the TSC-deadline mode: its MSR is #GP */
 
     /* Ask the 8259 pair for its vector (i8259_acknowledge). NULL: no 8259. vCPU, no lock held. */
     int (*pic_acknowledge)(void *pic);
