@@ -19,7 +19,7 @@
 
 /* Every instruction that has a function. */
 static const struct soft_op *const op_tables[] = {
-    soft_ops_integer, soft_ops_vzero,   soft_ops_stack,   soft_ops_branch, soft_ops_string,
+    soft_ops_integer, soft_ops_bcd, soft_ops_vzero,   soft_ops_stack,   soft_ops_branch, soft_ops_string,
     soft_ops_fpu,     soft_ops_xsave,  soft_ops_gather, soft_ops_system,  soft_ops_sysreg, soft_ops_interrupt,
     soft_ops_msr,     soft_ops_syscall, soft_ops_io,     soft_ops_segcheck,
 };

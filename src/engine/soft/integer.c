@@ -1,12 +1,13 @@
 /*
  * integer.c - unprivileged instructions that the host CPU cannot run for the guest as they are
  *
- * Decimal adjustments (gone in 64-bit mode), bit strings (the operand lies beyond the address that
- * ModRM names), implicit memory operands, DF, cache-line instructions, BOUND.
+ * Bit strings (the operand lies beyond the address that ModRM names), implicit memory operands,
+ * DF, cache-line instructions, BOUND.
  * Spec: Intel SDM vol. 2 (each instruction).
  */
 #include <Zydis/Zydis.h>
 
+#include "engine/soft/fpu_state.h"
 #include "engine/soft/ops.h"
 #include "engine/soft/system.h"
 #include "engine/soft/thunk.h"
@@ -20,90 +21,6 @@ static uint8_t al_of(const struct soft_vcpu *v)
 static void set_al(struct soft_vcpu *v, uint8_t al)
 {
     soft_gpr_write(v, CPU_RAX, 1, false, al);
-}
-
-static void set_ax(struct soft_vcpu *v, uint16_t ax)
-{
-    soft_gpr_write(v, CPU_RAX, 2, false, ax);
-}
-
-/* SF, ZF and PF of a byte. */
-static uint64_t flags_of_byte(uint8_t value)
-{
-    unsigned p = value ^ value >> 4;
-    uint64_t f = value & RFLAGS_SF;
-    if (value == 0)
-        f |= RFLAGS_ZF;
-    if (!(0x6996 >> (p & 15) & 1))
-        f |= RFLAGS_PF;
-    return f;
-}
-
-static void set_status(struct soft_vcpu *v, uint64_t flags)
-{
-    v->st.rflags = (v->st.rflags & ~RFLAGS_STATUS) | flags;
-}
-
-/* DAA and DAS; OF is undefined: cleared, as processors do. */
-static int op_daa_das(struct soft_vcpu *v, const struct insn *in)
-{
-    bool is_add = in->op == ZYDIS_MNEMONIC_DAA;
-    uint8_t old = al_of(v), al = old;
-    bool old_cf = v->st.rflags & RFLAGS_CF, cf = false, af = false;
-
-    if ((al & 15) > 9 || (v->st.rflags & RFLAGS_AF)) {
-        cf = is_add ? old_cf || al > 0xf9 : old_cf || al < 6;
-        al = (uint8_t)(is_add ? al + 6 : al - 6);
-        af = true;
-    }
-    if (old > 0x99 || old_cf) {
-        al = (uint8_t)(is_add ? al + 0x60 : al - 0x60);
-        cf = true;
-    }
-    set_al(v, al);
-    set_status(v, flags_of_byte(al) | (cf ? RFLAGS_CF : 0) | (af ? RFLAGS_AF : 0));
-    return 0;
-}
-
-/* AAA and AAS; SF, ZF, PF and OF are undefined: of the resulting AL, OF clear. */
-static int op_aaa_aas(struct soft_vcpu *v, const struct insn *in)
-{
-    uint16_t ax = (uint16_t)v->st.gpr[CPU_RAX];
-    uint64_t f = 0;
-
-    if ((ax & 15) > 9 || (v->st.rflags & RFLAGS_AF)) {
-        ax = (uint16_t)(in->op == ZYDIS_MNEMONIC_AAA ? ax + 0x106 : ax - 0x106);
-        f = RFLAGS_AF | RFLAGS_CF;
-    }
-    ax &= 0xff0f;
-    set_ax(v, ax);
-    set_status(v, f | flags_of_byte((uint8_t)ax));
-    return 0;
-}
-
-static int op_aam(struct soft_vcpu *v, const struct insn *in)
-{
-    uint8_t base = (uint8_t)in->imm, al = al_of(v);
-    if (base == 0)
-        return soft_raise(v, VEC_DE);
-    set_ax(v, (uint16_t)((al / base) << 8 | al % base));
-    set_status(v, flags_of_byte(al % base));
-    return 0;
-}
-
-static int op_aad(struct soft_vcpu *v, const struct insn *in)
-{
-    uint16_t ax = (uint16_t)v->st.gpr[CPU_RAX];
-    uint8_t al = (uint8_t)((ax & 0xff) + (ax >> 8) * (uint8_t)in->imm);
-    set_ax(v, al);
-    set_status(v, flags_of_byte(al));
-    return 0;
-}
-
-static int op_salc(struct soft_vcpu *v, const struct insn *in)
-{
-    set_al(v, v->st.rflags & RFLAGS_CF ? 0xff : 0);
-    return 0;
 }
 
 static int op_cld(struct soft_vcpu *v, const struct insn *in)
@@ -123,12 +40,29 @@ static int op_xlat(struct soft_vcpu *v, const struct insn *in)
     uint64_t offset = (v->st.gpr[CPU_RBX] + al_of(v)) & mask_bytes(in->addr_size), value;
     gva_t addr;
 
-    int r = soft_linear(v, in->seg, offset, 1, SOFT_READ, &addr);
+    int r = soft_linear(v, soft_prefix_segment(in), offset, 1, SOFT_READ, &addr);
     if (r == 0)
         r = soft_load(v, addr, 1, SOFT_AS_CPL, &value);
     if (r == 0)
         set_al(v, (uint8_t)value);
     return r;
+}
+
+int soft_mov_offset(struct soft_vcpu *v, const struct insn *in)
+{
+    unsigned size = in->opcode & 1 ? in->op_size : 1;
+    bool is_store = (in->opcode & 2) != 0;
+    uint64_t value = v->st.gpr[CPU_RAX] & mask_bytes(size);
+    gva_t addr;
+
+    if (soft_operand_address(v, in, size, is_store ? SOFT_WRITE : SOFT_READ, &addr))
+        return SOFT_FAULT;
+    if (is_store)
+        return soft_store(v, addr, size, SOFT_AS_CPL, value);
+    if (soft_load(v, addr, size, SOFT_AS_CPL, &value))
+        return SOFT_FAULT;
+    soft_gpr_write(v, CPU_RAX, size, false, value);
+    return 0;
 }
 
 static int op_bound(struct soft_vcpu *v, const struct insn *in)
@@ -250,7 +184,7 @@ static int op_clzero(struct soft_vcpu *v, const struct insn *in)
     uint64_t offset = v->st.gpr[CPU_RAX] & mask_bytes(in->addr_size) & ~UINT64_C(63);
 
     soft_zero(zero, sizeof(zero));
-    int r = soft_linear(v, in->has_seg_override ? in->seg : CPU_DS, offset, 64, SOFT_WRITE, &addr);
+    int r = soft_linear(v, soft_prefix_segment(in), offset, 64, SOFT_WRITE, &addr);
     return r != 0 ? r : soft_write(v, addr, zero, 64, SOFT_AS_CPL);
 }
 
@@ -269,15 +203,15 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
         reg |= (in->bytes[in->rex_off] & 4u) << 1;
         rm |= (in->bytes[in->rex_off] & 1u) << 3;
     }
-    int r = soft_linear(v, in->seg, v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size), size,
-                        SOFT_WRITE, &addr);
+    int r = soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size),
+                        size, SOFT_WRITE, &addr);
     if (r != 0)
         return r;
-    soft_fpu_save(v);
+    const uint8_t *image = soft_fpu_image(v);
     bool is_mmx = size == 8;
-    unsigned top = v->st.xsave[3] >> 3 & 7;
-    const uint8_t *data = v->st.xsave + (is_mmx ? 32 + 16 * ((reg - top) & 7u) : 160 + 16 * reg);
-    const uint8_t *mask = v->st.xsave + (is_mmx ? 32 + 16 * ((rm - top) & 7u) : 160 + 16 * rm);
+    unsigned top = image[FPU_FSW + 1] >> 3 & 7; /* MMn lies where ST(n - TOP) does */
+    const uint8_t *data = image + (is_mmx ? FPU_ST + 16 * ((reg - top) & 7u) : FPU_XMM + 16 * reg);
+    const uint8_t *mask = image + (is_mmx ? FPU_ST + 16 * ((rm - top) & 7u) : FPU_XMM + 16 * rm);
     for (unsigned i = 0; i < size; i++) {
         if (!(mask[i] & 0x80))
             continue;
@@ -289,20 +223,14 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
         if (mask[i] & 0x80)
             r = soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]);
     if (r == 0 && is_mmx) {
-        v->st.xsave[3] &= 0xc7; /* TOP = 0, every tag valid */
-        v->st.xsave[4] = 0xff;
+        /* what every MMX instruction does to the x87 state: TOP = 0, all tags valid */
+        soft_fpu_load(v);
+        __asm__ volatile("movq %mm0, %mm0");
     }
     return r;
 }
 
 const struct soft_op soft_ops_integer[] = {
-    {ZYDIS_MNEMONIC_DAA, op_daa_das},
-    {ZYDIS_MNEMONIC_DAS, op_daa_das},
-    {ZYDIS_MNEMONIC_AAA, op_aaa_aas},
-    {ZYDIS_MNEMONIC_AAS, op_aaa_aas},
-    {ZYDIS_MNEMONIC_AAM, op_aam},
-    {ZYDIS_MNEMONIC_AAD, op_aad},
-    {ZYDIS_MNEMONIC_SALC, op_salc},
     {ZYDIS_MNEMONIC_CLD, op_cld},
     {ZYDIS_MNEMONIC_STD, op_std},
     {ZYDIS_MNEMONIC_XLAT, op_xlat},

@@ -16,6 +16,9 @@ extern const struct soft_op soft_ops_bcd[];      /* bcd.c */
  * MASKMOV): DS without one. In 64-bit mode only FS and GS count. (string.c)
  */
 unsigned soft_prefix_segment(const struct insn *in);
+
+/* MOV between the accumulator and an address in the instruction, A0H to A3H (integer.c). */
+int soft_mov_offset(struct soft_vcpu *v, const struct insn *in) SOFT_MUST_CHECK;
 extern const struct soft_op soft_ops_vzero[];    /* masked.c */
 extern const struct soft_op soft_ops_xsave[];    /* xsave.c */
 extern const struct soft_op soft_ops_gather[];   /* gather.c */

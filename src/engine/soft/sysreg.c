@@ -11,6 +11,7 @@
 
 #include "engine/soft/debug.h"
 #include "engine/soft/mmu.h"
+#include "engine/soft/ops.h"
 #include "engine/soft/system.h"
 
 #define CR0_DEFINED                                                                                \
@@ -282,7 +283,8 @@ static int op_mov_to_dr(struct soft_vcpu *v, const struct insn *in)
 static int op_mov(struct soft_vcpu *v, const struct insn *in)
 {
     if (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
-        return soft_mov_sreg(v, in);
+        return in->opcode >= 0xa0 && in->opcode <= 0xa3 ? soft_mov_offset(v, in)
+                                                        : soft_mov_sreg(v, in);
     switch (in->opcode) {
     case 0x20:
         return op_mov_from_cr(v, in);
