@@ -10,6 +10,7 @@
 
 #include "cpu/insn.h"
 #include "cpu/insn_hidden.h"
+#include "cpu/model.h"
 #include "cpu/state.h"
 
 static unsigned gpr_index(ZydisRegister r, bool *is_high)
@@ -257,6 +258,12 @@ static bool is_system_op(unsigned op)
     }
 }
 
+/* Outside of 64-bit mode these leave registers 8 and above alone. */
+static bool is_zeroing(unsigned op)
+{
+    return op == ZYDIS_MNEMONIC_VZEROUPPER || op == ZYDIS_MNEMONIC_VZEROALL;
+}
+
 static bool is_bit_string(unsigned op)
 {
     return op == ZYDIS_MNEMONIC_BT || op == ZYDIS_MNEMONIC_BTS || op == ZYDIS_MNEMONIC_BTR ||
@@ -309,6 +316,46 @@ static void note_operand(struct insn *out, struct classes *c, const ZydisDecoded
     }
 }
 
+/* Conversions whose vector operand is in memory: they round by MXCSR and raise #XM. */
+static bool is_sse_without_register(unsigned op)
+{
+    return op == ZYDIS_MNEMONIC_CVTSS2SI || op == ZYDIS_MNEMONIC_CVTTSS2SI ||
+           op == ZYDIS_MNEMONIC_CVTSD2SI || op == ZYDIS_MNEMONIC_CVTTSD2SI ||
+           op == ZYDIS_MNEMONIC_CVTPS2PI || op == ZYDIS_MNEMONIC_CVTTPS2PI ||
+           op == ZYDIS_MNEMONIC_CVTPD2PI || op == ZYDIS_MNEMONIC_CVTTPD2PI;
+}
+
+/* Must the memory operand be aligned to its size (SDM vol. 2, 2.4, types 1, 2 and 4)? */
+static bool needs_alignment(const ZydisDecodedInstruction *in, const struct insn *out)
+{
+    switch (in->meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_SSE1:
+    case ZYDIS_EXCEPTION_CLASS_AVX1:
+    case ZYDIS_EXCEPTION_CLASS_E1:
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
+        return true;
+    case ZYDIS_EXCEPTION_CLASS_SSE2:
+    case ZYDIS_EXCEPTION_CLASS_SSE4:
+        break;
+    default:
+        return false;
+    }
+    switch (in->mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+        return false;
+    default:
+        /* SHA: types differ between vendors; the host CPU decides when it runs it */
+        return out->mem_size == 16 && in->meta.isa_ext != ZYDIS_ISA_EXT_SHA;
+    }
+}
+
 static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes *c)
 {
     bool has_vector = c->has_xmm || c->has_wide;
@@ -324,15 +371,17 @@ static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes 
     }
     if (in->mnemonic == ZYDIS_MNEMONIC_FWAIT)
         return INSN_UNIT_WAIT;
-    if (in->meta.isa_ext == ZYDIS_ISA_EXT_X87)
-        return INSN_UNIT_X87;
+    if (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->opcode >= 0xd8 && in->opcode <= 0xdf)
+        return INSN_UNIT_X87; /* FISTTP as well, which came with SSE3 */
     if (in->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->mnemonic == ZYDIS_MNEMONIC_STMXCSR)
         return INSN_UNIT_SSE;
     if (c->has_mmx && !has_vector)
         return INSN_UNIT_MMX;
     if (in->mnemonic == ZYDIS_MNEMONIC_EMMS)
         return INSN_UNIT_MMX;
-    return has_vector ? INSN_UNIT_SSE : INSN_UNIT_INT;
+    if (has_vector || is_sse_without_register(in->mnemonic))
+        return INSN_UNIT_SSE;
+    return INSN_UNIT_INT;
 }
 
 static bool is_masked(const ZydisDecodedInstruction *in)
@@ -453,15 +502,26 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         uint32_t all = (uint32_t)(RFLAGS_STATUS | RFLAGS_DF);
         out->flags_read = in.cpu_flags->tested & all;
         out->flags_written = (in.cpu_flags->modified | in.cpu_flags->set_0 | in.cpu_flags->set_1 |
-                              in.cpu_flags->undefined) & all;
+                              in.cpu_flags->undefined) &
+                             all;
     }
+    /* AMD: 66H cuts a near branch in 64-bit mode to 16 bits; Intel ignores it there */
+    bool is_near_branch = in.meta.branch_type == ZYDIS_BRANCH_TYPE_NEAR ||
+                          in.meta.branch_type == ZYDIS_BRANCH_TYPE_SHORT;
+    if (mode == 8 && model != NULL && model->is_amd && is_near_branch &&
+        (in.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in.raw.rex.W)
+        out->op_size = 2;
     out->unit = (uint8_t)unit_of(&in, &classes);
     out->is_mem_masked = out->has_mem && is_masked(&in);
-    out->is_mem_aligned = out->has_mem && in.meta.exception_class == ZYDIS_EXCEPTION_CLASS_SSE1;
+    out->is_mem_aligned = out->has_mem && !out->is_agen && needs_alignment(&in, out);
+    if (in.mnemonic == ZYDIS_MNEMONIC_NOP && out->has_mem)
+        out->is_agen = true;
     out->is_hidden = insn_is_hidden(&in, model);
-    bool is_special = classes.has_other_memory || classes.has_system_register || out->is_vsib ||
-                      in.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || is_system_op(in.mnemonic) ||
-                      (is_bit_string(in.mnemonic) && out->has_mem && out->gpr_reg.reg != INSN_NO_REG);
+    bool is_special =
+        classes.has_other_memory || classes.has_system_register || out->is_vsib ||
+        in.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || is_system_op(in.mnemonic) ||
+        (is_zeroing(in.mnemonic) && mode != 8) ||
+        (is_bit_string(in.mnemonic) && out->has_mem && out->gpr_reg.reg != INSN_NO_REG);
     out->cls = is_special ? INSN_SPECIAL : INSN_DATA;
     return out->len;
 }

@@ -121,11 +121,11 @@ static size_t recode_evex(uint8_t *dst, const struct insn *in, const struct insn
     unsigned p0 = v[1], p1 = v[2], p2 = v[3];
 
     if (in->mode != 8) {
-        p0 |= 0xf0;              /* R X B R' select nothing there */
+        p0 |= 0xf0; /* R X B R' select nothing there */
         p1 |= 0x40;
         p2 |= 0x08;
         if (in->gpr_reg.reg != INSN_NO_REG || in->gpr_rm.reg != INSN_NO_REG)
-            p1 &= ~0x80u;        /* W with a GPR is 32 bits outside of 64-bit mode */
+            p1 &= ~0x80u; /* W with a GPR is 32 bits outside of 64-bit mode */
     }
     if (in->gpr_reg.reg != INSN_NO_REG)
         p0 = (p0 & ~0x90u) | (~(f->reg >> 3) & 1) << 7 | 0x10;

@@ -30,6 +30,7 @@ enum feature_kind {
     KIND_HOST = 0, /* offered when the host CPU has it */
     KIND_EMULATED, /* doppel's own; any host will do */
     KIND_INTEL,    /* doppel's own, on Intel's processors only */
+    KIND_AMD,      /* doppel's own, on AMD's processors only */
     KIND_COMPUTED, /* follows from the number of CPUs; not for the user to choose */
     KIND_REFUSED,  /* not implemented */
 };
@@ -68,6 +69,7 @@ static const uint8_t feature_kinds[CPU_FEATURE_COUNT] = {
     KIND(EMULATED, PDPE1GB),
     KIND(EMULATED, LM),
     KIND(INTEL, ARCH_CAPABILITIES),
+    KIND(AMD, NULL_SEL_CLR_BASE),
     KIND(COMPUTED, HT),
     KIND(COMPUTED, CMP_LEGACY),
 
@@ -387,6 +389,8 @@ static bool feature_is_possible(const struct model_host *host, enum cpu_feature 
         return true;
     case KIND_INTEL:
         return !model_host_is_amd(host);
+    case KIND_AMD:
+        return model_host_is_amd(host);
     default:
         return false;
     }
@@ -545,6 +549,7 @@ int model_create_on(const struct model_host *host, const char *spec, unsigned cp
 
     model_set(out, CPU_FEATURE_HT, cpu_count > 1);
     model_set(out, CPU_FEATURE_CMP_LEGACY, cpu_count > 1 && model_host_is_amd(host));
+    out->is_amd = model_host_is_amd(host);
     model_fill_leaves(out, host, brand);
     return 0;
 }

@@ -51,6 +51,7 @@ struct cpu_model {
     uint32_t mxcsr_mask;
     unsigned phys_bits;          /* MAXPHYADDR */
     unsigned linear_bits;        /* 48, or 57 where LA57 is offered */
+    bool is_amd;                 /* AMD's (and Hygon's) rules where vendors differ */
     uint64_t tsc_hz;
     unsigned cpu_count;
 };

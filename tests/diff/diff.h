@@ -15,10 +15,10 @@
 #include "cpu/model.h"
 #include "cpu/state.h"
 
-#define DIFF_CODE UINT64_C(0x10000000)     /* 1 MiB */
+#define DIFF_CODE UINT64_C(0x10000000) /* 1 MiB */
 #define DIFF_CODE_SIZE UINT64_C(0x100000)
-#define DIFF_DATA UINT64_C(0x20000000)     /* two pages; the next one is not mapped */
-#define DIFF_STACK UINT64_C(0x30000000)    /* two pages, as well */
+#define DIFF_DATA UINT64_C(0x20000000)  /* two pages; the next one is not mapped */
+#define DIFF_STACK UINT64_C(0x30000000) /* two pages, as well */
 #define DIFF_WINDOW UINT64_C(0x2000)
 #define DIFF_INSNS 6
 #define DIFF_CODE_MAX 96
@@ -35,10 +35,10 @@ struct diff_state {
 
 struct diff_case {
     uint64_t seed;
-    unsigned mode;                 /* 8: 64-bit code, 4: 32-bit code in compatibility mode */
+    unsigned mode; /* 8: 64-bit code, 4: 32-bit code in compatibility mode */
     uint8_t code[DIFF_CODE_MAX];
     unsigned code_size;
-    struct diff_state before;      /* rip is where the code lies */
+    struct diff_state before; /* rip is where the code lies */
 };
 
 /* generate.c: the case that belongs to `seed`. */

@@ -37,10 +37,10 @@ static bool rng_percent(struct rng *r, unsigned percent)
 /* Values where carries, signs and widths change. */
 static uint64_t rng_value(struct rng *r)
 {
-    static const uint64_t edges[] = {0,          1,          2,          0x7f,       0x80,
-                                     0xff,       0x7fff,     0x8000,     0xffff,     0x7fffffff,
-                                     0x80000000, 0xffffffff, INT64_MAX,  (uint64_t)INT64_MIN,
-                                     UINT64_MAX, 0x100};
+    static const uint64_t edges[] = {
+        0,          1,      2,          0x7f,       0x80,       0xff,      0x7fff,
+        0x8000,     0xffff, 0x7fffffff, 0x80000000, 0xffffffff, INT64_MAX, (uint64_t)INT64_MIN,
+        UINT64_MAX, 0x100};
     switch (rng_below(r, 4)) {
     case 0:
         return edges[rng_below(r, ARRAY_SIZE(edges))];
@@ -109,7 +109,7 @@ static bool is_forbidden(const struct insn *in)
     case ZYDIS_MNEMONIC_RDTSCP:
         return true;
     default:
-        return (in->seg == CPU_FS || in->seg == CPU_GS) && in->has_mem;
+        return in->seg == CPU_FS || in->seg == CPU_GS;
     }
 }
 
@@ -182,13 +182,15 @@ static bool is_allowed_special(const struct insn *in)
 static bool is_string(const struct insn *in)
 {
     return in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->encoding == INSN_LEGACY &&
-           ((in->opcode >= 0xa4 && in->opcode <= 0xa7) || (in->opcode >= 0xaa && in->opcode <= 0xaf));
+           ((in->opcode >= 0xa4 && in->opcode <= 0xa7) ||
+            (in->opcode >= 0xaa && in->opcode <= 0xaf));
 }
 
 static bool is_short_branch(const struct insn *in)
 {
     return in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->encoding == INSN_LEGACY &&
-           ((in->opcode >= 0x70 && in->opcode <= 0x7f) || (in->opcode >= 0xe0 && in->opcode <= 0xe3));
+           ((in->opcode >= 0x70 && in->opcode <= 0x7f) ||
+            (in->opcode >= 0xe0 && in->opcode <= 0xe3));
 }
 
 /* Where an operand of `size` bytes shall lie. */
@@ -198,9 +200,9 @@ static uint64_t pick_address(struct rng *r, unsigned size)
     unsigned at = rng_below(r, room);
     switch (rng_below(r, 20)) {
     case 0:
-        return DIFF_DATA + 0x1000 - rng_below(r, size + 1);         /* across the middle */
+        return DIFF_DATA + 0x1000 - rng_below(r, size + 1); /* across the middle */
     case 1:
-        return DIFF_DATA + DIFF_WINDOW - rng_below(r, size + 1);    /* across the end */
+        return DIFF_DATA + DIFF_WINDOW - rng_below(r, size + 1); /* across the end */
     case 2:
     case 3:
     case 4:
@@ -260,8 +262,8 @@ static void steer_string(struct rng *r, struct diff_case *c, const struct insn *
 {
     uint64_t *gpr = c->before.gpr;
     set_low(&gpr[CPU_RSI], pick_address(r, in->op_size), in->addr_size, r, c->mode);
-    set_low(&gpr[CPU_RDI], rng_percent(r, 30) ? gpr[CPU_RSI] + rng_below(r, 9)
-                                              : pick_address(r, in->op_size),
+    set_low(&gpr[CPU_RDI],
+            rng_percent(r, 30) ? gpr[CPU_RSI] + rng_below(r, 9) : pick_address(r, in->op_size),
             in->addr_size, r, c->mode);
     set_low(&gpr[CPU_RCX], rng_below(r, 80), in->addr_size, r, c->mode);
     if (rng_percent(r, 25))

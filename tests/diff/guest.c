@@ -14,8 +14,8 @@
 
 #define RAM_SIZE UINT64_C(0x400000)
 #define PHYS_PML4 UINT64_C(0x1000)
-#define PHYS_TABLES UINT64_C(0x2000)    /* page-table pages, handed out in order */
-#define PHYS_SYSTEM UINT64_C(0x20000)   /* GDT, IDT, TSS, handlers: mapped to itself, supervisor */
+#define PHYS_TABLES UINT64_C(0x2000)  /* page-table pages, handed out in order */
+#define PHYS_SYSTEM UINT64_C(0x20000) /* GDT, IDT, TSS, handlers: mapped to itself, supervisor */
 #define PHYS_IST_TOP UINT64_C(0x30000)
 #define PHYS_DATA UINT64_C(0x40000)
 #define PHYS_STACK UINT64_C(0x50000)
@@ -33,7 +33,7 @@ struct diff_guest {
     uint8_t *ram;
     uint64_t next_table;
     struct cpu_state st;
-    bool is_astray;               /* something was called that user code cannot reach */
+    bool is_astray; /* something was called that user code cannot reach */
 };
 
 static uint64_t host_io_read(void *cpu, uint16_t port, unsigned size)
@@ -125,7 +125,8 @@ static void make_tables(struct diff_guest *g)
         map_page(g, page, page, false);
 
     /* null, kernel code 08, kernel data 10, user code 32 18|3, user data 20|3, user code 64 28|3 */
-    static const uint64_t descriptors[] = {0, UINT64_C(0x00af9b000000ffff),
+    static const uint64_t descriptors[] = {0,
+                                           UINT64_C(0x00af9b000000ffff),
                                            UINT64_C(0x00cf93000000ffff),
                                            UINT64_C(0x00cffb000000ffff),
                                            UINT64_C(0x00cff3000000ffff),
@@ -173,10 +174,8 @@ int diff_guest_open(const struct engine_ops *ops, const struct cpu_model *model,
                     struct diff_guest **out, struct err *e)
 {
     struct diff_guest *g = aligned_alloc(64, align_up(sizeof(*g), 64));
-    struct engine_config config = {.model = model,
-                                   .host = &guest_host,
-                                   .cpu_count = 1,
-                                   .code_cache_size = UINT64_C(32) << 20};
+    struct engine_config config = {
+        .model = model, .host = &guest_host, .cpu_count = 1, .code_cache_size = UINT64_C(32) << 20};
     if (g == NULL)
         return err_set(e, ENOMEM, "allocate a test guest");
     memset(g, 0, sizeof(*g));
@@ -227,6 +226,7 @@ bool diff_guest_run(struct diff_guest *g, const struct diff_case *c, struct diff
     uint64_t code = PHYS_CODE + (c->before.rip - DIFF_CODE);
     enum engine_stop stop;
 
+    g->is_astray = false;
     memcpy(g->ram + code, c->code, c->code_size);
     g->ops->code_changed(g->engine, code, c->code_size);
     memcpy(g->ram + PHYS_DATA, c->before.data, DIFF_WINDOW);

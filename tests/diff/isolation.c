@@ -1,8 +1,8 @@
 /*
  * isolation.c - guest code that knows the monitor's addresses tries to reach them
  *
- * Every general register holds the address of a forbidden page of this process, of the code cache or
- * the heap, or a distance that leads there (bit offsets, indices, string counts). The forbidden
+ * Every general register holds the address of a forbidden page of this process, of the code cache
+ * or the heap, or a distance that leads there (bit offsets, indices, string counts). The forbidden
  * page allows no access at all: generated code or a thunk that reached it would page-fault, which
  * the engines' fault hooks do not forgive, so this process would die. Pages that may be written are
  * compared afterwards. The guest must find #PF, #GP or #SS each time it used such an address.
@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#include <Zydis/Zydis.h>
 
 #include "cpu/insn.h"
 #include "diff.h"
@@ -38,9 +40,9 @@ static uint64_t draw_target(void)
     uint64_t target = (uintptr_t)(draw() & 1 ? forbidden : witness) + draw() % PAGE;
     switch (draw() % 8) {
     case 0:
-        return target - DIFF_DATA;              /* as an index */
+        return target - DIFF_DATA; /* as an index */
     case 1:
-        return (target - DIFF_DATA) * 8;        /* as a bit offset */
+        return (target - DIFF_DATA) * 8; /* as a bit offset */
     case 2:
         return DIFF_DATA + draw() % DIFF_WINDOW;
     case 3:
@@ -50,6 +52,20 @@ static uint64_t draw_target(void)
     default:
         return target;
     }
+}
+
+/* Branches may loop for ever; everything else ends in an exception. */
+static bool is_branch(const struct insn *in)
+{
+    if (in->encoding != INSN_LEGACY)
+        return false;
+    if (in->opcode_map == ZYDIS_OPCODE_MAP_0F)
+        return in->opcode >= 0x80 && in->opcode <= 0x8f;
+    if (in->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+        return false;
+    return (in->opcode >= 0x70 && in->opcode <= 0x7f) || (in->opcode & 0xf0) == 0xe0 ||
+           in->opcode == 0xff || (in->opcode & 0xf6) == 0xc2 || in->opcode == 0x9a ||
+           in->opcode == 0xcf;
 }
 
 /* One instruction with a memory operand, or one that addresses memory implicitly. */
@@ -75,17 +91,19 @@ static void draw_case(struct diff_case *c, const struct cpu_model *model)
             break;
         case 1:
             c->code[n++] = 0xc4;
-            c->code[n] = (uint8_t)((c->code[n] & 0xe0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
+            c->code[n] =
+                (uint8_t)((c->code[n] & 0xe0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
             break;
         case 2:
             c->code[n++] = 0x62;
-            c->code[n] = (uint8_t)((c->code[n] & 0xf0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
+            c->code[n] =
+                (uint8_t)((c->code[n] & 0xf0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
             break;
         default:
             break;
         }
         len = insn_decode(&in, c->code, INSN_MAX_LEN, c->mode, model);
-    } while (len <= 0 || in.is_hidden || (!in.has_mem && in.cls != INSN_SPECIAL));
+    } while (len <= 0 || in.is_hidden || is_branch(&in) || (!in.has_mem && in.cls != INSN_SPECIAL));
     memset(c->code + len, 0xcc, sizeof(c->code) - (size_t)len);
     c->code_size = (unsigned)len + 1;
 

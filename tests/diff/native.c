@@ -22,9 +22,9 @@
 struct native_frame {
     uint64_t gpr[16];
     uint64_t rflags;
-    uint64_t target;
-    uint16_t selector;         /* with target: a far pointer */
-    uint16_t pad[3];
+    uint32_t target; /* with selector: a far pointer; AMD has none with 64 bits */
+    uint16_t selector;
+    uint16_t pad[5];
     uint64_t host_rsp;
     uint64_t xsave_mask;
     uint8_t xsave[CPU_XSAVE_SIZE] __attribute__((aligned(64)));
@@ -66,7 +66,7 @@ __asm__(".text\n"
         "  mov native_frame+104(%rip), %r13\n"
         "  mov native_frame+112(%rip), %r14\n"
         "  mov native_frame+120(%rip), %r15\n"
-        "  rex.w ljmp *native_frame+136(%rip)\n"
+        "  ljmpl *native_frame+136(%rip)\n"
         ".globl native_exit\n"
         "native_exit:\n"
         "  xor %eax, %eax; mov %eax, %ds; mov %eax, %es\n"
@@ -134,7 +134,7 @@ void diff_native_run(const struct diff_case *c, struct diff_state *after)
     memcpy(native_frame.gpr, c->before.gpr, sizeof(native_frame.gpr));
     memcpy(native_frame.xsave, c->before.xsave, sizeof(native_frame.xsave));
     native_frame.rflags = c->before.rflags;
-    native_frame.target = c->before.rip;
+    native_frame.target = (uint32_t)c->before.rip;
     native_frame.selector = c->mode == 8 ? USER_CS64 : USER_CS32;
     native_after = after;
     if (fault_thread_enter(native_hook, &native_after, &e) == 0) {

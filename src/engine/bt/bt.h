@@ -49,13 +49,13 @@
  * What a translation depends on, beside the bytes: part of a block's key. A mode with
  * BT_MODE_STEP is not translated at all; soft_step runs it.
  */
-#define BT_MODE_SIZE 0x3u        /* code: 0 = 64, 1 = 32 bits */
-#define BT_MODE_SET_SHIFT 2      /* TLB set, SOFT_TLB_* (2 bits) */
+#define BT_MODE_SIZE 0x3u   /* code: 0 = 64, 1 = 32 bits */
+#define BT_MODE_SET_SHIFT 2 /* TLB set, SOFT_TLB_* (2 bits) */
 #define BT_MODE_SET 0xcu
-#define BT_MODE_FS_FLAT 0x10u    /* 32-bit: FS limit is 4 GiB, base is any; always in 64-bit */
+#define BT_MODE_FS_FLAT 0x10u /* 32-bit: FS limit is 4 GiB, base is any; always in 64-bit */
 #define BT_MODE_GS_FLAT 0x20u
-#define BT_MODE_X87 0x40u        /* no #NM: CR0.EM and TS clear */
-#define BT_MODE_WAIT 0x80u       /* FWAIT: not (MP and TS) */
+#define BT_MODE_X87 0x40u  /* no #NM: CR0.EM and TS clear */
+#define BT_MODE_WAIT 0x80u /* FWAIT: not (MP and TS) */
 #define BT_MODE_SSE 0x100u
 #define BT_MODE_AVX 0x200u
 #define BT_MODE_AVX512 0x400u
@@ -69,7 +69,7 @@
 struct bt_jump_cache {
     uint64_t minus_rip[BT_JC_SIZE];
     uint64_t host[BT_JC_SIZE];
-    uint32_t mode;              /* of every block in it */
+    uint32_t mode; /* of every block in it */
 };
 
 struct bt_stats {
@@ -77,21 +77,21 @@ struct bt_stats {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t kills, flushes, code_writes, code_writes_beside, protects, protect_exclusive;
     uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles;
-    uint32_t soft_ops[2048];    /* by mnemonic */
+    uint32_t soft_ops[2048]; /* by mnemonic */
 };
 
 struct bt_engine;
 
 struct bt_vcpu {
-    struct soft_vcpu soft;      /* at %gs:0 */
+    struct soft_vcpu soft; /* at %gs:0 */
 
     /* for generated code */
     uint64_t self;
     uint64_t host_rsp;
     uint64_t target;
-    uint32_t flags_ax;          /* LAHF in bits 15..8, OF in bit 0 */
+    uint32_t flags_ax; /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
-    uint64_t mask_tlb, mask_page, mask_jc;   /* PEXT masks */
+    uint64_t mask_tlb, mask_page, mask_jc; /* PEXT masks */
     struct bt_jump_cache jc[SOFT_TLB_SETS];
 
     /* for C */
@@ -99,7 +99,7 @@ struct bt_vcpu {
     uint32_t mode;
     uint32_t set;
     enum engine_stop stop;
-    bool is_code_lost;          /* a block was killed by this vCPU's own last write */
+    bool is_code_lost; /* a block was killed by this vCPU's own last write */
     struct bt_stats stats;
 };
 
@@ -107,7 +107,7 @@ struct bt_vcpu {
 struct bt_insn_map {
     uint16_t guest_offset;
     uint16_t pad;
-    uint32_t host_offset;       /* from the block's first byte (guard) */
+    uint32_t host_offset; /* from the block's first byte (guard) */
 };
 
 struct bt_block {
@@ -118,11 +118,11 @@ struct bt_block {
     uint16_t guest_len;
     uint16_t insn_count;
     bool is_dead;
-    uint8_t *guard;             /* executable addresses */
+    uint8_t *guard; /* executable addresses */
     uint8_t *body;
     uint8_t *fail;
     uint8_t *end;
-    struct bt_insn_map *map;    /* insn_count + 1 entries */
+    struct bt_insn_map *map; /* insn_count + 1 entries */
     struct bt_block *hash_next;
     struct bt_block *page_next;
 };
@@ -130,12 +130,12 @@ struct bt_block {
 /* A physical page that code was translated from. */
 struct bt_code_page {
     struct bt_block *blocks;
-    uint64_t granules;          /* 64-byte pieces that hold translated bytes */
+    uint64_t granules; /* 64-byte pieces that hold translated bytes */
 };
 
-struct bt_view {                /* (linear page, physical page) -> cookie */
+struct bt_view { /* (linear page, physical page) -> cookie */
     uint64_t vpn, pfn;
-    uint32_t next;              /* index + 1 */
+    uint32_t next; /* index + 1 */
 };
 
 #define BT_HASH_SIZE (1u << 16)
@@ -144,7 +144,7 @@ struct bt_view {                /* (linear page, physical page) -> cookie */
 #define BT_BLOCK_HOST_MAX (24u * 1024)
 
 struct bt_engine {
-    struct soft_engine soft;    /* first */
+    struct soft_engine soft; /* first */
     pthread_mutex_t lock;
 
     /* code cache: one memory file, mapped twice; immutable after open */
@@ -154,9 +154,9 @@ struct bt_engine {
     uint8_t *stub_enter, *stub_leave, *stub_dispatch, *stub_tlb, *stub_soft, *stub_chain,
         *stub_indirect, *stub_fault; /* executable addresses */
 
-    uint64_t generation;        /* counts how often the cache was emptied; read in guest */
+    uint64_t generation; /* counts how often the cache was emptied; read in guest */
     size_t used;
-    struct bt_block **blocks;   /* in order of address */
+    struct bt_block **blocks; /* in order of address */
     size_t block_count, block_max;
     struct bt_insn_map *maps;
     size_t map_count, map_max;
@@ -221,20 +221,20 @@ struct bt_tr {
     struct emit e;
     struct bt_engine *be;
     struct bt_vcpu *b;
-    uint64_t rip;               /* of the instruction being translated */
+    uint64_t rip; /* of the instruction being translated */
     uint64_t block_rip;
     unsigned set;
     uint32_t mode;
-    unsigned size;              /* code size, bytes: 4 or 8 */
-    uint8_t *body;              /* in the writable mapping */
-    uint8_t *retry;             /* where the check being emitted starts over after a miss */
-    bool is_end;                /* control does not fall through */
+    unsigned size;  /* code size, bytes: 4 or 8 */
+    uint8_t *body;  /* in the writable mapping */
+    uint8_t *retry; /* where the check being emitted starts over after a miss */
+    bool is_end;    /* control does not fall through */
 
     struct bt_cold {
-        uint8_t *from;          /* the rel32 that leads here; chain: linking patches it */
-        uint8_t *resume;        /* tlb: start over here; indirect: within the instruction */
-        uint64_t rip;           /* chain: target */
-        uint32_t info;          /* tlb: BT_MISS_*; indirect: change of RSP */
+        uint8_t *from;   /* the rel32 that leads here; chain: linking patches it */
+        uint8_t *resume; /* tlb: start over here; indirect: within the instruction */
+        uint64_t rip;    /* chain: target */
+        uint32_t info;   /* tlb: BT_MISS_*; indirect: change of RSP */
         uint8_t kind;
     } cold[3 * BT_BLOCK_INSNS_MAX + 8];
     unsigned cold_count;
@@ -268,18 +268,19 @@ unsigned bt_emit_gpr_get(struct bt_tr *t, unsigned gpr, unsigned scratch);
 #define BT_GPR_OFFSET(g) ((uint32_t)(offsetof(struct bt_vcpu, soft.st.gpr) + 8 * (g)))
 #define BT_OFFSET(member) ((uint32_t)offsetof(struct bt_vcpu, member))
 #define BT_SEG_BASE_OFFSET(s)                                                                      \
-    ((uint32_t)(offsetof(struct bt_vcpu, soft.st.seg) + (s) * sizeof(struct cpu_seg) +            \
+    ((uint32_t)(offsetof(struct bt_vcpu, soft.st.seg) + (s) * sizeof(struct cpu_seg) +             \
                 offsetof(struct cpu_seg, base)))
 #define BT_SET_OFFSET(set, member)                                                                 \
-    ((uint32_t)(offsetof(struct bt_vcpu, soft.tlb) + (set) * sizeof(struct soft_tlb_set) +        \
+    ((uint32_t)(offsetof(struct bt_vcpu, soft.tlb) + (set) * sizeof(struct soft_tlb_set) +         \
                 offsetof(struct soft_tlb_set, member)))
 #define BT_JC_OFFSET(set, member)                                                                  \
-    ((uint32_t)(offsetof(struct bt_vcpu, jc) + (set) * sizeof(struct bt_jump_cache) +             \
+    ((uint32_t)(offsetof(struct bt_vcpu, jc) + (set) * sizeof(struct bt_jump_cache) +              \
                 offsetof(struct bt_jump_cache, member)))
 
 /* run.c: helpers that the stubs call; each returns the host address to go on at. */
 const uint8_t *bt_helper_dispatch(struct bt_vcpu *b);
-const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, const uint8_t *resume);
+const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info,
+                             const uint8_t *resume);
 const uint8_t *bt_helper_soft(struct bt_vcpu *b, uint64_t s1, uint64_t info, const uint8_t *resume);
 const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site);
 const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t info,
@@ -300,8 +301,8 @@ void bt_print_stats(struct engine *engine, FILE *out);
 static inline void bt_flags_from_host(struct bt_vcpu *b)
 {
     uint32_t ax = b->flags_ax;
-    b->soft.st.rflags = (b->soft.st.rflags & ~RFLAGS_STATUS) | (ax >> 8 & 0xd5) |
-                        (uint64_t)(ax & 1) << 11;
+    b->soft.st.rflags =
+        (b->soft.st.rflags & ~RFLAGS_STATUS) | (ax >> 8 & 0xd5) | (uint64_t)(ax & 1) << 11;
 }
 
 static inline void bt_flags_to_host(struct bt_vcpu *b)

@@ -144,8 +144,8 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa, uint32_t mode)
 struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode)
 {
     struct bt_block *block = be->hash[block_hash(rip, gpa, mode)];
-    while (block != NULL && (block->rip != rip || block->gpa != gpa || block->mode != mode ||
-                             block->is_dead))
+    while (block != NULL &&
+           (block->rip != rip || block->gpa != gpa || block->mode != mode || block->is_dead))
         block = block->hash_next;
     return block;
 }

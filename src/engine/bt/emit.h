@@ -14,14 +14,28 @@
 #include <string.h>
 
 enum host_gpr {
-    H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI,
-    H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14, H_R15,
+    H_RAX,
+    H_RCX,
+    H_RDX,
+    H_RBX,
+    H_RSP,
+    H_RBP,
+    H_RSI,
+    H_RDI,
+    H_R8,
+    H_R9,
+    H_R10,
+    H_R11,
+    H_R12,
+    H_R13,
+    H_R14,
+    H_R15,
 };
 
 #define H_NONE 0xff
 
 struct emit {
-    uint8_t *start, *p, *end;   /* in the writable mapping */
+    uint8_t *start, *p, *end; /* in the writable mapping */
     bool is_full;
 };
 
@@ -59,8 +73,8 @@ static inline uint8_t emit_modrm(unsigned mod, unsigned reg, unsigned rm)
 static inline void emit_rex(struct emit *e, bool w, unsigned reg, unsigned index, unsigned base,
                             bool force)
 {
-    uint8_t rex = (uint8_t)(0x40 | w << 3 | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 |
-                            (base >> 3 & 1));
+    uint8_t rex =
+        (uint8_t)(0x40 | w << 3 | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | (base >> 3 & 1));
     if (rex != 0x40 || force)
         emit8(e, rex);
 }

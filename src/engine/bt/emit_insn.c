@@ -463,8 +463,8 @@ static void emit_mov_special(struct bt_tr *t, const struct insn *in)
     bt_emit_check(t, in->op_size, is_store);
     if (in->op_size == 2)
         emit8(e, 0x66);
-    emit_op_mem(e, in->op_size == 8, (uint8_t)((is_store ? 0x88 : 0x8a) | (in->op_size != 1)), H_RAX,
-                S1, S2, 1, 0);
+    emit_op_mem(e, in->op_size == 8, (uint8_t)((is_store ? 0x88 : 0x8a) | (in->op_size != 1)),
+                H_RAX, S1, S2, 1, 0);
 }
 
 /* Instructions after which the same block must not be resumed. */
@@ -504,10 +504,12 @@ static bool ends_block(const struct insn *in)
     }
 }
 
+/* Processors disagree on reserved forms with a register (0F 0D): those run as they are. */
 static bool is_hint(const struct insn *in)
 {
     switch (in->op) {
     case ZYDIS_MNEMONIC_NOP:
+        return in->has_mem || in->opcode == 0x90 || in->opcode == 0x1f;
     case ZYDIS_MNEMONIC_ENDBR32:
     case ZYDIS_MNEMONIC_ENDBR64:
     case ZYDIS_MNEMONIC_PREFETCHNTA:
@@ -523,7 +525,8 @@ static bool is_hint(const struct insn *in)
 
 static bool is_jcc(const struct insn *in)
 {
-    return (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->opcode >= 0x70 && in->opcode <= 0x7f) ||
+    return (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->opcode >= 0x70 &&
+            in->opcode <= 0x7f) ||
            (in->opcode_map == ZYDIS_OPCODE_MAP_0F && in->opcode >= 0x80 && in->opcode <= 0x8f);
 }
 

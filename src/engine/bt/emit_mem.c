@@ -40,6 +40,8 @@ bool bt_emit_address(struct bt_tr *t, const struct insn *in)
         return false;
     if (in->seg == CPU_GS && !(t->mode & BT_MODE_GS_FLAT))
         return false;
+    if (in->seg == CPU_CS && t->size == 4 && (in->mem_access & INSN_ACCESS_WRITE))
+        return false; /* code segments are never writable */
 
     t->retry = e->p;
     if (in->mem_base == INSN_RIP) {
@@ -64,8 +66,7 @@ bool bt_emit_address(struct bt_tr *t, const struct insn *in)
 void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
 {
     struct emit *e = &t->e;
-    uint32_t tags =
-        is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
+    uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
 
     emit_pext_gs(e, S2, S1, BT_OFFSET(mask_tlb));
     emit_op_gs(e, true, 0x8b, S0, S2, tags);

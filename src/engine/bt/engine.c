@@ -11,7 +11,7 @@
 /* Enough for a distribution's boot and a working set of large programs. */
 #define CODE_CACHE_DEFAULT (UINT64_C(256) << 20)
 #define CODE_CACHE_MIN (UINT64_C(4) << 20)
-#define CODE_CACHE_MAX (UINT64_C(1) << 30)   /* relative jumps span it */
+#define CODE_CACHE_MAX (UINT64_C(1) << 30) /* relative jumps span it */
 
 static void bt_close(struct engine *engine);
 
@@ -163,8 +163,8 @@ static void bt_code_changed(struct engine *engine, gpa_t addr, uint64_t size)
     while (size > 0) {
         uint64_t n = MIN(size, SOFT_PAGE_SIZE - (addr & 0xfff));
         struct soft_ram *ram = soft_ram_find(&be->soft, addr);
-        if (ram != NULL && atomic_load(&ram->page_flags[(addr - ram->addr) >> SOFT_PAGE_SHIFT]) &
-                               SOFT_PAGE_CODE)
+        if (ram != NULL &&
+            atomic_load(&ram->page_flags[(addr - ram->addr) >> SOFT_PAGE_SHIFT]) & SOFT_PAGE_CODE)
             bt_code_written(&be->soft, NULL, addr, (unsigned)n);
         addr += n;
         size -= n;

@@ -29,7 +29,8 @@ static bool segment_is_flat(const struct cpu_seg *seg, bool must_have_base_0)
     if (must_have_base_0 && seg->base != 0)
         return false;
     /* code segments are not writable, and data segments may expand down */
-    return !(seg->attr & (SEG_TYPE_CODE | SEG_TYPE_DOWN_CONFORM)) && (seg->attr & SEG_TYPE_WRITE_READ);
+    return !(seg->attr & (SEG_TYPE_CODE | SEG_TYPE_DOWN_CONFORM)) &&
+           (seg->attr & SEG_TYPE_WRITE_READ);
 }
 
 static uint32_t mode_of_vector_state(const struct cpu_state *st)
@@ -247,8 +248,7 @@ static bool may_resume(const struct bt_vcpu *b)
 {
     const struct soft_vcpu *v = &b->soft;
     return !v->is_mode_stale && !b->is_code_lost && v->st.shadow == 0 && v->st.pending_dbg == 0 &&
-           v->st.run_state == CPU_RUNNING &&
-           __atomic_load_n(&v->go, __ATOMIC_RELAXED) != 0 &&
+           v->st.run_state == CPU_RUNNING && __atomic_load_n(&v->go, __ATOMIC_RELAXED) != 0 &&
            atomic_load_explicit(&v->pins->bits, memory_order_relaxed) == 0 &&
            v->tlb[b->set].code_cookie[soft_tlb_exec_slot(v->st.rip)] != 0;
 }
@@ -366,8 +366,8 @@ const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at
 static void link_site(struct bt_engine *be, const struct bt_block *source, uint8_t *site,
                       const struct bt_block *block)
 {
-    bool is_same_page = (source->rip ^ block->rip) < SOFT_PAGE_SIZE &&
-                        (source->gpa ^ block->gpa) < SOFT_PAGE_SIZE;
+    bool is_same_page =
+        (source->rip ^ block->rip) < SOFT_PAGE_SIZE && (source->gpa ^ block->gpa) < SOFT_PAGE_SIZE;
     const uint8_t *target = is_same_page ? block->body : block->guard;
     int32_t rel = (int32_t)(target - (site + 4));
 

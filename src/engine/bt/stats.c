@@ -46,8 +46,7 @@ static void print_ops(const struct bt_stats *s, FILE *out)
 void bt_print_stats(struct engine *engine, FILE *out)
 {
     struct bt_engine *be = (struct bt_engine *)engine;
-    double tsc_per_ms =
-        be->soft.model->tsc_hz != 0 ? (double)be->soft.model->tsc_hz / 1000 : 1e6;
+    double tsc_per_ms = be->soft.model->tsc_hz != 0 ? (double)be->soft.model->tsc_hz / 1000 : 1e6;
 
     fprintf(out, "engine bt\n");
     fprintf(out, "  code cache: %zu of %zu KiB, %zu blocks, emptied %" PRIu64 " times\n",

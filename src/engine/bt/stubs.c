@@ -10,9 +10,9 @@
 
 /* Guest GPRs that live in host registers other than RAX, as (guest, host). */
 static const uint8_t stub_gprs[][2] = {
-    {CPU_RCX, H_GUEST_RCX}, {CPU_RDX, H_RDX}, {CPU_RBX, H_RBX}, {CPU_RSP, H_RSP}, {CPU_RBP, H_RBP},
-    {CPU_RSI, H_RSI},       {CPU_RDI, H_RDI}, {CPU_R8, H_R8},   {CPU_R9, H_R9},   {CPU_R12, H_R12},
-    {CPU_R13, H_R13},       {CPU_R14, H_R14},
+    {CPU_RCX, H_GUEST_RCX}, {CPU_RDX, H_RDX}, {CPU_RBX, H_RBX}, {CPU_RSP, H_RSP},
+    {CPU_RBP, H_RBP},       {CPU_RSI, H_RSI}, {CPU_RDI, H_RDI}, {CPU_R8, H_R8},
+    {CPU_R9, H_R9},         {CPU_R12, H_R12}, {CPU_R13, H_R13}, {CPU_R14, H_R14},
 };
 
 static void stub_emit_save(struct emit *e)

@@ -46,7 +46,8 @@ static void dump_code(FILE *out, const char *indent, ZydisMachineMode mode, uint
     while (offset < size) {
         if (!ZYAN_SUCCESS(
                 ZydisDisassembleIntel(mode, addr + offset, bytes + offset, size - offset, &dis))) {
-            fprintf(out, "%s%" PRIx64 "  (not decoded: %02x)\n", indent, addr + offset, bytes[offset]);
+            fprintf(out, "%s%" PRIx64 "  (not decoded: %02x)\n", indent, addr + offset,
+                    bytes[offset]);
             return;
         }
         fprintf(out, "%s%" PRIx64 "  %s\n", indent, addr + offset, dis.text);
@@ -64,9 +65,10 @@ void bt_trace_block(struct bt_engine *be, const struct bt_block *block, const ui
     if (be->dump == NULL)
         return;
 
-    ZydisMachineMode mode = block->mode & BT_MODE_SIZE ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32
-                                                       : ZYDIS_MACHINE_MODE_LONG_64;
-    fprintf(be->dump, "block %016" PRIx64 " physical %" PRIx64 " mode %x: %u instructions, %u -> %zu bytes\n",
+    ZydisMachineMode mode =
+        block->mode & BT_MODE_SIZE ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64;
+    fprintf(be->dump,
+            "block %016" PRIx64 " physical %" PRIx64 " mode %x: %u instructions, %u -> %zu bytes\n",
             block->rip, block->gpa, block->mode, block->insn_count, block->guest_len, host_size);
     dump_code(be->dump, "      ", ZYDIS_MACHINE_MODE_LONG_64, (uintptr_t)block->guard, block->guard,
               block->insn_count > 0 ? block->map[0].host_offset : host_size);

@@ -13,8 +13,8 @@
 static void emit_entries(struct bt_tr *t, struct bt_block *block)
 {
     struct emit *e = &t->e;
-    uint32_t cookie = (uint32_t)BT_SET_OFFSET(t->set, code_cookie) +
-                      4 * soft_tlb_exec_slot(t->block_rip);
+    uint32_t cookie =
+        (uint32_t)BT_SET_OFFSET(t->set, code_cookie) + 4 * soft_tlb_exec_slot(t->block_rip);
 
     block->guard = (uint8_t *)bt_rx(t->be, e->p);
     emit_gs_load(e, false, S0, cookie);

@@ -9,10 +9,11 @@
 #include "engine/soft/system.h"
 #include "engine/soft/vcpu.h"
 
-/* In 64-bit mode near branches have 64-bit operands whatever 66H says (Intel). */
+/* The decoder knows what 66H does to a near branch in 64-bit mode: nothing (Intel), 16 bits (AMD).
+ */
 static unsigned branch_size(const struct soft_vcpu *v, const struct insn *in)
 {
-    return cpu_is_64bit(&v->st) ? 8 : in->op_size;
+    return in->op_size;
 }
 
 static int jump_relative(struct soft_vcpu *v, const struct insn *in)
@@ -137,17 +138,17 @@ static int op_jcxz(struct soft_vcpu *v, const struct insn *in)
 }
 
 const struct soft_op soft_ops_branch[] = {
-    {ZYDIS_MNEMONIC_CALL, op_call},   {ZYDIS_MNEMONIC_JMP, op_jmp},
-    {ZYDIS_MNEMONIC_RET, op_ret},     {ZYDIS_MNEMONIC_LOOP, op_loop},
-    {ZYDIS_MNEMONIC_LOOPE, op_loop},  {ZYDIS_MNEMONIC_LOOPNE, op_loop},
-    {ZYDIS_MNEMONIC_JCXZ, op_jcxz},   {ZYDIS_MNEMONIC_JECXZ, op_jcxz},
-    {ZYDIS_MNEMONIC_JRCXZ, op_jcxz},  {ZYDIS_MNEMONIC_JB, op_jcc},
-    {ZYDIS_MNEMONIC_JBE, op_jcc},     {ZYDIS_MNEMONIC_JL, op_jcc},
-    {ZYDIS_MNEMONIC_JLE, op_jcc},     {ZYDIS_MNEMONIC_JNB, op_jcc},
-    {ZYDIS_MNEMONIC_JNBE, op_jcc},    {ZYDIS_MNEMONIC_JNL, op_jcc},
-    {ZYDIS_MNEMONIC_JNLE, op_jcc},    {ZYDIS_MNEMONIC_JNO, op_jcc},
-    {ZYDIS_MNEMONIC_JNP, op_jcc},     {ZYDIS_MNEMONIC_JNS, op_jcc},
-    {ZYDIS_MNEMONIC_JNZ, op_jcc},     {ZYDIS_MNEMONIC_JO, op_jcc},
-    {ZYDIS_MNEMONIC_JP, op_jcc},      {ZYDIS_MNEMONIC_JS, op_jcc},
-    {ZYDIS_MNEMONIC_JZ, op_jcc},      {0, NULL},
+    {ZYDIS_MNEMONIC_CALL, op_call},  {ZYDIS_MNEMONIC_JMP, op_jmp},
+    {ZYDIS_MNEMONIC_RET, op_ret},    {ZYDIS_MNEMONIC_LOOP, op_loop},
+    {ZYDIS_MNEMONIC_LOOPE, op_loop}, {ZYDIS_MNEMONIC_LOOPNE, op_loop},
+    {ZYDIS_MNEMONIC_JCXZ, op_jcxz},  {ZYDIS_MNEMONIC_JECXZ, op_jcxz},
+    {ZYDIS_MNEMONIC_JRCXZ, op_jcxz}, {ZYDIS_MNEMONIC_JB, op_jcc},
+    {ZYDIS_MNEMONIC_JBE, op_jcc},    {ZYDIS_MNEMONIC_JL, op_jcc},
+    {ZYDIS_MNEMONIC_JLE, op_jcc},    {ZYDIS_MNEMONIC_JNB, op_jcc},
+    {ZYDIS_MNEMONIC_JNBE, op_jcc},   {ZYDIS_MNEMONIC_JNL, op_jcc},
+    {ZYDIS_MNEMONIC_JNLE, op_jcc},   {ZYDIS_MNEMONIC_JNO, op_jcc},
+    {ZYDIS_MNEMONIC_JNP, op_jcc},    {ZYDIS_MNEMONIC_JNS, op_jcc},
+    {ZYDIS_MNEMONIC_JNZ, op_jcc},    {ZYDIS_MNEMONIC_JO, op_jcc},
+    {ZYDIS_MNEMONIC_JP, op_jcc},     {ZYDIS_MNEMONIC_JS, op_jcc},
+    {ZYDIS_MNEMONIC_JZ, op_jcc},     {0, NULL},
 };

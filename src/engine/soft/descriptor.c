@@ -143,7 +143,10 @@ void soft_segment_install_null(struct soft_vcpu *v, unsigned seg, uint16_t selec
 {
     struct cpu_seg *s = &v->st.seg[seg];
 
+    /* the base goes as well: FS and GS show it in 64-bit mode (CPUID's NULL_SEL_CLR_BASE) */
     s->selector = selector;
+    s->base = 0;
+    s->limit = 0;
     s->attr = SEG_UNUSABLE | dpl << SEG_DPL_SHIFT;
     v->is_mode_stale = 1;
 }

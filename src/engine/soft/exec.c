@@ -64,36 +64,47 @@ static int decode(struct soft_vcpu *v, struct insn *out, const uint8_t *bytes, u
     return 0;
 }
 
+/* Bytes beyond the first page's `first` ones, into buf: limit and page faults of their own. */
+static int fetch_rest(struct soft_vcpu *v, gva_t addr, uint8_t *buf, unsigned first, unsigned len)
+{
+    gva_t next = (addr + first) & linear_mask(v);
+
+    if (check_limit(v, first + 1))
+        return SOFT_FAULT;
+    return fetch_piece(v, next, buf + first, len - first);
+}
+
 /* The instruction may go on in the next page, or lies in a device's window. */
 static int fetch_slowly(struct soft_vcpu *v, gva_t addr, unsigned mode, const struct insn **in)
 {
     struct soft_insn_slot *slot = slot_of(v, addr);
-    unsigned here = (unsigned)(SOFT_PAGE_SIZE - (addr & (SOFT_PAGE_SIZE - 1)));
+    unsigned first = MIN((unsigned)(SOFT_PAGE_SIZE - (addr & (SOFT_PAGE_SIZE - 1))), INSN_MAX_LEN);
+    unsigned known = slot->in.len;
     uint8_t buf[INSN_MAX_LEN];
     int len;
 
-    unsigned first = MIN(here, INSN_MAX_LEN);
-    int r = fetch_piece(v, addr, buf, first);
-    if (r == 0)
-        r = decode(v, &slot->in, buf, first, mode, &len);
+    *in = &slot->in;
+    if (fetch_piece(v, addr, buf, first))
+        return SOFT_FAULT;
+    if (slot->addr == addr && slot->in.mode == mode &&
+        bytes_equal(slot->in.bytes, buf, MIN(known, first))) {
+        if (known > first && fetch_rest(v, addr, buf, first, known))
+            return SOFT_FAULT;
+        if (bytes_equal(slot->in.bytes, buf, known))
+            return check_limit(v, known);
+    }
     slot->addr = ~UINT64_C(0);
-    if (r != 0)
-        return r;
+    if (decode(v, &slot->in, buf, first, mode, &len))
+        return SOFT_FAULT;
     if (len == 0) {
-        gva_t next = (addr + first) & linear_mask(v);
-        r = check_limit(v, first + 1);
-        if (r == 0)
-            r = fetch_piece(v, next, buf + first, INSN_MAX_LEN - first);
-        if (r == 0)
-            r = decode(v, &slot->in, buf, INSN_MAX_LEN, mode, &len);
-        if (r != 0)
-            return r;
+        if (fetch_rest(v, addr, buf, first, INSN_MAX_LEN) ||
+            decode(v, &slot->in, buf, INSN_MAX_LEN, mode, &len))
+            return SOFT_FAULT;
         if (len == 0)
             return soft_raise_error(v, VEC_GP, 0);
     }
-    r = check_limit(v, (unsigned)len);
-    *in = &slot->in;
-    return r;
+    slot->addr = addr;
+    return check_limit(v, (unsigned)len);
 }
 
 int soft_fetch(struct soft_vcpu *v, const struct insn **in)

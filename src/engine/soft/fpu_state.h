@@ -35,6 +35,7 @@
 
 #define FPU_FCW_INIT 0x37fu
 #define FPU_MXCSR_INIT 0x1f80u
+#define FPU_MXCSR_MM 0x20000u   /* AMD: misaligned operands do not fault */
 #define FPU_FSW_ES 0x80u
 
 enum fpu_component {

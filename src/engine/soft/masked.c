@@ -9,6 +9,7 @@
 #include <Zydis/Zydis.h>
 
 #include "engine/soft/debug.h"
+#include "engine/soft/ops.h"
 #include "engine/soft/thunk.h"
 #include "engine/soft/vcpu.h"
 
@@ -16,6 +17,7 @@
 #define XSAVE_XMM 160
 #define COMPONENT_AVX 2
 #define COMPONENT_OPMASK 5
+#define COMPONENT_ZMM_HIGH 6
 
 static bool is_packed(const struct insn *in)
 {
@@ -54,8 +56,8 @@ static uint64_t evex_mask(const struct soft_vcpu *v, const struct insn *in, unsi
     bool is_broadcast = (in->bytes[in->vex_off + 3] & 0x10) && in->mem_size == element_size;
     unsigned vector_bytes = 16u << (in->bytes[in->vex_off + 3] >> 5 & 3);
     uint64_t mask = opmasks != NULL ? load_le64(opmasks + 8 * k) : 0;
-    unsigned lanes = is_broadcast || is_packed(in) ? vector_bytes / element_size
-                                                   : in->mem_size / element_size;
+    unsigned lanes =
+        is_broadcast || is_packed(in) ? vector_bytes / element_size : in->mem_size / element_size;
 
     mask &= lanes >= 64 ? ~UINT64_C(0) : BIT(lanes) - 1;
     if (is_broadcast)
@@ -109,8 +111,8 @@ static int probe_elements(struct soft_vcpu *v, gva_t addr, uint64_t mask, unsign
     for (unsigned i = 0; i < 64; i++) {
         if (!(mask >> i & 1))
             continue;
-        int r = soft_probe(v, addr + (uint64_t)i * element_size, element_size, SOFT_WRITE,
-                           SOFT_AS_CPL);
+        int r =
+            soft_probe(v, addr + (uint64_t)i * element_size, element_size, SOFT_WRITE, SOFT_AS_CPL);
         if (r != 0)
             return r;
     }
@@ -124,8 +126,8 @@ static int exec_by_element(struct soft_vcpu *v, const struct insn *in, gva_t add
     bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
 
     soft_fpu_save(v);
-    uint64_t mask = in->encoding == INSN_EVEX ? evex_mask(v, in, element_size)
-                                              : vex_mask(v, in, element_size);
+    uint64_t mask =
+        in->encoding == INSN_EVEX ? evex_mask(v, in, element_size) : vex_mask(v, in, element_size);
     soft_zero(operand, in->mem_size);
     int r = is_write ? probe_elements(v, addr, mask, element_size)
                      : access_elements(v, in, addr, mask, element_size, operand, false);
@@ -142,8 +144,7 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in, uint64_t addr)
     enum soft_access access = is_write ? SOFT_WRITE : SOFT_READ;
     struct soft_place place;
 
-    if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size <= SOFT_PAGE_SIZE &&
-        !soft_debug_is_armed(v) &&
+    if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size <= SOFT_PAGE_SIZE && !soft_debug_is_armed(v) &&
         soft_translate(v, addr, access, SOFT_AS_CPL, &place) == 0 && place.host != NULL) {
         int r = soft_thunk_run(v, in, place.host);
         if (r == 0 && is_write && place.is_code_page)
@@ -152,3 +153,25 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in, uint64_t addr)
     }
     return exec_by_element(v, in, addr);
 }
+
+/* VZEROUPPER and VZEROALL of 32-bit code: registers 0 to 7 only. */
+static int op_vzero(struct soft_vcpu *v, const struct insn *in)
+{
+    bool is_all = in->op == ZYDIS_MNEMONIC_VZEROALL;
+
+    soft_fpu_save(v);
+    uint64_t bv = load_le64(v->st.xsave + XSAVE_BV);
+    if (is_all)
+        soft_zero(v->st.xsave + XSAVE_XMM, 128);
+    if (bv >> COMPONENT_AVX & 1)
+        soft_zero(v->st.xsave + v->model->xsave_offset[COMPONENT_AVX], 128);
+    if (bv >> COMPONENT_ZMM_HIGH & 1)
+        soft_zero(v->st.xsave + v->model->xsave_offset[COMPONENT_ZMM_HIGH], 256);
+    return 0;
+}
+
+const struct soft_op soft_ops_vzero[] = {
+    {ZYDIS_MNEMONIC_VZEROUPPER, op_vzero},
+    {ZYDIS_MNEMONIC_VZEROALL, op_vzero},
+    {0, NULL},
+};

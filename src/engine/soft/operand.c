@@ -84,8 +84,8 @@ int soft_write_rm(struct soft_vcpu *v, const struct insn *in, unsigned size, uin
 static void set_sp(struct soft_vcpu *v, uint64_t sp)
 {
     uint64_t mask = mask_bytes(cpu_stack_size(&v->st));
-    v->st.gpr[CPU_RSP] = cpu_stack_size(&v->st) == 2 ? (v->st.gpr[CPU_RSP] & ~mask) | (sp & mask)
-                                                     : sp & mask;
+    v->st.gpr[CPU_RSP] =
+        cpu_stack_size(&v->st) == 2 ? (v->st.gpr[CPU_RSP] & ~mask) | (sp & mask) : sp & mask;
 }
 
 int soft_push(struct soft_vcpu *v, unsigned size, uint64_t value)

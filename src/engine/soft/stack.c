@@ -148,8 +148,7 @@ static int popf_mask(struct soft_vcpu *v, const struct insn *in, uint64_t *mask,
         } else {
             if (!(v->st.cr4 & CR4_VME) || in->op_size != 2)
                 return soft_raise_error(v, VEC_GP, 0);
-            if ((*value & RFLAGS_TF) ||
-                ((*value & RFLAGS_IF) && (v->st.rflags & RFLAGS_VIP)))
+            if ((*value & RFLAGS_TF) || ((*value & RFLAGS_IF) && (v->st.rflags & RFLAGS_VIP)))
                 return soft_raise_error(v, VEC_GP, 0);
             m |= RFLAGS_VIF;
             *value = *value & RFLAGS_IF ? *value | RFLAGS_VIF : *value & ~RFLAGS_VIF;
@@ -171,7 +170,7 @@ static int popf_mask(struct soft_vcpu *v, const struct insn *in, uint64_t *mask,
 
 static int op_popf(struct soft_vcpu *v, const struct insn *in)
 {
-    uint64_t sp = v->st.gpr[CPU_RSP], value, mask;
+    uint64_t sp = v->st.gpr[CPU_RSP], value, mask = 0;
 
     int r = soft_pop(v, in->op_size, &value);
     if (r == 0)
@@ -250,12 +249,19 @@ static int op_enter(struct soft_vcpu *v, const struct insn *in)
 }
 
 const struct soft_op soft_ops_stack[] = {
-    {ZYDIS_MNEMONIC_PUSH, op_push},   {ZYDIS_MNEMONIC_POP, op_pop},
-    {ZYDIS_MNEMONIC_PUSHA, op_pusha}, {ZYDIS_MNEMONIC_PUSHAD, op_pusha},
-    {ZYDIS_MNEMONIC_POPA, op_popa},   {ZYDIS_MNEMONIC_POPAD, op_popa},
-    {ZYDIS_MNEMONIC_PUSHF, op_pushf}, {ZYDIS_MNEMONIC_PUSHFD, op_pushf},
-    {ZYDIS_MNEMONIC_PUSHFQ, op_pushf}, {ZYDIS_MNEMONIC_POPF, op_popf},
-    {ZYDIS_MNEMONIC_POPFD, op_popf},  {ZYDIS_MNEMONIC_POPFQ, op_popf},
-    {ZYDIS_MNEMONIC_LEAVE, op_leave}, {ZYDIS_MNEMONIC_ENTER, op_enter},
+    {ZYDIS_MNEMONIC_PUSH, op_push},
+    {ZYDIS_MNEMONIC_POP, op_pop},
+    {ZYDIS_MNEMONIC_PUSHA, op_pusha},
+    {ZYDIS_MNEMONIC_PUSHAD, op_pusha},
+    {ZYDIS_MNEMONIC_POPA, op_popa},
+    {ZYDIS_MNEMONIC_POPAD, op_popa},
+    {ZYDIS_MNEMONIC_PUSHF, op_pushf},
+    {ZYDIS_MNEMONIC_PUSHFD, op_pushf},
+    {ZYDIS_MNEMONIC_PUSHFQ, op_pushf},
+    {ZYDIS_MNEMONIC_POPF, op_popf},
+    {ZYDIS_MNEMONIC_POPFD, op_popf},
+    {ZYDIS_MNEMONIC_POPFQ, op_popf},
+    {ZYDIS_MNEMONIC_LEAVE, op_leave},
+    {ZYDIS_MNEMONIC_ENTER, op_enter},
     {0, NULL},
 };

@@ -84,7 +84,7 @@ static void thunks_reset(struct soft_thunks *t)
 /* Which host register takes the guest's RSP, the vCPU and the operand's address. */
 struct plan {
     unsigned rsp, v, m;
-    uint16_t used;             /* guest registers to load and store, RSP included */
+    uint16_t used; /* guest registers to load and store, RSP included */
 };
 
 static unsigned take_free(uint16_t *busy, unsigned from, unsigned to)
@@ -276,8 +276,8 @@ static int exec_bounced(struct soft_vcpu *v, const struct insn *in, gva_t addr)
     uint8_t *operand = soft_thunk_bounce(v, addr);
 
     if (in->mem_access & INSN_ACCESS_WRITE) {
-        int r = soft_probe(v, addr, size,
-                           in->mem_access & INSN_ACCESS_READ ? SOFT_RMW : SOFT_WRITE, SOFT_AS_CPL);
+        int r = soft_probe(v, addr, size, in->mem_access & INSN_ACCESS_READ ? SOFT_RMW : SOFT_WRITE,
+                           SOFT_AS_CPL);
         if (r != 0)
             return r;
     }
@@ -292,13 +292,39 @@ static int exec_bounced(struct soft_vcpu *v, const struct insn *in, gva_t addr)
     return r;
 }
 
-/* A split or device LOCK: nobody else runs meanwhile. */
+/* Is the operand in RAM alone? Faults as the access would. */
+static int find_ram(struct soft_vcpu *v, gva_t addr, unsigned size, bool *is_ram)
+{
+    struct soft_place first, last;
+
+    if (soft_translate(v, addr, SOFT_RMW, SOFT_AS_CPL, &first) ||
+        soft_translate(v, addr + size - 1, SOFT_RMW, SOFT_AS_CPL, &last))
+        return SOFT_FAULT;
+    *is_ram = first.host != NULL && last.host != NULL;
+    return 0;
+}
+
+/*
+ * A LOCK across pages: nobody else runs meanwhile. A device's register is not shared that way,
+ * and the owner of an exclusive section must not call out to one.
+ */
 static int exec_locked_bounced(struct soft_vcpu *v, const struct insn *in, gva_t addr)
 {
-    soft_exclusive_begin(v);
-    int r = exec_bounced(v, in, addr);
-    soft_exclusive_end(v);
-    return r;
+    bool is_ram;
+
+    if (find_ram(v, addr, in->mem_size, &is_ram))
+        return SOFT_FAULT;
+    if (is_ram) {
+        soft_exclusive_begin(v);
+        /* another section may have run before ours began */
+        int r = find_ram(v, addr, in->mem_size, &is_ram);
+        if (r == 0 && is_ram)
+            r = exec_bounced(v, in, addr);
+        soft_exclusive_end(v);
+        if (r != 0 || is_ram)
+            return r;
+    }
+    return exec_bounced(v, in, addr);
 }
 
 /* XCHG with memory is locked without the prefix. */
@@ -307,19 +333,60 @@ static bool is_locked(const struct insn *in)
     return in->has_lock || in->op == ZYDIS_MNEMONIC_XCHG;
 }
 
+static uint32_t current_mxcsr(const struct soft_vcpu *v)
+{
+    uint32_t mxcsr = load_le32(v->st.xsave + FPU_MXCSR);
+
+    if (v->is_fpu_live)
+        __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+    return mxcsr;
+}
+
+/*
+ * May this instruction's operand be misaligned after all? On AMD, MXCSR.MM permits it to all of
+ * SSE but aligned moves (APM vol. 1, 4.2.2), and SHA does not ask for alignment.
+ */
+static bool alignment_is_waived(const struct soft_vcpu *v, const struct insn *in)
+{
+    if (!v->model->is_amd || in->encoding != INSN_LEGACY)
+        return false;
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_SHA1MSG1:
+    case ZYDIS_MNEMONIC_SHA1MSG2:
+    case ZYDIS_MNEMONIC_SHA1NEXTE:
+    case ZYDIS_MNEMONIC_SHA1RNDS4:
+    case ZYDIS_MNEMONIC_SHA256MSG1:
+    case ZYDIS_MNEMONIC_SHA256MSG2:
+    case ZYDIS_MNEMONIC_SHA256RNDS2:
+        return true;
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+    case ZYDIS_MNEMONIC_MOVAPD:
+    case ZYDIS_MNEMONIC_MOVAPS:
+    case ZYDIS_MNEMONIC_MOVDQA:
+    case ZYDIS_MNEMONIC_MOVNTDQ:
+    case ZYDIS_MNEMONIC_MOVNTDQA:
+    case ZYDIS_MNEMONIC_MOVNTPD:
+    case ZYDIS_MNEMONIC_MOVNTPS:
+        return false;
+    default:
+        return current_mxcsr(v) & FPU_MXCSR_MM;
+    }
+}
+
 static int exec_memory(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = in->mem_size;
     bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
-    enum soft_access access =
-        !is_write ? SOFT_READ : in->mem_access & INSN_ACCESS_READ ? SOFT_RMW : SOFT_WRITE;
+    enum soft_access access = !is_write                           ? SOFT_READ
+                              : in->mem_access & INSN_ACCESS_READ ? SOFT_RMW
+                                                                  : SOFT_WRITE;
     struct soft_place place;
     gva_t addr;
 
     int r = soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;
-    if (in->is_mem_aligned && (addr & (size - 1)))
+    if (in->is_mem_aligned && (addr & (size - 1)) && !alignment_is_waived(v, in))
         return soft_raise_error(v, VEC_GP, 0);
     bool is_one_page = (addr & (SOFT_PAGE_SIZE - 1)) + size <= SOFT_PAGE_SIZE;
     if (in->is_mem_masked)
