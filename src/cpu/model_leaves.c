@@ -255,7 +255,7 @@ static void add_address_sizes(struct leaf_builder *b)
     leaf_add(b, 0x80000008, 0, false, r);
 }
 
-static void add_extended_amd(struct leaf_builder *b, uint32_t max)
+static void add_extended_amd(struct leaf_builder *b)
 {
     static const uint32_t descriptive[] = {0x80000019, 0x8000001a};
 
@@ -265,8 +265,7 @@ static void add_extended_amd(struct leaf_builder *b, uint32_t max)
         add_caches(b, 0x8000001d, b->m->cpu_count - 1);
         leaf_add(b, 0x8000001e, 0, false, (struct cpuid_regs){0});
     }
-    if (max >= 0x80000021)
-        leaf_add(b, 0x80000021, 0, false, leaf_features(b->m, 0x80000021, 0));
+    leaf_add(b, 0x80000021, 0, false, leaf_features(b->m, 0x80000021, 0));
 }
 
 static void add_extended(struct leaf_builder *b, const char *brand)
@@ -275,7 +274,7 @@ static void add_extended(struct leaf_builder *b, const char *brand)
     struct cpuid_regs host = model_host_leaf(b->host, 0x80000001, 0);
     struct cpuid_regs r = leaf_features(b->m, 0x80000001, 0);
 
-    first.eax = b->is_amd ? MIN(MAX(first.eax, 0x80000008), 0x80000021) : 0x80000008;
+    first.eax = b->is_amd ? 0x80000021 : 0x80000008;
     leaf_add(b, 0x80000000, 0, false, first);
     r.eax = host.eax;
     r.ebx = host.ebx;
@@ -288,7 +287,7 @@ static void add_extended(struct leaf_builder *b, const char *brand)
     leaf_add(b, 0x80000007, 0, false, leaf_features(b->m, 0x80000007, 0));
     add_address_sizes(b);
     if (b->is_amd)
-        add_extended_amd(b, first.eax);
+        add_extended_amd(b);
 }
 
 void model_fill_leaves(struct cpu_model *m, const struct model_host *host, const char *brand)
