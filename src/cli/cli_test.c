@@ -1,0 +1,277 @@
+/*
+ * cli_test.c - options, the escape key, suggestions, the guardian
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/bits.h"
+#include "cli/guardian.h"
+#include "cli/keys.h"
+#include "cli/options.h"
+#include "cli/suggest.h"
+
+static int parse(struct options *o, struct err *e, const char *const *args)
+{
+    char *argv[32];
+    int argc = 0;
+    for (; args[argc] != NULL; argc++)
+        argv[argc] = (char *)(uintptr_t)args[argc];
+    return options_parse(argc, argv, o, e);
+}
+#define PARSE(o, e, ...) parse(o, e, (const char *const[]){__VA_ARGS__, NULL})
+
+static void test_defaults(void **state)
+{
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k"), 0);
+    assert_string_equal(o.kernel_path, "k");
+    assert_string_equal(o.engine, "auto");
+    assert_string_equal(o.serial, "stdio");
+    assert_string_equal(o.cpu_model, "host");
+    assert_int_equal(o.cpu_count, 1);
+    assert_int_equal(o.memory_bytes, UINT64_C(512) << 20);
+    assert_int_equal(o.log_level, LOG_WARN);
+    assert_int_equal(o.on_reboot, VM_REBOOT_RESET);
+    assert_null(o.initrd_path);
+    assert_false(o.has_debug_exit);
+}
+
+static void test_everything(void **state)
+{
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "--engine=interp", "--cpus", "4", "--memory=4G", "--kernel", "k",
+                           "--initrd", "i", "--cmdline", "", "--serial", "file:x=y", "--cpu-model",
+                           "host,-avx", "--debug-exit", "--stats", "--log", "trace", "--on-reboot",
+                           "exit", "--code-cache", "32M", "--perf-map", "p", "--dump-blocks", "d"),
+                     0);
+    assert_string_equal(o.engine, "interp");
+    assert_int_equal(o.cpu_count, 4);
+    assert_int_equal(o.memory_bytes, UINT64_C(4) << 30);
+    assert_string_equal(o.initrd_path, "i");
+    assert_string_equal(o.cmdline, "");
+    assert_string_equal(o.serial, "file:x=y");
+    assert_string_equal(o.cpu_model, "host,-avx");
+    assert_true(o.has_debug_exit);
+    assert_true(o.wants_stats);
+    assert_int_equal(o.log_level, LOG_TRACE);
+    assert_int_equal(o.on_reboot, VM_REBOOT_EXIT);
+    assert_int_equal(o.code_cache_size, 32 << 20);
+    assert_string_equal(o.perf_map_path, "p");
+    assert_string_equal(o.dump_blocks_path, "d");
+}
+
+static void expect_error(const char *part, const char *const *args)
+{
+    struct options o;
+    struct err e;
+    assert_true(parse(&o, &e, args) < 0);
+    if (strstr(e.msg, part) == NULL)
+        fail_msg("'%s' does not contain '%s'", e.msg, part);
+}
+#define EXPECT_ERROR(part, ...) expect_error(part, (const char *const[]){__VA_ARGS__, NULL})
+
+static void test_bad_usage(void **state)
+{
+    EXPECT_ERROR("--kernel", "--cpus", "2");
+    EXPECT_ERROR("did you mean '--memory'", "--memry", "1G");
+    EXPECT_ERROR("did you mean '--memory'", "--memry=1G");
+    EXPECT_ERROR("did you mean '--cpus'", "-cpus", "2");
+    EXPECT_ERROR("'doppel run --help'", "--frobnicate");
+    EXPECT_ERROR("needs a value", "--kernel");
+    EXPECT_ERROR("takes no value", "--stats=1");
+    EXPECT_ERROR("empty", "--kernel", "");
+    EXPECT_ERROR("unexpected argument 'vmlinuz'", "vmlinuz");
+    EXPECT_ERROR("unexpected argument '--'", "--", "--kernel");
+    EXPECT_ERROR("out of range (1 to 64)", "--cpus", "65");
+    EXPECT_ERROR("out of range", "--memory", "512");
+    EXPECT_ERROR("out of range", "--memory", "2T");
+    EXPECT_ERROR("multiple of 1M", "--memory", "5000K");
+    EXPECT_ERROR("did you mean 'interp'", "--engine", "inter");
+    EXPECT_ERROR("choose from auto, bt, interp", "--engine", "kvm");
+    EXPECT_ERROR("--log", "--log", "loud");
+    EXPECT_ERROR("--on-reboot", "--on-reboot", "never");
+    EXPECT_ERROR("--code-cache", "--code-cache", "0");
+    char many[600];
+    memset(many, '-', sizeof(many) - 1);
+    many[sizeof(many) - 1] = '\0';
+    EXPECT_ERROR("unknown option", many);
+}
+
+static void test_help_needs_no_kernel(void **state)
+{
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "-h"), 0);
+    assert_true(o.wants_help);
+    assert_int_equal(PARSE(&o, &e, "--cpu-model", "help"), 0);
+    assert_true(o.wants_cpu_models);
+    assert_int_equal(PARSE(&o, &e, "--version"), 0);
+    assert_true(o.wants_version);
+}
+
+static void test_suggest(void **state)
+{
+    static const char *const words[] = {"kernel", "memory", "cpus", "cpu-model"};
+    assert_string_equal(suggest_nearest("kenrel", words, 4), "kernel");
+    assert_string_equal(suggest_nearest("MEMORY", words, 4), "memory");
+    assert_string_equal(suggest_nearest("mem", words, 4), "memory");
+    assert_string_equal(suggest_nearest("cpu", words, 4), "cpus");
+    assert_null(suggest_nearest("xyzzy", words, 4));
+    assert_null(suggest_nearest("", words, 4));
+    assert_null(suggest_nearest("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", words, 4));
+}
+
+/* ---- keys ---- */
+
+struct pressed {
+    char log[32];
+    size_t len;
+};
+
+#define DEFINE_KEY(name, c)                                                                        \
+    static void key_##name(void *ctx)                                                              \
+    {                                                                                              \
+        struct pressed *p = ctx;                                                                   \
+        p->log[p->len++] = c;                                                                      \
+    }
+DEFINE_KEY(leave, 'x')
+DEFINE_KEY(help, 'h')
+DEFINE_KEY(send_break, 'b')
+DEFINE_KEY(power, 'p')
+DEFINE_KEY(suspend, 'z')
+
+static const struct keys_ops keys_ops = {.leave = key_leave,
+                                         .show_help = key_help,
+                                         .send_break = key_send_break,
+                                         .press_power = key_power,
+                                         .suspend = key_suspend};
+
+static void test_keys(void **state)
+{
+    struct pressed p = {0};
+    struct keys keys = {.ops = &keys_ops, .ctx = &p};
+    uint8_t buf[] = "ls\001\001\001h\001x\001X\001\030\001b\001p\001z\001qend\001";
+    size_t n = keys_filter(&keys, buf, sizeof(buf) - 1);
+    assert_int_equal(n, 6);
+    assert_memory_equal(buf, "ls\001end", 6);
+    assert_string_equal(p.log, "hxxxbpzh");
+    /* The prefix counts across pieces. */
+    uint8_t more[] = "xa";
+    assert_int_equal(keys_filter(&keys, more, 2), 1);
+    assert_int_equal(more[0], 'a');
+    assert_string_equal(p.log, "hxxxbpzhx");
+}
+
+/* ---- guardian ---- */
+
+struct pty {
+    int master, slave;
+};
+
+static struct pty open_pty(void)
+{
+    struct pty pty = {.master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)};
+    assert_true(pty.master >= 0);
+    assert_int_equal(grantpt(pty.master), 0);
+    assert_int_equal(unlockpt(pty.master), 0);
+    pty.slave = open(ptsname(pty.master), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    assert_true(pty.slave >= 0);
+    return pty;
+}
+
+static bool is_canonical(int fd)
+{
+    struct termios t;
+    assert_int_equal(tcgetattr(fd, &t), 0);
+    return (t.c_lflag & ICANON) && (t.c_lflag & ECHO);
+}
+
+/*
+ * A process with a guardian makes the terminal raw and a file, and is killed. `report` is a
+ * pipe: the process and its guardian hold it open at first, and only they.
+ */
+static void kill_with_guardian(struct pty *pty, const char *path, bool is_done)
+{
+    int ready[2];
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct tty tty;
+        struct guardian guardian;
+        struct err e;
+        if (tty_open(&tty, pty->slave, &e) != 0 || guardian_start(&guardian, &tty, path, &e) != 0 ||
+            tty_enter_raw(&tty, &e) != 0)
+            _exit(1);
+        close(open(path, O_CREAT | O_WRONLY, 0600));
+        guardian_note_socket(&guardian);
+        if (is_done)
+            guardian_finish(&guardian);
+        if (write(ready[1], is_done ? "d" : "r", 1) != 1)
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    close(ready[1]);
+    char c;
+    assert_int_equal(read(ready[0], &c, 1), 1);
+    assert_false(is_canonical(pty->slave));
+    kill(pid, SIGKILL);
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    /* The guardian closed this pipe, so its end shows that the process is gone. */
+    assert_int_equal(read(ready[0], &c, 1), 0);
+    close(ready[0]);
+}
+
+static void test_guardian_cleans_up_after_kill(void **state)
+{
+    char dir[] = "/tmp/doppel-test-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    char path[64];
+    snprintf(path, sizeof(path), "%s/s", dir);
+    struct pty pty = open_pty();
+    kill_with_guardian(&pty, path, false);
+    /* A hundred tries of 20 ms at the most; it takes one. */
+    for (int i = 0; i < 100 && (!is_canonical(pty.slave) || access(path, F_OK) == 0); i++)
+        usleep(20000);
+    assert_true(is_canonical(pty.slave));
+    assert_int_equal(access(path, F_OK), -1);
+
+    /* Let go before the end, it leaves everything alone. */
+    kill_with_guardian(&pty, path, true);
+    assert_false(is_canonical(pty.slave));
+    assert_int_equal(access(path, F_OK), 0);
+    unlink(path);
+    rmdir(dir);
+    close(pty.master);
+    close(pty.slave);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_bad_usage),
+        cmocka_unit_test(test_help_needs_no_kernel),
+        cmocka_unit_test(test_suggest),
+        cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_guardian_cleans_up_after_kill),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,121 @@
+/*
+ * guardian.c - a small process that cleans up when doppel is killed
+ *
+ * Invariants: the guardian holds no descriptor but the pipe and the terminal, so that nobody
+ * waits for it at the other end of standard output. It is in a session of its own: signals for
+ * doppel's process group do not reach it, and job control does not stop it from setting the
+ * terminal. It sets the terminal only when it finds it in exactly doppel's raw mode: a shell
+ * that has already put its own back is left alone.
+ */
+#include "cli/guardian.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define GUARDIAN_SOCKET 's'
+#define GUARDIAN_DONE 'd'
+
+static bool guardian_is_raw(const struct tty *tty)
+{
+    struct termios now;
+    return tcgetattr(tty->fd, &now) == 0 && now.c_iflag == tty->raw.c_iflag &&
+           now.c_oflag == tty->raw.c_oflag && now.c_lflag == tty->raw.c_lflag;
+}
+
+/* Close [first, last]; the kernel may be older than close_range (Linux 5.9). */
+static void guardian_close_range(unsigned first, unsigned last)
+{
+    if (first > last)
+        return;
+    if (syscall(SYS_close_range, first, last, 0) == 0)
+        return;
+    for (unsigned fd = first; fd <= last && fd < 1024; fd++)
+        close((int)fd);
+}
+
+static void guardian_main(int fd, const struct tty *tty, const char *socket_path)
+{
+    bool has_socket = false;
+    for (;;) {
+        char note;
+        ssize_t n = read(fd, &note, 1);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        if (note == GUARDIAN_DONE)
+            return;
+        if (note == GUARDIAN_SOCKET)
+            has_socket = true;
+    }
+    if (tty != NULL && guardian_is_raw(tty))
+        tty_leave_raw(tty);
+    if (has_socket && socket_path != NULL)
+        unlink(socket_path);
+}
+
+int guardian_start(struct guardian *guardian, const struct tty *tty, const char *socket_path,
+                   struct err *e)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) != 0)
+        return err_set(e, errno, "create a pipe");
+    pid_t pid = fork();
+    if (pid < 0) {
+        int code = errno;
+        close(fds[0]);
+        close(fds[1]);
+        return err_set(e, code, "start the process that restores the terminal");
+    }
+    if (pid == 0) {
+        /* Only async-signal-safe calls from here on. */
+        setsid();
+        prctl(PR_SET_NAME, "doppel-guardian");
+        sigset_t all;
+        sigfillset(&all);
+        sigprocmask(SIG_SETMASK, &all, NULL);
+        /* Keep two descriptors; 0 stays taken, so that the pipe is not moved onto it. */
+        int tty_fd = tty != NULL ? tty->fd : fds[0];
+        unsigned low = (unsigned)(fds[0] < tty_fd ? fds[0] : tty_fd);
+        unsigned high = (unsigned)(fds[0] < tty_fd ? tty_fd : fds[0]);
+        if (low > 0)
+            guardian_close_range(0, low - 1);
+        guardian_close_range(low + 1, high > 0 ? high - 1 : 0);
+        guardian_close_range(high + 1, ~0u);
+        guardian_main(fds[0], tty, socket_path);
+        _exit(0);
+    }
+    close(fds[0]);
+    *guardian = (struct guardian){.pid = pid, .pipe_fd = fds[1]};
+    return 0;
+}
+
+static void guardian_tell(struct guardian *guardian, char note)
+{
+    /* If somebody killed the guardian this fails, and nothing is lost but its service. */
+    while (write(guardian->pipe_fd, &note, 1) < 0 && errno == EINTR)
+        ;
+}
+
+void guardian_note_socket(struct guardian *guardian)
+{
+    if (guardian->pid > 0)
+        guardian_tell(guardian, GUARDIAN_SOCKET);
+}
+
+void guardian_finish(struct guardian *guardian)
+{
+    if (guardian->pid <= 0)
+        return;
+    guardian_tell(guardian, GUARDIAN_DONE);
+    close(guardian->pipe_fd);
+    while (waitpid(guardian->pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    guardian->pid = 0;
+}

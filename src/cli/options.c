@@ -1,0 +1,331 @@
+/*
+ * options.c - the options of `doppel run`: one table for parsing and for --help
+ *
+ * Invariant: whatever is in the table is parsed, shown by --help, described in the manual page
+ * and completed by the shell; a test compares them.
+ */
+#include "cli/options.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "base/parse.h"
+#include "cli/suggest.h"
+
+enum option_id {
+    OPTION_ENGINE,
+    OPTION_CPUS,
+    OPTION_MEMORY,
+    OPTION_CPU_MODEL,
+    OPTION_KERNEL,
+    OPTION_INITRD,
+    OPTION_CMDLINE,
+    OPTION_SERIAL,
+    OPTION_DEBUG_EXIT,
+    OPTION_ON_REBOOT,
+    OPTION_STATS,
+    OPTION_LOG,
+    OPTION_CODE_CACHE,
+    OPTION_PERF_MAP,
+    OPTION_DUMP_BLOCKS,
+    OPTION_HELP,
+    OPTION_VERSION,
+    OPTION_COUNT,
+};
+
+/* clang-format off */
+static const struct option_spec {
+    const char *name;
+    const char *arg;    /* NULL: takes none */
+    const char *title;  /* heading above it in --help, NULL: none */
+    const char *help;
+} option_specs[OPTION_COUNT] = {
+    [OPTION_ENGINE] = {"engine", "auto|bt|interp", "Machine",
+        "What executes the guest: the translator (bt), its slow\n"
+        "step-by-step twin (interp), or the best there is (auto,\n"
+        "the default)"},
+    [OPTION_CPUS] = {"cpus", "N", NULL,
+        "Number of CPUs, 1 to 64 (default 1)"},
+    [OPTION_MEMORY] = {"memory", "SIZE", NULL,
+        "Memory, as in 512M or 4G (default 512M)"},
+    [OPTION_CPU_MODEL] = {"cpu-model", "MODEL[,+F,-F]", NULL,
+        "CPU that the guest sees: host (the default) or a named\n"
+        "model, with features F added or taken away; 'help' lists\n"
+        "the names"},
+    [OPTION_KERNEL] = {"kernel", "FILE", "Boot",
+        "Kernel: Linux bzImage, ELF with a PVH note, or Multiboot"},
+    [OPTION_INITRD] = {"initrd", "FILE", NULL,
+        "Initial RAM disk; for Multiboot a list FILE,FILE of modules"},
+    [OPTION_CMDLINE] = {"cmdline", "STRING", NULL,
+        "Kernel command line"},
+    [OPTION_SERIAL] = {"serial", "DEVICE", "Devices",
+        "First serial port: stdio (the default), file:PATH,\n"
+        "unix:PATH (a listening socket) or none"},
+    [OPTION_DEBUG_EXIT] = {"debug-exit", NULL, NULL,
+        "Add a port at 0xf4: writing V there ends doppel with\n"
+        "status (V<<1)|1"},
+    [OPTION_ON_REBOOT] = {"on-reboot", "reset|exit", NULL,
+        "When the guest reboots: start it over (the default), or\n"
+        "end with status 3"},
+    [OPTION_STATS] = {"stats", NULL, "Watching",
+        "Print a table of what happened and what it cost, at the end"},
+    [OPTION_LOG] = {"log", "LEVEL", NULL,
+        "Messages on standard error: error, warn (the default),\n"
+        "info, debug or trace"},
+    [OPTION_CODE_CACHE] = {"code-cache", "SIZE", NULL,
+        "Size of the translator's code cache, as in 64M"},
+    [OPTION_PERF_MAP] = {"perf-map", "FILE", NULL,
+        "Write a symbol map of translated code for perf(1)"},
+    [OPTION_DUMP_BLOCKS] = {"dump-blocks", "FILE", NULL,
+        "Write every translated block, guest and host code side by\n"
+        "side"},
+    [OPTION_HELP] = {"help", NULL, "Help",
+        "Print this text"},
+    [OPTION_VERSION] = {"version", NULL, NULL,
+        "Print the version"},
+};
+/* clang-format on */
+
+#define OPTION_HELP_COLUMN 31
+
+static void options_print_one(const struct option_spec *spec, FILE *out)
+{
+    if (spec->title != NULL)
+        fprintf(out, "\n%s:\n", spec->title);
+    int used = fprintf(out, "  --%s%s%s", spec->name, spec->arg != NULL ? " " : "",
+                       spec->arg != NULL ? spec->arg : "");
+    for (const char *line = spec->help; line != NULL;) {
+        const char *end = strchr(line, '\n');
+        int len = end != NULL ? (int)(end - line) : (int)strlen(line);
+        fprintf(out, "%*s%.*s\n", MAX(OPTION_HELP_COLUMN - used, 1), "", len, line);
+        used = 0;
+        line = end != NULL ? end + 1 : NULL;
+    }
+}
+
+void options_print_help(FILE *out)
+{
+    fputs("Usage: doppel run [options] --kernel FILE\n"
+          "       doppel help | --help | --version\n"
+          "\n"
+          "Runs a virtual machine, with no need for /dev/kvm or special rights.\n"
+          "The guest's serial output goes to standard output, doppel's own messages to\n"
+          "standard error. On a terminal: Ctrl-A H for help, Ctrl-A X to leave.\n",
+          out);
+    for (unsigned i = 0; i < OPTION_COUNT; i++)
+        options_print_one(&option_specs[i], out);
+    fputs("\n"
+          "Exit status:\n"
+          "  0      the guest powered off, or the user left with Ctrl-A X\n"
+          "  1      usage or host error; the message says what to do\n"
+          "  2      the guest died (triple fault); its registers are printed\n"
+          "  3      the guest rebooted, and --on-reboot exit was given\n"
+          "  128+N  ended by signal N (130: SIGINT, 143: SIGTERM)\n"
+          "  other  (V<<1)|1 of a write of V to the port of --debug-exit\n"
+          "\n"
+          "The manual page doppel(1) says more.\n",
+          out);
+}
+
+/* ---- parsing ---- */
+
+static int options_unknown(const char *arg, size_t name_len, struct err *e)
+{
+    const char *names[OPTION_COUNT];
+    for (unsigned i = 0; i < OPTION_COUNT; i++)
+        names[i] = option_specs[i].name;
+    char typed[64];
+    snprintf(typed, sizeof(typed), "%.*s", (int)name_len, arg + strspn(arg, "-"));
+    const char *near = suggest_nearest(typed, names, OPTION_COUNT);
+    if (near != NULL)
+        return err_set(e, 0, "unknown option '%.*s'; did you mean '--%s'?",
+                       (int)(name_len + strspn(arg, "-")), arg, near);
+    return err_set(e, 0, "unknown option '%s'; 'doppel run --help' lists them all", arg);
+}
+
+static int options_find(const char *arg, enum option_id *id, const char **value, struct err *e)
+{
+    if (strcmp(arg, "-h") == 0)
+        arg = "--help";
+    const char *name = arg + strspn(arg, "-");
+    size_t len = strcspn(name, "=");
+    *value = name[len] == '=' ? name + len + 1 : NULL;
+    if (name == arg + 2)
+        for (unsigned i = 0; i < OPTION_COUNT; i++)
+            if (strlen(option_specs[i].name) == len &&
+                memcmp(option_specs[i].name, name, len) == 0) {
+                *id = (enum option_id)i;
+                return 0;
+            }
+    return options_unknown(arg, len, e);
+}
+
+/* One of the words in "a|b|c". */
+static int options_choose(const char *value, const char *const *words, unsigned count,
+                          const char *what, unsigned *out, struct err *e)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (strcmp(value, words[i]) == 0) {
+            *out = i;
+            return 0;
+        }
+    const char *near = suggest_nearest(value, words, count);
+    if (near != NULL)
+        return err_set(e, 0, "%s: unknown value '%s'; did you mean '%s'?", what, value, near);
+    char list[128] = "";
+    for (unsigned i = 0; i < count; i++)
+        snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", i > 0 ? ", " : "",
+                 words[i]);
+    return err_set(e, 0, "%s: unknown value '%s' (choose from %s)", what, value, list);
+}
+
+static int options_take_memory(const char *value, uint64_t *out, struct err *e)
+{
+    int rc = parse_size(value, "--memory", out, e);
+    if (rc != 0)
+        return rc;
+    char min[PARSE_SIZE_TEXT], max[PARSE_SIZE_TEXT];
+    if (*out < VM_MEMORY_MIN || *out > VM_MEMORY_MAX)
+        return err_set(e, 0,
+                       "--memory: %s is out of range (%s to %s); bytes are meant unless a "
+                       "suffix such as M or G follows",
+                       value, parse_format_size(VM_MEMORY_MIN, min),
+                       parse_format_size(VM_MEMORY_MAX, max));
+    if (*out % (UINT64_C(1) << 20) != 0)
+        return err_set(e, 0, "--memory: %s is not a multiple of 1M", value);
+    return 0;
+}
+
+static int options_take_words(enum option_id id, const char *value, struct options *out,
+                              struct err *e)
+{
+    static const char *const engines[] = {"auto", "bt", "interp"};
+    static const char *const reboots[] = {[VM_REBOOT_RESET] = "reset", [VM_REBOOT_EXIT] = "exit"};
+    static const char *const levels[] = {[LOG_ERROR] = "error",
+                                         [LOG_WARN] = "warn",
+                                         [LOG_INFO] = "info",
+                                         [LOG_DEBUG] = "debug",
+                                         [LOG_TRACE] = "trace"};
+    unsigned i = 0;
+    int rc;
+    switch (id) {
+    case OPTION_ENGINE:
+        rc = options_choose(value, engines, ARRAY_SIZE(engines), "--engine", &i, e);
+        out->engine = engines[i];
+        return rc;
+    case OPTION_ON_REBOOT:
+        rc = options_choose(value, reboots, ARRAY_SIZE(reboots), "--on-reboot", &i, e);
+        out->on_reboot = (enum vm_on_reboot)i;
+        return rc;
+    default:
+        rc = options_choose(value, levels, ARRAY_SIZE(levels), "--log", &i, e);
+        out->log_level = (enum log_level)i;
+        return rc;
+    }
+}
+
+static int options_take(enum option_id id, const char *value, struct options *out, struct err *e)
+{
+    uint64_t number;
+    int rc = 0;
+    switch (id) {
+    case OPTION_ENGINE:
+    case OPTION_ON_REBOOT:
+    case OPTION_LOG:
+        return options_take_words(id, value, out, e);
+    case OPTION_CPUS:
+        rc = parse_u64(value, "--cpus", 1, VM_CPUS_MAX, &number, e);
+        if (rc == 0)
+            out->cpu_count = (unsigned)number;
+        return rc;
+    case OPTION_MEMORY:
+        return options_take_memory(value, &out->memory_bytes, e);
+    case OPTION_CODE_CACHE:
+        rc = parse_size(value, "--code-cache", &out->code_cache_size, e);
+        if (rc == 0 && out->code_cache_size == 0)
+            rc = err_set(e, 0, "--code-cache: 0 is too small");
+        return rc;
+    case OPTION_CPU_MODEL:
+        out->cpu_model = value;
+        out->wants_cpu_models = strcmp(value, "help") == 0;
+        return 0;
+    case OPTION_KERNEL:
+        out->kernel_path = value;
+        return 0;
+    case OPTION_INITRD:
+        out->initrd_path = value;
+        return 0;
+    case OPTION_CMDLINE:
+        out->cmdline = value;
+        return 0;
+    case OPTION_SERIAL:
+        out->serial = value;
+        return 0;
+    case OPTION_PERF_MAP:
+        out->perf_map_path = value;
+        return 0;
+    case OPTION_DUMP_BLOCKS:
+        out->dump_blocks_path = value;
+        return 0;
+    case OPTION_DEBUG_EXIT:
+        out->has_debug_exit = true;
+        return 0;
+    case OPTION_STATS:
+        out->wants_stats = true;
+        return 0;
+    case OPTION_HELP:
+        out->wants_help = true;
+        return 0;
+    case OPTION_VERSION:
+        out->wants_version = true;
+        return 0;
+    case OPTION_COUNT:
+        break;
+    }
+    return err_set(e, 0, "unknown option");
+}
+
+int options_parse(int argc, char *const *argv, struct options *out, struct err *e)
+{
+    *out = (struct options){
+        .engine = "auto",
+        .cpu_count = 1,
+        .memory_bytes = UINT64_C(512) << 20,
+        .serial = "stdio",
+        .cpu_model = "host",
+        .log_level = LOG_WARN,
+        .on_reboot = VM_REBOOT_RESET,
+    };
+    for (int i = 0; i < argc; i++) {
+        if (argv[i][0] != '-' || argv[i][1] == '\0' || strcmp(argv[i], "--") == 0)
+            return err_set(e, 0,
+                           "unexpected argument '%s'; everything is given by options, "
+                           "such as --kernel FILE",
+                           argv[i]);
+        enum option_id id = OPTION_COUNT;
+        const char *value = NULL;
+        int rc = options_find(argv[i], &id, &value, e);
+        if (rc != 0)
+            return rc;
+        const struct option_spec *spec = &option_specs[id];
+        if (spec->arg == NULL && value != NULL)
+            return err_set(e, 0, "--%s takes no value", spec->name);
+        if (spec->arg != NULL && value == NULL) {
+            if (i + 1 == argc)
+                return err_set(e, 0, "--%s needs a value: --%s %s", spec->name, spec->name,
+                               spec->arg);
+            value = argv[++i];
+        }
+        /* An empty command line is one; an empty file name or number is a shell variable unset. */
+        if (value != NULL && value[0] == '\0' && id != OPTION_CMDLINE)
+            return err_set(e, 0, "--%s: the value is empty", spec->name);
+        rc = options_take(id, value, out, e);
+        if (rc != 0)
+            return rc;
+    }
+    if (out->kernel_path == NULL && !out->wants_help && !out->wants_version &&
+        !out->wants_cpu_models)
+        return err_set(e, 0, "no kernel to boot: say which with --kernel FILE");
+    return 0;
+}

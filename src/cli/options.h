@@ -1,0 +1,42 @@
+/*
+ * options.h - the options of `doppel run`
+ */
+#ifndef DOPPEL_CLI_OPTIONS_H
+#define DOPPEL_CLI_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "vm/vm.h"
+
+/* What to do; strings point into argv or are constants. */
+struct options {
+    bool wants_help;
+    bool wants_version;
+    bool wants_cpu_models; /* --cpu-model help */
+    const char *engine;
+    unsigned cpu_count;
+    uint64_t memory_bytes;
+    const char *kernel_path;
+    const char *initrd_path;
+    const char *cmdline;
+    const char *serial;
+    const char *cpu_model;
+    bool has_debug_exit;
+    bool wants_stats;
+    enum log_level log_level;
+    enum vm_on_reboot on_reboot;
+    uint64_t code_cache_size;
+    const char *perf_map_path;
+    const char *dump_blocks_path;
+};
+
+/* Fill *out from argv[0..argc), which starts behind "run". Returns 0 or -EINVAL. */
+int options_parse(int argc, char *const *argv, struct options *out, struct err *e);
+
+void options_print_help(FILE *out);
+
+#endif

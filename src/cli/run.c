@@ -1,0 +1,323 @@
+/*
+ * run.c - `doppel run`: one machine from its options to its exit status
+ *
+ * Invariants: the guardian is started before any thread and let go last. The signals that end
+ * or suspend doppel are blocked in all threads and read by the main loop, so that they act
+ * between two events, never within one. The terminal is raw only while the machine runs.
+ */
+#include "cli/run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "backend/char/chardev.h"
+#include "base/bits.h"
+#include "base/log.h"
+#include "cli/guardian.h"
+#include "cli/keys.h"
+#include "cli/options.h"
+#include "os/loop.h"
+#include "os/tty.h"
+#include "vm/vm.h"
+
+/* How long output may stand still before it is given up, when a signal ended the machine. */
+#define RUN_DRAIN_MS 1000
+
+struct run {
+    const struct options *options;
+    struct guardian guardian;
+    struct tty tty;
+    bool has_tty;    /* the serial port is on a terminal */
+    bool is_running; /* the terminal should be raw, when in the foreground */
+    struct keys keys;
+    struct loop *loop;
+    struct chardev *serial;
+    struct vm *vm;
+    int signal_fd;
+    struct loop_fd *signal_watch;
+    int end_signal;     /* the signal that ended the machine, 0: none */
+    bool has_left;      /* Ctrl-A X */
+    struct err failure; /* code 0: none; else serial output could not be written */
+};
+
+/* ---- terminal ---- */
+
+/* A job in the background leaves the terminal to the shell. -1: it does no job control for us. */
+static bool run_owns_terminal(const struct run *run)
+{
+    pid_t foreground = tcgetpgrp(run->tty.fd);
+    return foreground < 0 || foreground == getpgrp();
+}
+
+static void run_terminal_enter(struct run *run)
+{
+    struct err e;
+    if (!run->has_tty || !run->is_running || !run_owns_terminal(run))
+        return;
+    if (tty_enter_raw(&run->tty, &e) != 0) {
+        log_warn("%s", e.msg);
+        return;
+    }
+    log_set_raw_terminal(isatty(STDERR_FILENO));
+}
+
+static void run_terminal_leave(struct run *run)
+{
+    if (!run->has_tty)
+        return;
+    if (run_owns_terminal(run))
+        tty_leave_raw(&run->tty);
+    log_set_raw_terminal(false);
+}
+
+static void run_print(const char *text)
+{
+    /* The terminal is raw here: "\r\n" ends the lines. */
+    while (write(STDERR_FILENO, text, strlen(text)) < 0 && errno == EINTR)
+        ;
+}
+
+static void run_suspend(void *ctx)
+{
+    struct run *run = ctx;
+    run_terminal_leave(run);
+    kill(getpid(), SIGSTOP);
+    /* The stop takes effect before this returns or very soon after; SIGCONT does the rest. */
+}
+
+static void run_leave(void *ctx)
+{
+    struct run *run = ctx;
+    run->has_left = true;
+    vm_request_stop(run->vm);
+}
+
+static void run_show_help(void *ctx)
+{
+    run_print("\r\nCtrl-A X  leave doppel; the machine ends\r\n"
+              "Ctrl-A P  press the power button: the guest shuts itself down\r\n"
+              "Ctrl-A B  send a break (SysRq on Linux' serial console)\r\n"
+              "Ctrl-A Z  suspend doppel ('fg' resumes it)\r\n"
+              "Ctrl-A A  with Ctrl held: send Ctrl-A itself\r\n"
+              "Ctrl-A H  this help\r\n");
+}
+
+static void run_send_break(void *ctx)
+{
+    chardev_send_break(((struct run *)ctx)->serial);
+}
+
+static void run_press_power(void *ctx)
+{
+    vm_press_power_button(((struct run *)ctx)->vm);
+}
+
+static const struct keys_ops run_keys_ops = {
+    .leave = run_leave,
+    .show_help = run_show_help,
+    .send_break = run_send_break,
+    .press_power = run_press_power,
+    .suspend = run_suspend,
+};
+
+/* ---- signals ---- */
+
+static void run_signal_set(sigset_t *set)
+{
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT};
+    sigemptyset(set);
+    for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+        sigaddset(set, signals[i]);
+}
+
+static void run_on_signal(void *ctx, unsigned events)
+{
+    struct run *run = ctx;
+    struct signalfd_siginfo info;
+    while (read(run->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        switch (info.ssi_signo) {
+        case SIGTSTP:
+            run_suspend(run);
+            break;
+        case SIGCONT:
+            run_terminal_enter(run);
+            break;
+        default:
+            run->end_signal = (int)info.ssi_signo;
+            vm_request_stop(run->vm);
+            break;
+        }
+    }
+}
+
+static int run_open_signals(struct run *run, struct err *e)
+{
+    sigset_t set;
+    run_signal_set(&set);
+    run->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (run->signal_fd < 0)
+        return err_set(e, errno, "create a signal descriptor");
+    return loop_fd_add(run->loop, run->signal_fd, LOOP_READ, run_on_signal, run, &run->signal_watch,
+                       e);
+}
+
+/* ---- the machine ---- */
+
+static void run_on_serial_failed(void *ctx, const struct err *why)
+{
+    struct run *run = ctx;
+    run->failure = *why;
+    vm_request_stop(run->vm);
+}
+
+static int run_open_serial(struct run *run, struct err *e)
+{
+    struct chardev_stdio_config stdio = {.in_fd = STDIN_FILENO, .out_fd = STDOUT_FILENO};
+    if (run->has_tty) {
+        run->keys = (struct keys){.ops = &run_keys_ops, .ctx = run};
+        stdio.filter = keys_filter;
+        stdio.filter_ctx = &run->keys;
+    }
+    if (chardev_create(run->loop, run->options->serial, &stdio, &run->serial, e) != 0)
+        return err_prefix(e, "--serial");
+    if (strncmp(run->options->serial, "unix:", 5) == 0)
+        guardian_note_socket(&run->guardian);
+    chardev_set_failed(run->serial, run_on_serial_failed, run);
+    return 0;
+}
+
+/* Everything that can fail before the machine runs; run_close undoes any part of it. */
+static int run_open(struct run *run, struct err *e)
+{
+    const struct options *o = run->options;
+    bool is_stdio = strcmp(o->serial, "stdio") == 0;
+    const char *socket_path = strncmp(o->serial, "unix:", 5) == 0 ? o->serial + 5 : NULL;
+    if (is_stdio && isatty(STDIN_FILENO)) {
+        if (tty_open(&run->tty, STDIN_FILENO, e) != 0)
+            return -e->code;
+        run->has_tty = true;
+    }
+    int rc = 0;
+    if (run->has_tty || socket_path != NULL)
+        rc = guardian_start(&run->guardian, run->has_tty ? &run->tty : NULL, socket_path, e);
+    /* After the guardian, whose signals are its own; before the first thread. */
+    sigset_t set;
+    run_signal_set(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    if (rc == 0)
+        rc = loop_create(&run->loop, e);
+    if (rc == 0)
+        rc = run_open_signals(run, e);
+    if (rc == 0)
+        rc = run_open_serial(run, e);
+    if (rc != 0)
+        return rc;
+    struct vm_config config = {
+        .engine = o->engine,
+        .cpu_count = o->cpu_count,
+        .memory_bytes = o->memory_bytes,
+        .kernel_path = o->kernel_path,
+        .initrd_path = o->initrd_path,
+        .cmdline = o->cmdline,
+        .cpu_model = o->cpu_model,
+        .loop = run->loop,
+        .serial = run->serial,
+        .has_debug_exit = o->has_debug_exit,
+        .on_reboot = o->on_reboot,
+        .code_cache_size = o->code_cache_size,
+        .perf_map_path = o->perf_map_path,
+        .dump_blocks_path = o->dump_blocks_path,
+    };
+    return vm_create(&config, &run->vm, e);
+}
+
+static void run_close(struct run *run)
+{
+    vm_destroy(run->vm);
+    chardev_destroy(run->serial);
+    loop_fd_remove(run->signal_watch);
+    if (run->signal_fd >= 0)
+        close(run->signal_fd);
+    loop_destroy(run->loop);
+    guardian_finish(&run->guardian);
+}
+
+/* From here on the usual actions: a user who waits for slow output can press Ctrl-C. */
+static void run_unblock_signals(void)
+{
+    sigset_t set;
+    run_signal_set(&set);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+static int run_report(struct run *run, const struct vm_end *end)
+{
+    if (run->failure.code != 0) {
+        log_error("%s; the machine was stopped", run->failure.msg);
+        return EXIT_STATUS_ERROR;
+    }
+    switch (end->cause) {
+    case VM_END_POWER_OFF:
+        return EXIT_STATUS_OK;
+    case VM_END_RESET:
+        return EXIT_STATUS_REBOOT;
+    case VM_END_DIED:
+        log_error("the guest died: triple fault on CPU %u\n%s", end->cpu, end->dump);
+        return EXIT_STATUS_GUEST_DIED;
+    case VM_END_DEBUG_EXIT:
+        return (int)end->status;
+    case VM_END_STOPPED:
+        if (run->has_left)
+            return EXIT_STATUS_OK;
+        log_info("ended by signal %d (%s)", run->end_signal, strsignal(run->end_signal));
+        return EXIT_STATUS_SIGNAL + run->end_signal;
+    case VM_END_ERROR:
+        break;
+    }
+    log_error("%s", end->error.msg);
+    return EXIT_STATUS_ERROR;
+}
+
+/* vm_end holds a register dump: too large to copy about, and needed once. */
+static int run_until_end(struct run *run)
+{
+    struct vm_end end = {.cause = VM_END_ERROR};
+    run->is_running = true;
+    run_terminal_enter(run);
+    if (run->has_tty && isatty(STDERR_FILENO))
+        run_print("doppel: Ctrl-A H for help, Ctrl-A X to leave\r\n");
+    vm_run(run->vm, &end);
+    run->is_running = false;
+    run_terminal_leave(run);
+    run_unblock_signals();
+
+    struct err e;
+    bool was_ended = end.cause == VM_END_STOPPED;
+    if (chardev_drain(run->serial, was_ended ? RUN_DRAIN_MS : -1, &e) != 0 &&
+        run->failure.code == 0 && !was_ended)
+        run->failure = e;
+    if (run->has_left)
+        run_print("\ndoppel: left\n");
+    int status = run_report(run, &end);
+    if (run->options->wants_stats)
+        vm_print_stats(run->vm, stderr);
+    return status;
+}
+
+int run_machine(const struct options *options)
+{
+    struct run run = {.options = options, .signal_fd = -1};
+    struct err e = {0};
+    int status;
+    if (run_open(&run, &e) == 0) {
+        status = run_until_end(&run);
+    } else {
+        log_error("%s", e.msg);
+        status = EXIT_STATUS_ERROR;
+    }
+    run_close(&run);
+    return status;
+}
