@@ -99,6 +99,10 @@ static int frame_write(struct soft_vcpu *v, const struct frame *f, const struct 
         addr = (uint32_t)(ss->base + start);
     }
 
+    if (UNLIKELY(cpl == 3 && (v->st.rflags & RFLAGS_AC) && (v->st.cr0 & CR0_AM) &&
+                 (addr & (f->size - 1)) != 0))
+        return soft_raise_error(v, VEC_AC, 0);
+
     for (unsigned i = 0; i < f->count; i++) {
         p -= f->size;
         if (f->size == 8)
