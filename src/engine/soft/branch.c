@@ -112,6 +112,17 @@ static int op_jcc(struct soft_vcpu *v, const struct insn *in)
     return condition_holds(v->st.rflags, in->opcode & 15) ? jump_relative(v, in) : 0;
 }
 
+/*
+ * What LOOPE (true) and LOOPNE wait for. A repeat prefix overrules the opcode on AMD's processors,
+ * as it does for CMPS; on others it is ignored.
+ */
+static bool loop_is_while_equal(const struct soft_vcpu *v, const struct insn *in)
+{
+    if (v->model->is_amd && (in->has_rep || in->has_repne))
+        return in->has_rep;
+    return in->op == ZYDIS_MNEMONIC_LOOPE;
+}
+
 /* The count register has the width of the address size. */
 static int op_loop(struct soft_vcpu *v, const struct insn *in)
 {
@@ -119,10 +130,8 @@ static int op_loop(struct soft_vcpu *v, const struct insn *in)
     bool zf = v->st.rflags & RFLAGS_ZF;
     bool is_taken = (count & mask_bytes(in->addr_size)) != 0;
 
-    if (in->op == ZYDIS_MNEMONIC_LOOPE)
-        is_taken &= zf;
-    else if (in->op == ZYDIS_MNEMONIC_LOOPNE)
-        is_taken &= !zf;
+    if (in->op != ZYDIS_MNEMONIC_LOOP)
+        is_taken &= zf == loop_is_while_equal(v, in);
     if (is_taken) {
         int r = jump_relative(v, in);
         if (r != 0)

@@ -224,8 +224,9 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
             r = soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]);
     if (r == 0 && is_mmx) {
         /* what every MMX instruction does to the x87 state: TOP = 0, all tags valid */
+        unsigned unused;
         soft_fpu_load(v);
-        __asm__ volatile("movq %mm0, %mm0");
+        __asm__ volatile("movd %%mm0, %0" : "=r"(unused));
     }
     return r;
 }
