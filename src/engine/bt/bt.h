@@ -61,6 +61,8 @@
 #define BT_MODE_AVX512 0x400u
 #define BT_MODE_PROTECTED 0x800u /* VEX-encoded integer instructions exist */
 #define BT_MODE_STEP 0x1000u
+#define BT_MODE_CPL0 0x2000u
+#define BT_MODE_RDTSC 0x4000u   /* allowed at this privilege */
 
 #define BT_JC_BITS 12
 #define BT_JC_SIZE (1u << BT_JC_BITS)
@@ -92,6 +94,7 @@ struct bt_vcpu {
     uint32_t flags_ax; /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc; /* PEXT masks */
+    uint8_t set_bit_1[256], clear_bit_1[256]; /* IF, in bits 15..8 of RFLAGS, without flags */
     struct bt_jump_cache jc[SOFT_TLB_SETS];
 
     /* for C */

@@ -66,6 +66,10 @@ static uint32_t mode_of(const struct soft_vcpu *v)
         return mode | BT_MODE_STEP;
 
     mode |= BT_MODE_PROTECTED | mode_of_vector_state(st);
+    if (cpu_cpl(st) == 0)
+        mode |= BT_MODE_CPL0;
+    if (cpu_cpl(st) == 0 || !(st->cr4 & CR4_TSD))
+        mode |= BT_MODE_RDTSC;
     if (cpu_is_64bit(st))
         return mode | BT_MODE_FS_FLAT | BT_MODE_GS_FLAT;
 
