@@ -447,6 +447,70 @@ static void test_conflicts(void **state)
         }
 }
 
+/* Outside long mode linear addresses have 32 bits: the byte after 4 GiB less 1 is byte 0. */
+static void test_wrap_at_4g(void **state)
+{
+    struct soft_test *t = soft_test_create(SOFT_TEST_PROTECTED);
+    struct err e;
+    static uint8_t top[4096] __attribute__((aligned(4096)));
+
+    assert_int_equal(soft_engine_add_ram(&t->engine, 0xfffff000, top, 4096, false, &e), 0);
+    soft_guest_enter(t->v);
+    assert_int_equal(soft_store(t->v, 0xfffffffe, 4, SOFT_AS_CPL, 0x44332211), 0);
+    assert_int_equal(load_le16(top + 4094), 0x2211);
+    assert_int_equal(soft_test_get(t, 0, 2), 0x4433);
+    assert_int_equal(load(t, 0xfffffffe, 4), 0x44332211);
+    soft_guest_leave(t->v);
+    assert_int_equal(soft_engine_remove_ram(&t->engine, 0xfffff000, &e), 0);
+    soft_test_destroy(t);
+}
+
+/* 32-bit paging with 4 MiB pages: INVLPG anywhere in one drops both halves of it. */
+static void test_legacy_large(void **state)
+{
+    struct soft_test *t = soft_test_create(SOFT_TEST_PROTECTED);
+    struct cpu_state *st = &t->v->st;
+    uint64_t value;
+
+    soft_test_put(t, SOFT_TEST_TABLES, 4, P | W | PS);
+    soft_test_put(t, SOFT_TEST_TABLES + 4, 4, P | W | PS);
+    st->cr3 = SOFT_TEST_TABLES;
+    st->cr4 = CR4_PSE;
+    st->cr0 |= CR0_PG;
+    soft_tlb_flush_all(t->v);
+    soft_guest_enter(t->v);
+    soft_test_put(t, 0x300000, 4, 0x1234);
+    assert_int_equal(load(t, 0x700000, 4), 0x1234);
+    assert_int_equal(soft_test_get(t, SOFT_TEST_TABLES + 4, 4), P | W | PS | 0x20);
+    soft_test_put(t, SOFT_TEST_TABLES + 4, 4, 0);
+    assert_int_equal(load(t, 0x700000, 4), 0x1234);
+    soft_tlb_flush_page(t->v, 0x400000);
+    assert_int_equal(soft_load(t->v, 0x700000, 4, SOFT_AS_CPL, &value), SOFT_FAULT);
+    assert_page_fault(t, 0x700000, 0);
+    soft_guest_leave(t->v);
+    soft_test_destroy(t);
+}
+
+static void test_pae(void **state)
+{
+    struct soft_test *t = soft_test_create(SOFT_TEST_PROTECTED);
+    struct cpu_state *st = &t->v->st;
+
+    soft_test_put(t, SOFT_TEST_TABLES + 0x18, 8, (SOFT_TEST_TABLES + 0x1000) | P);
+    soft_test_put(t, SOFT_TEST_TABLES + 0x1000 + 8 * 511, 8, PT | P | W);
+    map(t, 511, PAGE_A | P | W);
+    st->cr3 = SOFT_TEST_TABLES;
+    st->cr4 = CR4_PAE;
+    st->cr0 |= CR0_PG;
+    soft_tlb_flush_all(t->v);
+    soft_guest_enter(t->v);
+    assert_int_equal(soft_load_pdptrs(t->v, st->cr3), 0);
+    assert_int_equal(soft_store(t->v, 0xfffff010, 4, SOFT_AS_CPL, 0x5678), 0);
+    assert_int_equal(soft_test_get(t, PAGE_A + 0x10, 4), 0x5678);
+    soft_guest_leave(t->v);
+    soft_test_destroy(t);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -473,6 +537,9 @@ int main(void)
         TEST(test_not_canonical),
         TEST(test_pdptrs),
         TEST(test_conflicts),
+        cmocka_unit_test(test_wrap_at_4g),
+        cmocka_unit_test(test_legacy_large),
+        cmocka_unit_test(test_pae),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -81,6 +81,13 @@ static void step_trap(struct soft_vcpu *v, bool is_single_step, uint16_t op)
     step_pending(v);
 }
 
+static inline void step_update_ac(struct soft_vcpu *v)
+{
+    const struct cpu_state *st = &v->st;
+
+    v->is_ac_set = (st->rflags & RFLAGS_AC) && (st->cr0 & CR0_AM) && cpu_cpl(st) == 3;
+}
+
 void soft_step(struct soft_vcpu *v)
 {
     struct cpu_state *st = &v->st;
@@ -94,6 +101,7 @@ void soft_step(struct soft_vcpu *v)
 
     if (step_pending(v) || step_breakpoint(v))
         return;
+    step_update_ac(v); /* is_mode_stale may have been taken down by the engine */
     v->next_rip = start;
     if (UNLIKELY(soft_fetch(v, &in))) {
         soft_deliver_fault(v);
@@ -119,7 +127,7 @@ void soft_step(struct soft_vcpu *v)
             step_trap(v, (flags & RFLAGS_TF) != 0, op);
     }
     if (v->is_mode_stale)
-        v->is_ac_set = (st->rflags & RFLAGS_AC) && (st->cr0 & CR0_AM) && cpu_cpl(st) == 3;
+        step_update_ac(v);
 }
 
 bool soft_take_interrupts(struct soft_vcpu *v)
