@@ -282,8 +282,12 @@ static void note_operand(struct insn *out, struct classes *c, const ZydisDecoded
         else if (o->encoding == ZYDIS_OPERAND_ENCODING_DISP16_32_64) {
             note_memory(out, o); /* MOV moffs */
             c->has_other_memory = true;
-        } else
+        } else {
             c->has_other_memory = true;
+            /* string source, XLAT, MASKMOV: what a prefix chose */
+            if (out->has_seg_override && o->mem.segment != ZYDIS_REGISTER_ES)
+                out->seg = (uint8_t)segment_index(o->mem.segment);
+        }
         return;
     }
     if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)

@@ -188,47 +188,62 @@ static int op_clzero(struct soft_vcpu *v, const struct insn *in)
     return r != 0 ? r : soft_write(v, addr, zero, 64, SOFT_AS_CPL);
 }
 
+/* Registers of MASKMOV: the data is ModRM.reg, the mask ModRM.rm. */
+static void maskmov_registers(const struct insn *in, bool is_mmx, unsigned *data, unsigned *mask)
+{
+    *data = in->modrm >> 3 & 7;
+    *mask = in->modrm & 7;
+    if (in->encoding == INSN_VEX && in->mode == 8) {
+        *data |= (~in->bytes[in->vex_off + 1] & 0x80u) >> 4;
+        if (in->bytes[in->vex_off] == 0xc4)
+            *mask |= (~in->bytes[in->vex_off + 1] & 0x20u) >> 2;
+    } else if (in->has_rex && !is_mmx) {
+        *data |= (in->bytes[in->rex_off] & 4u) << 1;
+        *mask |= (in->bytes[in->rex_off] & 1u) << 3;
+    }
+}
+
+/* Pages with a byte to write; CR2 is the start of the access, or of its second page. */
+static int maskmov_probe(struct soft_vcpu *v, gva_t addr, const uint8_t *mask, unsigned size)
+{
+    unsigned first = MIN(size, (unsigned)(SOFT_PAGE_SIZE - (addr & (SOFT_PAGE_SIZE - 1))));
+    uint8_t in_first = 0, in_second = 0;
+
+    for (unsigned i = 0; i < size; i++)
+        *(i < first ? &in_first : &in_second) |= mask[i] & 0x80;
+    if (in_first && soft_probe(v, addr, 1, SOFT_WRITE, SOFT_AS_CPL))
+        return SOFT_FAULT;
+    return in_second ? soft_probe(v, addr + first, 1, SOFT_WRITE, SOFT_AS_CPL) : 0;
+}
+
 /* MASKMOVQ and MASKMOVDQU: bytes whose mask byte has its top bit set, to DS:rDI. */
 static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
 {
-    unsigned size = in->op == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;
-    unsigned reg = in->modrm >> 3 & 7, rm = in->modrm & 7;
+    bool is_mmx = in->op == ZYDIS_MNEMONIC_MASKMOVQ;
+    unsigned size = is_mmx ? 8 : 16, data_reg, mask_reg;
+    const uint8_t *data, *mask;
     gva_t addr;
 
-    if (in->encoding == INSN_VEX && in->mode == 8) {
-        reg |= (~in->bytes[in->vex_off + 1] & 0x80u) >> 4;
-        if (in->bytes[in->vex_off] == 0xc4)
-            rm |= (~in->bytes[in->vex_off + 1] & 0x20u) >> 2;
-    } else if (in->has_rex && size == 16) {
-        reg |= (in->bytes[in->rex_off] & 4u) << 1;
-        rm |= (in->bytes[in->rex_off] & 1u) << 3;
-    }
-    int r = soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size),
-                        size, SOFT_WRITE, &addr);
-    if (r != 0)
-        return r;
-    const uint8_t *image = soft_fpu_image(v);
-    bool is_mmx = size == 8;
-    unsigned top = image[FPU_FSW + 1] >> 3 & 7; /* MMn lies where ST(n - TOP) does */
-    const uint8_t *data = image + (is_mmx ? FPU_ST + 16 * ((reg - top) & 7u) : FPU_XMM + 16 * reg);
-    const uint8_t *mask = image + (is_mmx ? FPU_ST + 16 * ((rm - top) & 7u) : FPU_XMM + 16 * rm);
-    for (unsigned i = 0; i < size; i++) {
-        if (!(mask[i] & 0x80))
-            continue;
-        r = soft_probe(v, addr + i, 1, SOFT_WRITE, SOFT_AS_CPL);
-        if (r != 0)
-            return r;
-    }
-    for (unsigned i = 0; i < size && r == 0; i++)
-        if (mask[i] & 0x80)
-            r = soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]);
-    if (r == 0 && is_mmx) {
-        /* what every MMX instruction does to the x87 state: TOP = 0, all tags valid */
+    maskmov_registers(in, is_mmx, &data_reg, &mask_reg);
+    if (is_mmx) {
+        /* what every MMX instruction does to the x87 state, faulting or not: TOP = 0, all tags
+         * valid */
         unsigned unused;
-        soft_fpu_load(v);
+        if (!v->is_fpu_live)
+            soft_fpu_load(v);
         __asm__ volatile("movd %%mm0, %0" : "=r"(unused));
     }
-    return r;
+    data = soft_fpu_image(v) + (is_mmx ? FPU_ST : FPU_XMM);
+    mask = data + 16 * mask_reg;
+    data += 16 * data_reg;
+    if (soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size), size,
+                    SOFT_WRITE, &addr) ||
+        maskmov_probe(v, addr, mask, size))
+        return SOFT_FAULT;
+    for (unsigned i = 0; i < size; i++)
+        if ((mask[i] & 0x80) && soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]))
+            return SOFT_FAULT;
+    return 0;
 }
 
 const struct soft_op soft_ops_integer[] = {

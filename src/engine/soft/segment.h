@@ -16,8 +16,8 @@ static inline bool soft_limit_allows(const struct cpu_seg *s, uint64_t offset, u
         uint64_t top = s->attr & SEG_DB ? 0xffffffff : 0xffff;
         return offset > s->limit && last <= top;
     }
-    /* with a limit of 4 GiB less 1 an access may wrap around; the manual leaves it open */
-    return last <= s->limit || (s->limit == 0xffffffff && offset <= 0xffffffff);
+    /* no wrapping around at 4 GiB either: the manual leaves that open, processors fault */
+    return last <= s->limit;
 }
 
 #endif
