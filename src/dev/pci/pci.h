@@ -61,7 +61,8 @@ struct pci_device {
     const char *name;                 /* for messages; outlives the device */
     struct pci_host *host;            /* set by pci_host_add */
     uint8_t devfn;                    /* set by pci_host_add */
-    bool is_intx_asserted;            /* under the host's wire lock, as the device drives it */
+    bool is_intx_asserted;            /* under the host's wire lock: as the device drives it */
+    bool is_intx_enabled;             /* under the host's wire lock: as the command register says */
     uint8_t config[PCI_CONFIG_SIZE];
     uint8_t write_mask[PCI_CONFIG_SIZE];
     uint8_t clear_mask[PCI_CONFIG_SIZE];

@@ -1,0 +1,106 @@
+/*
+ * pci.c - a conventional PCI function: configuration space and its masks
+ *
+ * Spec: PCI Local Bus Specification 3.0, chapter 6.
+ */
+#include "dev/pci/pci.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "base/bits.h"
+
+#define PCI_CACHE_LINE 0x0c
+#define PCI_LATENCY 0x0d
+#define PCI_BAR_COUNT 6
+#define BAR_SPACE_IO 0x1
+#define BAR_TYPE_64 0x4
+/* Status bits that hardware sets and software clears by writing one. */
+#define PCI_STATUS_CLEARABLE 0xf900
+
+void pci_device_init(struct pci_device *dev, const char *name, const struct pci_device_ops *ops,
+                     const struct pci_ids *ids)
+{
+    *dev = (struct pci_device){.ops = ops, .name = name, .is_intx_enabled = true};
+    store_le16(dev->config + PCI_VENDOR_ID, ids->vendor);
+    store_le16(dev->config + PCI_DEVICE_ID, ids->device);
+    dev->config[PCI_REVISION] = ids->revision;
+    dev->config[PCI_CLASS_PROG] = ids->prog_if;
+    store_le16(dev->config + PCI_CLASS_DEVICE, ids->class_device);
+    store_le16(dev->config + PCI_SUBSYSTEM_VENDOR_ID, ids->subsystem_vendor);
+    store_le16(dev->config + PCI_SUBSYSTEM_ID, ids->subsystem);
+    store_le16(dev->write_mask + PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
+                                                  PCI_COMMAND_MASTER | PCI_COMMAND_PARITY |
+                                                  PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE);
+    store_le16(dev->clear_mask + PCI_STATUS, PCI_STATUS_CLEARABLE);
+    dev->write_mask[PCI_CACHE_LINE] = 0xff;
+    dev->write_mask[PCI_LATENCY] = 0xff;
+    dev->write_mask[PCI_INTERRUPT_LINE] = 0xff;
+}
+
+void pci_device_set_bar(struct pci_device *dev, unsigned index, enum pci_bar_kind kind,
+                        uint64_t size)
+{
+    unsigned offset = PCI_BAR0 + index * 4;
+    uint64_t mask = ~(size - 1);
+
+    assert(index < PCI_BAR_COUNT && is_pow2(size));
+    switch (kind) {
+    case PCI_BAR_IO:
+        assert(size >= 4 && size <= 65536);
+        store_le32(dev->config + offset, BAR_SPACE_IO);
+        break;
+    case PCI_BAR_MEM32:
+        assert(size >= 16 && size <= BIT(31));
+        break;
+    case PCI_BAR_MEM64:
+        assert(size >= 16 && index + 1 < PCI_BAR_COUNT);
+        store_le32(dev->config + offset, BAR_TYPE_64);
+        store_le32(dev->write_mask + offset + 4, (uint32_t)(mask >> 32));
+        break;
+    }
+    store_le32(dev->write_mask + offset, (uint32_t)mask);
+}
+
+uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index)
+{
+    unsigned offset = PCI_BAR0 + index * 4;
+    uint16_t command = load_le16(dev->config + PCI_COMMAND);
+    uint32_t low = load_le32(dev->config + offset);
+
+    assert(index < PCI_BAR_COUNT);
+    if (low & BAR_SPACE_IO)
+        return command & PCI_COMMAND_IO ? low & ~3u : UINT64_MAX;
+    if (!(command & PCI_COMMAND_MEMORY))
+        return UINT64_MAX;
+    if (low & BAR_TYPE_64)
+        return (uint64_t)load_le32(dev->config + offset + 4) << 32 | (low & ~15u);
+    return low & ~15u;
+}
+
+uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigned size)
+{
+    uint32_t v = 0;
+    if (!range_fits(offset, size, PCI_CONFIG_SIZE))
+        return (uint32_t)mask_bytes(size);
+    if (dev->ops != NULL && dev->ops->config_reading != NULL)
+        dev->ops->config_reading(dev, offset, size);
+    for (unsigned i = 0; i < size; i++)
+        v |= (uint32_t)dev->config[offset + i] << i * 8;
+    return v;
+}
+
+void pci_device_config_write(struct pci_device *dev, unsigned offset, uint32_t value, unsigned size)
+{
+    if (!range_fits(offset, size, PCI_CONFIG_SIZE))
+        return;
+    for (unsigned i = 0; i < size; i++) {
+        uint8_t byte = (uint8_t)(value >> i * 8);
+        uint8_t writable = dev->write_mask[offset + i];
+        uint8_t *config = &dev->config[offset + i];
+        *config = (*config & (uint8_t)~writable) | (byte & writable);
+        *config &= (uint8_t) ~(byte & dev->clear_mask[offset + i]);
+    }
+    if (dev->ops != NULL && dev->ops->config_written != NULL)
+        dev->ops->config_written(dev, offset, size);
+}

@@ -1,0 +1,253 @@
+/*
+ * pci_host.c - 440FX-like host bridge, bus 0, configuration mechanism 1
+ *
+ * Two locks: `lock` covers CONFIG_ADDRESS and every function's configuration space; `wire_lock`
+ * covers the interrupt pins, so that a device may move its pin while the guest configures it.
+ * Order: lock, the device's own, wire_lock, interrupt controllers.
+ *
+ * Memory-mapping registers of the 440FX (PAM, SMRAM) are storage: there is no firmware ROM to
+ * shadow and no system management mode.
+ *
+ * Spec: PCI Local Bus Specification 3.0, 3.2.2.3.2; Intel 82441FX data sheet.
+ */
+#include "dev/pci/pci_host.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "mem/space.h"
+
+#define ADDRESS_ENABLE 0x80000000u
+#define ADDRESS_WRITABLE 0x80fffffcu
+#define ADDRESS_BUS(a) ((a) >> 16 & 0xff)
+#define ADDRESS_DEVFN(a) ((a) >> 8 & 0xff)
+#define ADDRESS_REGISTER(a) ((a)&0xfc)
+
+/* Reset control register (CF9h). */
+#define RCR_OFFSET 1
+#define RCR_CPU 0x04      /* a rising edge resets */
+#define RCR_WRITABLE 0x0e /* full reset, reset CPU, hard reset */
+
+#define FX_PAM0 0x59
+#define FX_PAM6 0x5f
+#define FX_SMRAM 0x72
+
+struct pci_host_state {
+    uint32_t address;
+    uint8_t reset_control;
+};
+
+struct pci_host {
+    pthread_mutex_t lock;
+    pthread_mutex_t wire_lock;
+    struct pci_host_config config;
+    struct pci_host_state s;                     /* under lock */
+    struct pci_device *devices[PCI_DEVFN_COUNT]; /* fixed after set-up; contents under lock */
+    unsigned wire_count[4];                      /* under wire_lock: pins that pull each wire */
+    struct pci_device bridge;                    /* 00:00.0 itself */
+};
+
+/* ---- interrupt wires ---- */
+
+/* What the pin does to its wire: asserted by the device, and not disabled by the command. */
+static bool intx_is_driven(const struct pci_device *dev)
+{
+    return dev->is_intx_asserted && dev->is_intx_enabled;
+}
+
+/* With wire_lock held; was_driven is intx_is_driven before the change. */
+static void intx_follow(struct pci_host *host, struct pci_device *dev, bool was_driven)
+{
+    uint8_t pin = dev->config[PCI_INTERRUPT_PIN];
+    bool is_driven = intx_is_driven(dev);
+
+    if (was_driven == is_driven || pin == 0)
+        return;
+    unsigned wire = ((dev->devfn >> 3) + pin - 1u) & 3;
+    if (is_driven && host->wire_count[wire]++ == 0)
+        irq_set(&host->config.pirq[wire], true);
+    else if (!is_driven && --host->wire_count[wire] == 0)
+        irq_set(&host->config.pirq[wire], false);
+}
+
+void pci_host_set_intx(struct pci_host *host, struct pci_device *dev, bool level)
+{
+    pthread_mutex_lock(&host->wire_lock);
+    bool was_driven = intx_is_driven(dev);
+    dev->is_intx_asserted = level;
+    intx_follow(host, dev, was_driven);
+    pthread_mutex_unlock(&host->wire_lock);
+}
+
+/* The command register's INTx disable bit may have changed (PCI 3.0, 6.2.2). */
+static void intx_follow_command(struct pci_host *host, struct pci_device *dev)
+{
+    pthread_mutex_lock(&host->wire_lock);
+    bool was_driven = intx_is_driven(dev);
+    dev->is_intx_enabled = (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) == 0;
+    intx_follow(host, dev, was_driven);
+    pthread_mutex_unlock(&host->wire_lock);
+}
+
+/* Interrupt status shows the pin whether or not it is disabled (PCI 3.0, 6.2.3). */
+static void intx_show_status(struct pci_host *host, struct pci_device *dev)
+{
+    pthread_mutex_lock(&host->wire_lock);
+    bool is_asserted = dev->is_intx_asserted;
+    pthread_mutex_unlock(&host->wire_lock);
+    dev->config[PCI_STATUS] &= (uint8_t)~PCI_STATUS_INTX;
+    if (is_asserted)
+        dev->config[PCI_STATUS] |= PCI_STATUS_INTX;
+}
+
+/* ---- configuration mechanism 1 ---- */
+
+/* The function that CONFIG_ADDRESS selects, or NULL. Only bus 0 exists. */
+static struct pci_device *selected(const struct pci_host *host)
+{
+    uint32_t address = host->s.address;
+    if (!(address & ADDRESS_ENABLE) || ADDRESS_BUS(address) != 0)
+        return NULL;
+    return host->devices[ADDRESS_DEVFN(address)];
+}
+
+static void reset_control_write(struct pci_host *host, uint8_t value)
+{
+    bool is_rising = (value & RCR_CPU) != 0 && (host->s.reset_control & RCR_CPU) == 0;
+    host->s.reset_control = value & RCR_WRITABLE;
+    if (is_rising)
+        host->config.reset(host->config.ctx);
+}
+
+static uint64_t address_read(void *ctx, uint64_t offset, unsigned size)
+{
+    struct pci_host *host = ctx;
+    if (size == 4 && offset == 0)
+        return host->s.address;
+    if (size == 1 && offset == RCR_OFFSET)
+        return host->s.reset_control;
+    return mask_bytes(size); /* only a double word is CONFIG_ADDRESS */
+}
+
+static void address_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+{
+    struct pci_host *host = ctx;
+    if (size == 4 && offset == 0)
+        host->s.address = (uint32_t)value & ADDRESS_WRITABLE;
+    else if (size == 1 && offset == RCR_OFFSET)
+        reset_control_write(host, (uint8_t)value);
+}
+
+static uint64_t data_read(void *ctx, uint64_t offset, unsigned size)
+{
+    struct pci_host *host = ctx;
+    struct pci_device *dev = selected(host);
+    if (dev == NULL)
+        return mask_bytes(size);
+    intx_show_status(host, dev);
+    return pci_device_config_read(dev, ADDRESS_REGISTER(host->s.address) + (unsigned)offset, size);
+}
+
+static void data_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+{
+    struct pci_host *host = ctx;
+    struct pci_device *dev = selected(host);
+    if (dev == NULL)
+        return;
+    pci_device_config_write(dev, ADDRESS_REGISTER(host->s.address) + (unsigned)offset,
+                            (uint32_t)value, size);
+    intx_follow_command(host, dev);
+}
+
+static const struct space_ops address_ops = {
+    .read = address_read, .write = address_write, .min_size = 1, .max_size = 4};
+static const struct space_ops data_ops = {
+    .read = data_read, .write = data_write, .min_size = 1, .max_size = 4};
+
+int pci_host_map(struct pci_host *host, struct space *ports, uint16_t base, struct err *e)
+{
+    int rc = space_add_io(ports, base, 4, &address_ops, host, &host->lock, e);
+    if (rc == 0)
+        rc = space_add_io(ports, base + 4u, 4, &data_ops, host, &host->lock, e);
+    return rc;
+}
+
+/* ---- set-up ---- */
+
+static void bridge_reset(struct pci_device *bridge)
+{
+    static const struct pci_ids ids = {
+        .vendor = 0x8086, .device = 0x1237, .class_device = 0x0600, .revision = 0x02};
+
+    pci_device_init(bridge, "host bridge", NULL, &ids);
+    /* Memory access and bus mastering cannot be switched off in the 82441FX. */
+    store_le16(bridge->config + PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    store_le16(bridge->write_mask + PCI_COMMAND, PCI_COMMAND_PARITY | PCI_COMMAND_SERR);
+    bridge->write_mask[PCI_INTERRUPT_LINE] = 0;
+    memset(bridge->write_mask + FX_PAM0, 0xff, FX_PAM6 - FX_PAM0 + 1);
+    bridge->config[FX_SMRAM] = 0x02;
+    bridge->write_mask[FX_SMRAM] = 0x78;
+}
+
+void pci_host_reset(struct pci_host *host)
+{
+    pthread_mutex_lock(&host->lock);
+    host->s = (struct pci_host_state){0};
+    struct pci_device *bridge = &host->bridge;
+    uint8_t header = bridge->config[PCI_HEADER_TYPE];
+    bridge_reset(bridge);
+    bridge->host = host;
+    bridge->config[PCI_HEADER_TYPE] = header;
+    pthread_mutex_unlock(&host->lock);
+}
+
+int pci_host_create(const struct pci_host_config *config, struct pci_host **out, struct err *e)
+{
+    struct pci_host *host = calloc(1, sizeof(*host));
+    if (host == NULL)
+        return err_set(e, ENOMEM, "make the PCI host bridge");
+    pthread_mutex_init(&host->lock, NULL);
+    pthread_mutex_init(&host->wire_lock, NULL);
+    host->config = *config;
+    bridge_reset(&host->bridge);
+    host->bridge.host = host;
+    host->devices[0] = &host->bridge;
+    *out = host;
+    return 0;
+}
+
+void pci_host_destroy(struct pci_host *host)
+{
+    if (host == NULL)
+        return;
+    pthread_mutex_destroy(&host->wire_lock);
+    pthread_mutex_destroy(&host->lock);
+    free(host);
+}
+
+int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, unsigned function,
+                 struct err *e)
+{
+    if (slot > 31 || function > 7)
+        return err_set(e, EINVAL, "put %s on the PCI bus: no place %02x.%u", dev->name, slot,
+                       function);
+    unsigned devfn = PCI_DEVFN(slot, function);
+    if (host->devices[devfn] != NULL)
+        return err_set(e, EEXIST, "put %s on the PCI bus: %02x.%u is taken by %s", dev->name, slot,
+                       function, host->devices[devfn]->name);
+    pthread_mutex_lock(&host->lock);
+    dev->host = host;
+    dev->devfn = (uint8_t)devfn;
+    host->devices[devfn] = dev;
+    /* Software looks for functions 1..7 only where function 0 says so (PCI 3.0, 6.2.1). */
+    for (unsigned i = 1; i < 8; i++) {
+        struct pci_device *first = host->devices[PCI_DEVFN(slot, 0)];
+        if (first != NULL && host->devices[PCI_DEVFN(slot, i)] != NULL)
+            first->config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTIFUNCTION;
+    }
+    pthread_mutex_unlock(&host->lock);
+    return 0;
+}
