@@ -274,6 +274,19 @@ struct classes {
     bool has_other_memory, has_system_register, has_mmx, has_xmm, has_wide, has_mask;
 };
 
+/* An implicit operand that a segment prefix applies to: not the stack, not a destination. */
+static bool is_overridable(const ZydisDecodedOperand *o)
+{
+    switch (o->mem.base) {
+    case ZYDIS_REGISTER_SP:
+    case ZYDIS_REGISTER_ESP:
+    case ZYDIS_REGISTER_RSP:
+        return false;
+    default:
+        return o->mem.segment != ZYDIS_REGISTER_ES;
+    }
+}
+
 static void note_operand(struct insn *out, struct classes *c, const ZydisDecodedOperand *o)
 {
     if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
@@ -285,7 +298,7 @@ static void note_operand(struct insn *out, struct classes *c, const ZydisDecoded
         } else {
             c->has_other_memory = true;
             /* string source, XLAT, MASKMOV: what a prefix chose */
-            if (out->has_seg_override && o->mem.segment != ZYDIS_REGISTER_ES)
+            if (out->has_seg_override && is_overridable(o))
                 out->seg = (uint8_t)segment_index(o->mem.segment);
         }
         return;
