@@ -67,11 +67,14 @@
 #define BT_JC_BITS 12
 #define BT_JC_SIZE (1u << BT_JC_BITS)
 
+struct bt_block;
+
 /* Direct-mapped guess from a linear address to a block's guard entry; one per TLB set. */
 struct bt_jump_cache {
     uint64_t minus_rip[BT_JC_SIZE];
     uint64_t host[BT_JC_SIZE];
-    uint32_t mode; /* of every block in it */
+    const struct bt_block *block[BT_JC_SIZE]; /* for C; valid where minus_rip matches */
+    uint32_t mode;               /* of every block in it */
 };
 
 struct bt_stats {

@@ -195,8 +195,10 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
         soft_step(v); /* code in a device's window */
         return NULL;
     }
-    /* the guess is as good as its guard, which compares the cookie */
-    if (jc->minus_rip[jc_slot] + rip == 0 && tlb->code_cookie[slot] != 0)
+    /* the guess is good when its guard will let us in, and its body go on */
+    const struct bt_block *guess = jc->block[jc_slot];
+    if (jc->minus_rip[jc_slot] + rip == 0 && tlb->code_cookie[slot] == guess->cookie &&
+        !guess->is_dead)
         return (const uint8_t *)(uintptr_t)jc->host[jc_slot];
 
     struct bt_block *found = find_or_translate(b, rip, &place);
@@ -205,6 +207,7 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
     tlb->code_cookie[slot] = found->cookie;
     jc->minus_rip[jc_slot] = -rip;
     jc->host[jc_slot] = (uintptr_t)found->guard;
+    jc->block[jc_slot] = found;
     *block = found;
     return found->body;
 }
@@ -224,7 +227,8 @@ static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
             return at;
         if (v->is_mode_stale)
             refresh_mode(b);
-        if ((b->mode & BT_MODE_STEP) || v->st.shadow != 0 || v->st.pending_dbg != 0) {
+        if ((b->mode & BT_MODE_STEP) || v->st.shadow != 0 || v->st.pending_dbg != 0 ||
+            v->st.is_exception_pending) {
             b->stats.steps++;
             soft_step(v);
             continue;
@@ -252,7 +256,8 @@ static bool may_resume(const struct bt_vcpu *b)
 {
     const struct soft_vcpu *v = &b->soft;
     return !v->is_mode_stale && !b->is_code_lost && v->st.shadow == 0 && v->st.pending_dbg == 0 &&
-           v->st.run_state == CPU_RUNNING && __atomic_load_n(&v->go, __ATOMIC_RELAXED) != 0 &&
+           !v->st.is_exception_pending && v->st.run_state == CPU_RUNNING &&
+           __atomic_load_n(&v->go, __ATOMIC_RELAXED) != 0 &&
            atomic_load_explicit(&v->pins->bits, memory_order_relaxed) == 0 &&
            v->tlb[b->set].code_cookie[soft_tlb_exec_slot(v->st.rip)] != 0;
 }
