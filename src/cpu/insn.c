@@ -79,8 +79,7 @@ static void note_gpr(struct insn *out, const ZydisDecodedOperand *o)
         field = &out->gpr_opcode;
         break;
     default:
-        out->uses_high_byte |= false; /* implied: nothing to encode */
-        return;
+        return; /* implied: nothing to encode */
     }
     field->reg = (uint8_t)r;
     field->size = (uint8_t)(o->size / 8);
@@ -401,7 +400,26 @@ static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes 
     return INSN_UNIT_INT;
 }
 
-static bool is_masked(const ZydisDecodedInstruction *in)
+/* Classes whose loads fault whatever the mask says (SDM vol. 2, 2.8). */
+static bool has_no_fault_suppression(const ZydisDecodedInstruction *in)
+{
+    switch (in->meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
+    case ZYDIS_EXCEPTION_CLASS_E2NF:
+    case ZYDIS_EXCEPTION_CLASS_E3NF:
+    case ZYDIS_EXCEPTION_CLASS_E4NF:
+    case ZYDIS_EXCEPTION_CLASS_E5NF:
+    case ZYDIS_EXCEPTION_CLASS_E6NF:
+    case ZYDIS_EXCEPTION_CLASS_E9NF:
+    case ZYDIS_EXCEPTION_CLASS_E10NF:
+    case ZYDIS_EXCEPTION_CLASS_E11NF:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in)
 {
     switch (in->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
@@ -410,25 +428,73 @@ static bool is_masked(const ZydisDecodedInstruction *in)
     case ZYDIS_MNEMONIC_VPMASKMOVQ:
         return true;
     default:
-        return in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
-               in->avx.mask.reg != ZYDIS_REGISTER_K0 && in->avx.mask.reg != ZYDIS_REGISTER_NONE;
+        break;
+    }
+    if (in->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || in->avx.mask.reg == ZYDIS_REGISTER_K0 ||
+        in->avx.mask.reg == ZYDIS_REGISTER_NONE)
+        return false;
+    return (out->mem_access & INSN_ACCESS_WRITE) || !has_no_fault_suppression(in);
+}
+
+/* How many bits of the mask count: the elements of the operation, more than memory's in a
+ * broadcast. */
+static unsigned mask_lanes(const struct insn *out, const ZydisDecodedInstruction *in,
+                           const ZydisDecodedOperand *operands)
+{
+    unsigned in_memory = out->mem_element_size != 0 ? out->mem_size / out->mem_element_size : 1;
+    bool is_embedded = in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->raw.evex.b;
+
+    if (!is_embedded && !in->avx.broadcast.is_static)
+        return in_memory;
+    switch (ZydisRegisterGetClass(operands[0].reg.value)) {
+    case ZYDIS_REGCLASS_XMM:
+    case ZYDIS_REGCLASS_YMM:
+    case ZYDIS_REGCLASS_ZMM:
+        return operands[0].element_count;
+    default: /* a comparison into an opmask register */
+        return in->avx.vector_length / 8 / out->mem_element_size;
     }
 }
 
-static bool decoder_init(ZydisDecoder *decoder, unsigned mode, bool is_amd)
+/* Does the model offer it? Without a model, everything is there. */
+static bool offers(const struct cpu_model *model, enum cpu_feature feature)
 {
+    return model == NULL || cpu_model_has(model, feature);
+}
+
+/*
+ * What decodes differently on a CPU that lacks it is switched off here: hints in NOP space (MPX,
+ * CET, CLDEMOTE), and LZCNT and TZCNT, which are BSR and BSF there.
+ */
+static bool decoder_init(ZydisDecoder *decoder, unsigned mode, const struct cpu_model *model)
+{
+    static const struct {
+        ZydisDecoderMode mode;
+        int feature; /* -1: never */
+    } optional[] = {
+        {ZYDIS_DECODER_MODE_KNC, -1},
+        {ZYDIS_DECODER_MODE_MPX, -1},
+        {ZYDIS_DECODER_MODE_CET, -1},
+        {ZYDIS_DECODER_MODE_CLDEMOTE, -1},
+        {ZYDIS_DECODER_MODE_LZCNT, CPU_FEATURE_ABM},
+        {ZYDIS_DECODER_MODE_TZCNT, CPU_FEATURE_BMI1},
+    };
     ZydisMachineMode machine = mode == 8   ? ZYDIS_MACHINE_MODE_LONG_64
                                : mode == 4 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32
                                            : ZYDIS_MACHINE_MODE_LEGACY_16;
     ZydisStackWidth stack = mode == 8   ? ZYDIS_STACK_WIDTH_64
                             : mode == 4 ? ZYDIS_STACK_WIDTH_32
                                         : ZYDIS_STACK_WIDTH_16;
-    return ZYAN_SUCCESS(ZydisDecoderInit(decoder, machine, stack)) &&
-           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE)) &&
-           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE)) &&
-           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE)) &&
-           ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES,
-                                               is_amd ? ZYAN_TRUE : ZYAN_FALSE));
+    if (!ZYAN_SUCCESS(ZydisDecoderInit(decoder, machine, stack)))
+        return false;
+    for (unsigned i = 0; i < ARRAY_SIZE(optional); i++) {
+        bool is_on =
+            optional[i].feature >= 0 && offers(model, (enum cpu_feature)optional[i].feature);
+        if (!ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, optional[i].mode, is_on)))
+            return false;
+    }
+    return ZYAN_SUCCESS(ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES,
+                                               model != NULL && model->is_amd));
 }
 
 static void note_encoding(struct insn *out, const ZydisDecodedInstruction *in)
@@ -442,17 +508,23 @@ static void note_encoding(struct insn *out, const ZydisDecodedInstruction *in)
     out->op_size = (uint8_t)(in->operand_width / 8);
     out->addr_size = (uint8_t)(in->address_width / 8);
     for (unsigned i = 0; i < in->raw.prefix_count; i++) {
+        bool is_opcode = in->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY;
         switch (in->raw.prefixes[i].value) {
+        case 0x66:
+            out->is_66_opcode |= is_opcode;
+            break;
         case 0xf0:
             out->has_lock = true;
             break;
         case 0xf2:
             out->has_repne = true;
             out->has_rep = false;
+            out->opcode_prefix = is_opcode ? 0xf2 : 0;
             break;
         case 0xf3:
             out->has_rep = true;
             out->has_repne = false;
+            out->opcode_prefix = is_opcode ? 0xf3 : 0;
             break;
         default:
             break;
@@ -489,6 +561,85 @@ static void note_encoding(struct insn *out, const ZydisDecodedInstruction *in)
         out->opcode_off = (uint8_t)(in->length - 1);
 }
 
+/* Flags that are left as they were where the manuals say "undefined", on some CPU at least. */
+static bool keeps_undefined_flags(unsigned op)
+{
+    switch (op) {
+    case ZYDIS_MNEMONIC_AND: /* AF is cleared by every CPU */
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR:
+    case ZYDIS_MNEMONIC_TEST:
+        return false;
+    default:
+        return true;
+    }
+}
+
+/* A count of zero leaves all flags alone: CL, or an immediate. */
+static bool is_shift_by_maybe_zero(const struct insn *out, const ZydisDecodedInstruction *in)
+{
+    switch (in->mnemonic) {
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+        if (in->opcode == 0xd0 || in->opcode == 0xd1)
+            return false;
+        break;
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+        break;
+    default:
+        return false;
+    }
+    return out->imm_size == 0 || (out->imm & (out->op_size == 8 ? 63 : 31)) == 0;
+}
+
+static void note_flags(struct insn *out, const ZydisDecodedInstruction *in)
+{
+    const uint32_t all = (uint32_t)(RFLAGS_STATUS | RFLAGS_DF);
+    const ZydisAccessedFlags *f = in->cpu_flags;
+
+    if (f == NULL)
+        return;
+    uint32_t written = f->modified | f->set_0 | f->set_1 | f->undefined;
+    out->flags_read = f->tested & all;
+    out->flags_written = written & all;
+    if (keeps_undefined_flags(in->mnemonic))
+        out->flags_read |= f->undefined & all;
+    /* REP with a count of zero executes nothing */
+    bool is_string =
+        in->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+    if (is_string || is_shift_by_maybe_zero(out, in))
+        out->flags_read |= out->flags_written;
+}
+
+static void make_xchg_r8(struct insn *out)
+{
+    out->op = ZYDIS_MNEMONIC_XCHG;
+    out->opcode_prefix = 0;
+    out->gpr_opcode =
+        (struct insn_gpr){.reg = CPU_R8, .size = out->op_size, .is_read = true, .is_written = true};
+    out->gpr_read = out->gpr_written = BIT(CPU_RAX) | BIT(CPU_R8);
+}
+
+/* VPINSRD and VPEXTRD with VEX.W: the 64-bit forms, which other modes do not have. */
+static bool is_refused_in_32_bit(const struct insn *out, const ZydisDecodedInstruction *in)
+{
+    return out->mode != 8 && out->encoding == INSN_VEX && in->raw.vex.W &&
+           (in->mnemonic == ZYDIS_MNEMONIC_VPINSRD || in->mnemonic == ZYDIS_MNEMONIC_VPEXTRD);
+}
+
+/* PREFETCH and PREFETCHW of a register: #UD on AMD, which defined them, and a NOP on Intel. */
+static bool is_prefetch_of_register(const struct insn *out, const struct cpu_model *model)
+{
+    return out->opcode_map == ZYDIS_OPCODE_MAP_0F && out->opcode == 0x0d &&
+           out->encoding == INSN_LEGACY && !out->has_mem && model != NULL && model->is_amd;
+}
+
 int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned mode,
                 const struct cpu_model *model)
 {
@@ -497,7 +648,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
     struct classes classes = {false};
 
-    if (!decoder_init(&decoder, mode, model != NULL && model->is_amd))
+    if (!decoder_init(&decoder, mode, model))
         return -1;
     size_t n = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN;
     ZyanStatus status = ZydisDecoderDecodeFull(&decoder, bytes, n, &in, operands);
@@ -515,13 +666,12 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     note_encoding(out, &in);
     for (unsigned i = 0; i < in.operand_count; i++)
         note_operand(out, &classes, &operands[i]);
-    if (in.cpu_flags != NULL) {
-        uint32_t all = (uint32_t)(RFLAGS_STATUS | RFLAGS_DF);
-        out->flags_read = in.cpu_flags->tested & all;
-        out->flags_written = (in.cpu_flags->modified | in.cpu_flags->set_0 | in.cpu_flags->set_1 |
-                              in.cpu_flags->undefined) &
-                             all;
-    }
+    note_flags(out, &in);
+    /* F3 41 90 is XCHG r8, rAX: REX.B turns the opcode from PAUSE to XCHG, on all CPUs */
+    if (in.mnemonic == ZYDIS_MNEMONIC_PAUSE && out->has_rex && in.raw.rex.B)
+        make_xchg_r8(out);
+    if (is_refused_in_32_bit(out, &in) || is_prefetch_of_register(out, model))
+        return -1;
     /* AMD: 66H cuts a near branch in 64-bit mode to 16 bits; Intel ignores it there */
     bool is_near_branch = in.meta.branch_type == ZYDIS_BRANCH_TYPE_NEAR ||
                           in.meta.branch_type == ZYDIS_BRANCH_TYPE_SHORT;
@@ -529,7 +679,9 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         (in.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in.raw.rex.W)
         out->op_size = 2;
     out->unit = (uint8_t)unit_of(&in, &classes);
-    out->is_mem_masked = out->has_mem && is_masked(&in);
+    out->is_mem_masked = out->has_mem && is_masked(out, &in);
+    if (out->is_mem_masked)
+        out->mask_lanes = (uint8_t)mask_lanes(out, &in, operands);
     out->is_mem_aligned = out->has_mem && !out->is_agen && needs_alignment(&in, out);
     if (in.mnemonic == ZYDIS_MNEMONIC_NOP && out->has_mem)
         out->is_agen = true;

@@ -65,6 +65,8 @@ struct insn {
 
     /* prefixes */
     bool has_lock, has_rep, has_repne;
+    uint8_t opcode_prefix;   /* F2H or F3H where it selects the instruction, else 0 */
+    bool is_66_opcode;       /* 66H selects the instruction, it is no operand size */
     uint8_t seg;             /* segment of the memory operand, override applied; cpu_seg_index */
     bool has_seg_override;
 
@@ -96,6 +98,8 @@ struct insn {
     uint16_t mem_size;       /* bytes accessed, 0 for is_agen; the largest for masked accesses */
     uint8_t mem_access;      /* INSN_ACCESS_* */
     bool is_mem_masked;      /* EVEX masking or VMASKMOV: bytes masked off must not fault */
+    uint8_t mask_lanes;      /* bits of the mask that count; lane i is memory element
+                                i % (mem_size / mem_element_size) */
 
     uint64_t imm;            /* first immediate, sign-extended as the instruction does */
     uint64_t imm2;

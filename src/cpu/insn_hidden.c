@@ -19,6 +19,7 @@ static bool is_never_offered(ZydisISAExt ext)
     case ZYDIS_ISA_EXT_AMX_BF16:
     case ZYDIS_ISA_EXT_AMX_INT8:
     case ZYDIS_ISA_EXT_AMX_TILE:
+    case ZYDIS_ISA_EXT_CET:
     case ZYDIS_ISA_EXT_ENQCMD:
     case ZYDIS_ISA_EXT_FMA4:
     case ZYDIS_ISA_EXT_HRESET:

@@ -8,6 +8,7 @@
 #include <Zydis/Zydis.h>
 
 #include "cpu/insn.h"
+#include "cpu/state.h"
 
 struct out {
     uint8_t *p;
@@ -78,6 +79,39 @@ static void put_immediates(struct out *o, const struct insn *in)
             put(o, in->bytes[in->imm2_off + i]);
 }
 
+/*
+ * Outside of 64-bit mode W is ignored where it would choose a 64-bit general register or its
+ * image in memory; here it would not be (SDM vol. 2, 2.3.6.1 and 2.7.11).
+ */
+static bool ignores_w(const struct insn *in)
+{
+    if (in->mode == 8)
+        return false;
+    if (in->gpr_reg.reg != INSN_NO_REG || in->gpr_rm.reg != INSN_NO_REG ||
+        in->gpr_vvvv.reg != INSN_NO_REG)
+        return true;
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_VCVTSI2SD:
+    case ZYDIS_MNEMONIC_VCVTSI2SH:
+    case ZYDIS_MNEMONIC_VCVTSI2SS:
+    case ZYDIS_MNEMONIC_VCVTUSI2SD:
+    case ZYDIS_MNEMONIC_VCVTUSI2SH:
+    case ZYDIS_MNEMONIC_VCVTUSI2SS:
+    case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VPEXTRD:
+    case ZYDIS_MNEMONIC_VPINSRD:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Bits 7..4 of the immediate name a register (VEX.0F3A 4A..4C). */
+static bool has_register_immediate(const struct insn *in)
+{
+    return in->opcode_map == ZYDIS_OPCODE_MAP_0F3A && in->opcode >= 0x4a && in->opcode <= 0x4c;
+}
+
 static size_t recode_vex(uint8_t *dst, const struct insn *in, const struct insn_recode *r,
                          const struct fields *f)
 {
@@ -96,20 +130,26 @@ static size_t recode_vex(uint8_t *dst, const struct insn *in, const struct insn_
         last |= 0x40; /* vvvv[3] is ignored outside of 64-bit mode, and inverted */
     if (in->gpr_vvvv.reg != INSN_NO_REG)
         last = (last & ~0x78u) | (~f->vvvv & 15) << 3;
-    if (in->mode != 8 && (in->gpr_reg.reg != INSN_NO_REG || in->gpr_rm.reg != INSN_NO_REG ||
-                          in->gpr_vvvv.reg != INSN_NO_REG))
-        last &= ~0x80u; /* W is ignored there and would mean 64-bit operands here */
+    if (ignores_w(in))
+        last &= ~0x80u;
     unsigned x = f->has_index ? f->index >> 3 & 1 : 0;
     unsigned b = in->has_mem ? f->base >> 3 & 1 : f->rm >> 3 & 1;
-    put(&o, 0xc4);
-    put(&o, (~(f->reg >> 3) & 1) << 7 | (~x & 1) << 6 | (~b & 1) << 5 | map);
-    put(&o, last);
+    if (map == 1 && x == 0 && b == 0 && !(last & 0x80)) {
+        put(&o, 0xc5);
+        put(&o, (~(f->reg >> 3) & 1) << 7 | last);
+    } else {
+        put(&o, 0xc4);
+        put(&o, (~(f->reg >> 3) & 1) << 7 | (~x & 1) << 6 | (~b & 1) << 5 | map);
+        put(&o, last);
+    }
     put(&o, in->opcode);
-    if (in->has_mem && !in->is_agen)
+    if (in->has_mem)
         put_address(&o, in, f->reg, r);
     else if (in->has_modrm)
         put(&o, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
     put_immediates(&o, in);
+    if (in->mode != 8 && has_register_immediate(in))
+        o.p[o.n - 1] &= 0x7f; /* one of eight registers there */
     return o.n;
 }
 
@@ -124,8 +164,8 @@ static size_t recode_evex(uint8_t *dst, const struct insn *in, const struct insn
         p0 |= 0xf0; /* R X B R' select nothing there */
         p1 |= 0x40;
         p2 |= 0x08;
-        if (in->gpr_reg.reg != INSN_NO_REG || in->gpr_rm.reg != INSN_NO_REG)
-            p1 &= ~0x80u; /* W with a GPR is 32 bits outside of 64-bit mode */
+        if (ignores_w(in))
+            p1 &= ~0x80u;
     }
     if (in->gpr_reg.reg != INSN_NO_REG)
         p0 = (p0 & ~0x90u) | (~(f->reg >> 3) & 1) << 7 | 0x10;
@@ -154,43 +194,42 @@ static bool needs_rex_for_byte(const struct insn_gpr *g, unsigned host)
     return g->reg != INSN_NO_REG && g->size == 1 && !g->is_high_byte && host >= 4 && host < 8;
 }
 
-/* Is 66H an operand-size prefix here, rather than part of the opcode? */
+/*
+ * Is 66H an operand-size prefix here, rather than part of the opcode or without meaning? Integer
+ * instructions of 0F maps that 66H would turn into something else are left out.
+ */
 static bool has_variable_size(const struct insn *in)
 {
-    if (in->op_size != 2 && in->op_size != 4)
+    if (in->unit != INSN_UNIT_INT || in->is_66_opcode)
         return false;
-    if (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
-        return in->unit == INSN_UNIT_INT;
-    return in->unit == INSN_UNIT_INT &&
-           (in->opcode_map == ZYDIS_OPCODE_MAP_0F || in->opcode_map == ZYDIS_OPCODE_MAP_0F38);
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_ADOX:
+    case ZYDIS_MNEMONIC_CMPXCHG8B:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+    case ZYDIS_MNEMONIC_LFENCE:
+    case ZYDIS_MNEMONIC_MFENCE:
+    case ZYDIS_MNEMONIC_MOVNTI:
+    case ZYDIS_MNEMONIC_PAUSE:
+    case ZYDIS_MNEMONIC_SFENCE:
+        return false;
+    default:
+        return true;
+    }
 }
 
+/*
+ * LOCK, operand size, and what selects the instruction. An F2H or F3H that means nothing (or
+ * hints at lock elision) is dropped: with another CPU model's eyes it might mean something, as it
+ * does before BSF.
+ */
 static void put_prefixes(struct out *o, const struct insn *in)
 {
-    unsigned end = in->has_rex ? in->rex_off : in->opcode_off;
-    bool has_66 = false;
-
-    for (unsigned i = 0; i < end; i++) {
-        switch (in->bytes[i]) {
-        case 0x66:
-            has_66 = true;
-            break;
-        case 0xf0:
-        case 0xf2:
-        case 0xf3:
-            put(o, in->bytes[i]);
-            break;
-        case 0x0f: /* the opcode's escape: no prefix beyond */
-            i = end;
-            break;
-        default:
-            break; /* 67 and segments: the address is replaced */
-        }
-    }
-    if (in->mode == 2 && has_variable_size(in))
-        has_66 = in->op_size == 2;
-    if (has_66)
+    if (in->has_lock)
+        put(o, 0xf0);
+    if (in->is_66_opcode || (in->op_size == 2 && has_variable_size(in)))
         put(o, 0x66);
+    if (in->opcode_prefix != 0)
+        put(o, in->opcode_prefix);
 }
 
 static size_t recode_legacy(uint8_t *dst, const struct insn *in, const struct insn_recode *r,
@@ -199,7 +238,6 @@ static size_t recode_legacy(uint8_t *dst, const struct insn *in, const struct in
     struct out o = {.p = dst};
     bool is_mem = in->has_mem;
     unsigned rex = in->has_rex ? in->bytes[in->rex_off] & 8u : 0;
-    bool is_needed = in->has_rex;
     unsigned opcode = in->opcode;
 
     put_prefixes(&o, in);
@@ -212,9 +250,9 @@ static size_t recode_legacy(uint8_t *dst, const struct insn *in, const struct in
     } else if (in->gpr_opcode.reg != INSN_NO_REG) {
         rex |= f->opcode_reg >> 3 & 1;
     }
-    is_needed |= rex != 0 || needs_rex_for_byte(&in->gpr_reg, r->reg) ||
-                 needs_rex_for_byte(&in->gpr_rm, r->rm) ||
-                 needs_rex_for_byte(&in->gpr_opcode, r->opcode);
+    bool is_needed = rex != 0 || needs_rex_for_byte(&in->gpr_reg, r->reg) ||
+                     needs_rex_for_byte(&in->gpr_rm, r->rm) ||
+                     needs_rex_for_byte(&in->gpr_opcode, r->opcode);
     if (is_needed && in->uses_high_byte)
         return 0;
     if (is_needed)
@@ -265,6 +303,12 @@ static unsigned field_number(const struct insn_gpr *g, unsigned host)
     return g->is_high_byte ? host + 4 : host;
 }
 
+/* Only RAX, RCX, RDX and RBX have high bytes. */
+static bool high_byte_is_lost(const struct insn_gpr *g, unsigned host)
+{
+    return g->reg != INSN_NO_REG && g->is_high_byte && host > CPU_RBX;
+}
+
 size_t insn_recode(uint8_t out[INSN_RECODE_MAX], const struct insn *in, const struct insn_recode *r)
 {
     struct fields f = {
@@ -277,7 +321,9 @@ size_t insn_recode(uint8_t out[INSN_RECODE_MAX], const struct insn *in, const st
         .index = r->mem_index,
         .has_index = r->mem_index != INSN_NO_REG,
     };
-    if (in->has_mem && (!in->has_modrm || in->is_vsib))
+    if (in->has_mem && (!in->has_modrm || in->is_vsib || r->mem_index == CPU_RSP))
+        return 0;
+    if (high_byte_is_lost(&in->gpr_reg, r->reg) || high_byte_is_lost(&in->gpr_rm, r->rm))
         return 0;
     switch (in->encoding) {
     case INSN_VEX:

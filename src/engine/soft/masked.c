@@ -48,27 +48,26 @@ static const uint8_t *component(const struct soft_vcpu *v, unsigned c)
     return c == 1 ? v->st.xsave + XSAVE_XMM : v->st.xsave + v->model->xsave_offset[c];
 }
 
-/* Bit i: element i of the memory operand is accessed. EVEX: the opmask register. */
+/*
+ * Bit i: element i of the memory operand is accessed. EVEX: the opmask register; compressed
+ * operands are contiguous, and an element that is broadcast serves several lanes.
+ */
 static uint64_t evex_mask(const struct soft_vcpu *v, const struct insn *in, unsigned element_size)
 {
     const uint8_t *opmasks = component(v, COMPONENT_OPMASK);
-    unsigned k = in->bytes[in->vex_off + 3] & 7;
-    bool is_broadcast = (in->bytes[in->vex_off + 3] & 0x10) && in->mem_size == element_size;
-    unsigned vector_bytes = 16u << (in->bytes[in->vex_off + 3] >> 5 & 3);
-    uint64_t mask = opmasks != NULL ? load_le64(opmasks + 8 * k) : 0;
-    unsigned lanes =
-        is_broadcast || is_packed(in) ? vector_bytes / element_size : in->mem_size / element_size;
+    unsigned k = in->bytes[in->vex_off + 3] & 7, count = in->mem_size / element_size;
+    uint64_t mask = opmasks != NULL ? load_le64(opmasks + 8 * k) : 0, accessed = 0;
+    unsigned active = 0;
 
-    mask &= lanes >= 64 ? ~UINT64_C(0) : BIT(lanes) - 1;
-    if (is_broadcast)
-        return mask != 0;
-    if (is_packed(in)) {
-        unsigned n = 0;
-        for (uint64_t m = mask; m != 0; m &= m - 1)
-            n++;
-        return n >= 64 ? ~UINT64_C(0) : BIT(n) - 1;
+    for (unsigned i = 0; i < in->mask_lanes; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        accessed |= BIT(i % count);
+        active++;
     }
-    return mask;
+    if (is_packed(in))
+        return active >= 64 ? ~UINT64_C(0) : BIT(active) - 1;
+    return accessed;
 }
 
 /* VEX: the sign bits of the register in VEX.vvvv. */

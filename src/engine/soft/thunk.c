@@ -269,6 +269,32 @@ uint8_t *soft_thunk_bounce(struct soft_vcpu *v, gva_t addr)
     return t->bounce + (addr & 63);
 }
 
+/* Is the operand in RAM alone? Faults as the access would. */
+static int find_ram(struct soft_vcpu *v, gva_t addr, unsigned size, bool *is_ram)
+{
+    struct soft_place first, last;
+
+    if (soft_translate(v, addr, SOFT_RMW, SOFT_AS_CPL, &first) ||
+        soft_translate(v, addr + size - 1, SOFT_RMW, SOFT_AS_CPL, &last))
+        return SOFT_FAULT;
+    *is_ram = first.host != NULL && last.host != NULL;
+    return 0;
+}
+
+/*
+ * An x87 store with an unmasked exception leaves its operand as it was, so the bounce buffer
+ * starts out as that, unless it would be a device's to read.
+ */
+static int preload_x87_store(struct soft_vcpu *v, const struct insn *in, gva_t addr,
+                             uint8_t *operand)
+{
+    bool is_ram;
+
+    if (find_ram(v, addr, in->mem_size, &is_ram))
+        return SOFT_FAULT;
+    return is_ram ? soft_read(v, addr, operand, in->mem_size, SOFT_AS_CPL) : 0;
+}
+
 /* Memory that is no single piece of RAM: the operand is worked on in the bounce buffer. */
 static int exec_bounced(struct soft_vcpu *v, const struct insn *in, gva_t addr)
 {
@@ -285,23 +311,15 @@ static int exec_bounced(struct soft_vcpu *v, const struct insn *in, gva_t addr)
         int r = soft_read(v, addr, operand, size, SOFT_AS_CPL);
         if (r != 0)
             return r;
+    } else if (in->unit == INSN_UNIT_X87) {
+        int r = preload_x87_store(v, in, addr, operand);
+        if (r != 0)
+            return r;
     }
     int r = soft_thunk_run(v, in, operand);
     if (r == 0 && (in->mem_access & INSN_ACCESS_WRITE))
         r = soft_write(v, addr, operand, size, SOFT_AS_CPL);
     return r;
-}
-
-/* Is the operand in RAM alone? Faults as the access would. */
-static int find_ram(struct soft_vcpu *v, gva_t addr, unsigned size, bool *is_ram)
-{
-    struct soft_place first, last;
-
-    if (soft_translate(v, addr, SOFT_RMW, SOFT_AS_CPL, &first) ||
-        soft_translate(v, addr + size - 1, SOFT_RMW, SOFT_AS_CPL, &last))
-        return SOFT_FAULT;
-    *is_ram = first.host != NULL && last.host != NULL;
-    return 0;
 }
 
 /*
@@ -414,7 +432,7 @@ int soft_exec_data(struct soft_vcpu *v, const struct insn *in)
         soft_gpr_write(v, in->gpr_reg.reg, in->op_size, false, addr);
         return 0;
     }
-    if (in->is_agen || (in->has_mem && in->mem_size == 0))
+    if (in->is_agen || in->op == ZYDIS_MNEMONIC_NOP || (in->has_mem && in->mem_size == 0))
         return 0; /* hints */
     if (in->has_mem)
         return exec_memory(v, in);
