@@ -1,0 +1,94 @@
+# Short names for what is done often. Meson and Ninja do the work; everything lands in build/.
+#
+#   make run             boot a stock Debian kernel and give a shell (installs what is missing)
+#   make test            build and run all tests; the last line counts them
+#   make help            all targets and variables
+
+.DEFAULT_GOAL := build
+SHELL := /bin/bash
+
+# A compiler other than the default gets a build directory of its own.
+ifeq ($(origin CC),default)
+CC := gcc
+BUILD ?= build
+else ifeq ($(notdir $(CC)),gcc)
+BUILD ?= build
+else
+BUILD ?= build-$(notdir $(CC))
+endif
+export CC
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+ENGINE ?= auto
+CPUS ?=
+MEMORY ?= 512M
+KERNEL ?= cloud
+FUZZ_SECONDS ?= 60
+# Warnings are errors where somebody looks at the result, not on a user's future compiler.
+WERROR := $(if $(CI),true,false)
+
+.PHONY: build run test bench install uninstall format fuzz sanitize clean help
+
+$(BUILD)/build.ninja:
+	@tools/deps build
+	meson setup $(BUILD) --prefix=$(PREFIX) -Dwerror=$(WERROR)
+
+build: $(BUILD)/build.ninja
+	@tools/deps build
+	ninja -C $(BUILD)
+
+run: $(BUILD)/build.ninja
+	@tools/deps build run
+	ninja -C $(BUILD) doppel
+	@tools/run-guest --doppel $(BUILD)/doppel --engine $(ENGINE) --memory $(MEMORY) \
+		--kernel $(KERNEL) $(if $(CPUS),--cpus $(CPUS))
+
+test: $(BUILD)/build.ninja
+	@tools/deps build run test
+	@tools/run-tests $(BUILD)
+
+bench: $(BUILD)/build.ninja
+	@tools/deps build run bench
+	ninja -C $(BUILD)
+	@bench/run $(BUILD)
+
+install: $(BUILD)/build.ninja
+	meson configure $(BUILD) -Dprefix=$(PREFIX)
+	ninja -C $(BUILD)
+	meson install -C $(BUILD) --no-rebuild $(if $(DESTDIR),--destdir $(abspath $(DESTDIR)))
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/doppel $(DESTDIR)$(PREFIX)/share/man/man1/doppel.1 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/doppel
+
+format:
+	@tools/deps format
+	git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format -i
+
+fuzz:
+	@tools/deps build fuzz
+	@tools/run-fuzz build-fuzz $(FUZZ_SECONDS)
+
+sanitize:
+	@tools/deps build test
+	@test -f build-sanitize/build.ninja || \
+		meson setup build-sanitize -Db_sanitize=address,undefined -Db_lundef=false
+	@tools/run-tests build-sanitize --suite unit --suite fuzz
+
+clean:
+	rm -rf build build-*
+
+help:
+	@printf '%s\n' \
+	'make            build doppel (build/doppel)' \
+	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
+	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
+	'make bench      measure against QEMU and the bare host' \
+	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
+	'make format     clang-format over all C files' \
+	'make fuzz       run each fuzz target for FUZZ_SECONDS=60' \
+	'make sanitize   unit tests with AddressSanitizer and UndefinedBehaviorSanitizer' \
+	'make clean      remove build directories, cached guest kernels too' \
+	'' \
+	'Variables: CC=clang  ENGINE=auto|bt|interp  CPUS=N  MEMORY=512M  KERNEL=cloud|generic|FILE'

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""boot.py - boot a stock Debian kernel under doppel and check the machine from inside
+
+Every line that guests/init prints is noted with the time at which it arrived, so that the guest's
+clocks can be compared with the host's.
+"""
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# What guests/init finds in the kernel's log although a real machine prints it as well.
+LOG_ALLOWED = [
+    re.compile(r"Unstable clock detected, switching default tracing clock"),
+]
+
+
+class Failed(Exception):
+    pass
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--doppel", required=True)
+    parser.add_argument("--engine", default="bt")
+    parser.add_argument("--cpus", type=int, default=1)
+    parser.add_argument("--memory-mib", type=int, default=512)
+    parser.add_argument("--kernel", default="cloud", help="cloud, generic or a file")
+    parser.add_argument("--mode", default="check", choices=["check", "facts"])
+    parser.add_argument("--timeout", type=float, default=240)
+    parser.add_argument("--repeat", type=int, default=1)
+    return parser.parse_args()
+
+
+def run_tool(*command):
+    path = os.path.join(TOP, "tools", command[0])
+    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def boot(args, kernel, initrd):
+    """Returns exit status, all lines, and the marked ones as (time, word, rest)."""
+    command = [args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
+               "--memory", "%dM" % args.memory_mib, "--kernel", kernel, "--initrd", initrd,
+               "--on-reboot", "exit", "--cmdline",
+               "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + args.mode]
+    lines, marked = [], []
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        timer = threading.Timer(args.timeout, process.kill)
+        timer.start()
+        try:
+            for raw in process.stdout:
+                now = time.monotonic()
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                lines.append(line)
+                match = re.search(r"doppel-guest: (\S+) ?(.*)", line)
+                if match:
+                    marked.append((now, match.group(1), match.group(2)))
+            status = process.wait()
+        finally:
+            is_late = not timer.is_alive()
+            timer.cancel()
+    if is_late:
+        lines.append("boot.py: killed after %g s" % args.timeout)
+    return status, lines, marked
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def one(marked, word):
+    found = [entry for entry in marked if entry[1] == word]
+    expect(len(found) == 1, "%d lines '%s' instead of one" % (len(found), word))
+    return found[0]
+
+
+def check_memory(args, marked):
+    ram = 0
+    for _, word, rest in marked:
+        if word == "ram":
+            first, last = (int(part, 16) for part in rest.split("-"))
+            ram += last + 1 - first
+    size = args.memory_mib << 20
+    # Below: the hole under 1 MiB, and tables of the firmware.
+    expect(size - (2 << 20) <= ram <= size, "%d bytes of RAM instead of %d" % (ram, size))
+    total_kib = int(one(marked, "memory")[2].split()[0])
+    # The kernel keeps page descriptors (1/64), itself and its boot reserves.
+    low = args.memory_mib * 1024 * 0.93 - 80 * 1024
+    expect(low <= total_kib <= args.memory_mib * 1024,
+           "MemTotal %d KiB of %d MiB" % (total_kib, args.memory_mib))
+    expect(int(one(marked, "copied")[2]) > 0, "no memory was copied")
+
+
+def check_clocks(marked):
+    """Uptime and wall-clock time against the host's, over four seconds."""
+    at_1, _, rest_1 = one(marked, "uptime-1")
+    at_2, _, rest_2 = one(marked, "uptime-2")
+    guest = float(rest_2.split()[0]) - float(rest_1.split()[0])
+    host = at_2 - at_1
+    expect(guest >= 4, "a sleep of 4 s took %.2f s of guest time" % guest)
+    # Lines can arrive late on a busy host, one of them by chance.
+    expect(abs(guest - host) < 0.5, "%.2f s passed in the guest, %.2f s outside" % (guest, host))
+    wall = float(rest_2.split()[1])
+    now = time.time() - (time.monotonic() - at_2)
+    expect(abs(wall - now) <= 2.5, "the guest's date is off by %.1f s" % (wall - now))
+
+
+def check(args, status, marked):
+    expect(status == 0, "doppel ended with status %d" % status)
+    one(marked, "ok")
+    expect(one(marked, "cpu")[2].startswith("%d x " % args.cpus), "wrong number of CPUs")
+    if args.mode == "facts":
+        return
+    expect(one(marked, "cpuinfo")[2] == str(args.cpus), "wrong number of CPUs in /proc/cpuinfo")
+    online = "0" if args.cpus == 1 else "0-%d" % (args.cpus - 1)
+    expect(one(marked, "online")[2] == online, "not all CPUs are online")
+    expect(one(marked, "workers")[2] == "300", "a worker process computed something else")
+    check_memory(args, marked)
+    check_clocks(marked)
+    for _, word, rest in marked:
+        if word == "log" and not any(allowed.search(rest) for allowed in LOG_ALLOWED):
+            raise Failed("in the kernel's log: " + rest)
+
+
+def main():
+    args = parse_arguments()
+    kernel = args.kernel
+    if kernel in ("cloud", "generic"):
+        kernel = run_tool("fetch-kernel", kernel)
+    with tempfile.TemporaryDirectory(prefix="doppel-boot-") as work:
+        initrd = os.path.join(work, "initramfs.cpio")
+        run_tool("make-initramfs", initrd)
+        for number in range(1, args.repeat + 1):
+            start = time.monotonic()
+            status, lines, marked = boot(args, kernel, initrd)
+            try:
+                check(args, status, marked)
+            except Failed as failure:
+                print("\n".join(lines))
+                print("FAILED (boot %d of %d): %s" % (number, args.repeat, failure))
+                return 1
+            first = one(marked, "first-process")
+            print("boot %d: first process after %.2f s (guest: %s s), end after %.2f s" %
+                  (number, first[0] - start, first[2], time.monotonic() - start), flush=True)
+    return 0
+
+
+sys.exit(main())
