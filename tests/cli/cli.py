@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """cli.py DOPPEL - exit statuses, messages, the terminal, signals; with tiny guests"""
+import fcntl
 import os
 import pty
 import select
@@ -22,12 +23,15 @@ class Terminal:
     """doppel as the foreground job of a terminal of its own."""
 
     def __init__(self, arguments):
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            # A process between the terminal's session leader and doppel, as a shell would be.
-            os.execv(DOPPEL, [DOPPEL] + arguments)
+        self.fd, self.slave = pty.openpty()
         self.output = b""
-        self.slave = os.open(os.ptsname(self.fd), os.O_RDWR | os.O_NOCTTY)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
+            for number in range(3):
+                os.dup2(self.slave, number)
+            os.execv(DOPPEL, [DOPPEL] + arguments)
 
     def is_raw(self):
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO)
