@@ -59,6 +59,19 @@ static bool is_plain_write(const struct insn *in)
     }
 }
 
+/* Does any field need the old value of guest register g (MOVZX r15d, r15b reads and writes it)? */
+static bool needs_old_value(const struct insn *in, unsigned g)
+{
+    const struct insn_gpr *fields[] = {&in->gpr_reg, &in->gpr_rm, &in->gpr_vvvv, &in->gpr_opcode};
+
+    if (!is_plain_write(in))
+        return true;
+    for (unsigned i = 0; i < ARRAY_SIZE(fields); i++)
+        if (fields[i]->reg == g && (fields[i]->is_read || fields[i]->size < 4))
+            return true;
+    return false;
+}
+
 /* Host register for one field; H_NONE when there is no room for it. */
 static unsigned temp_take(struct bt_tr *t, struct temps *temps, const struct insn *in,
                           const struct insn_gpr *field, bool is_rcx_native)
@@ -82,7 +95,7 @@ static unsigned temp_take(struct bt_tr *t, struct temps *temps, const struct ins
     /* only RCX has a high byte and needs no REX to reach it */
     if (g == CPU_RCX && h != H_RCX)
         return H_NONE;
-    if (field->is_read || field->size < 4 || !is_plain_write(in)) {
+    if (needs_old_value(in, g)) {
         if (g == CPU_RCX)
             emit_mov(&t->e, true, H_RCX, H_GUEST_RCX);
         else
