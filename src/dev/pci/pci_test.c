@@ -1,0 +1,242 @@
+/*
+ * pci_test.c - configuration mechanism 1, functions and their masks, interrupt wires, reset port
+ */
+#include <errno.h>
+
+#include "dev/test_support.h"
+#include "dev/pci/pci_host.h"
+#include "dev/pci/piix3.h"
+
+struct fixture {
+    struct bench b;
+    struct pci_host *host;
+    struct piix3 *bridge;
+    struct pci_device dev; /* slot 3 */
+    struct probe isa[16];
+    unsigned resets, writes;
+};
+
+static void count_reset(void *ctx)
+{
+    ((struct fixture *)ctx)->resets++;
+}
+
+static void count_write(struct pci_device *dev, unsigned offset, unsigned size)
+{
+    CONTAINER_OF(dev, struct fixture, dev)->writes++;
+}
+
+static const struct pci_device_ops dev_ops = {.config_written = count_write};
+static const struct pci_ids dev_ids = {.vendor = 0x1af4,
+                                       .device = 0x1000,
+                                       .class_device = 0x0200,
+                                       .revision = 7,
+                                       .subsystem_vendor = 0x1af4,
+                                       .subsystem = 1};
+
+static int setup(void **state)
+{
+    static struct fixture f;
+    f = (struct fixture){0};
+    bench_setup(&f.b);
+    struct irq_line isa[16];
+    for (unsigned i = 0; i < 16; i++)
+        isa[i] = probe_line(&f.isa[i]);
+    assert_int_equal(piix3_create(isa, &f.bridge, NULL), 0);
+    struct pci_host_config config = {.reset = count_reset, .ctx = &f};
+    for (unsigned i = 0; i < 4; i++)
+        config.pirq[i] = piix3_pirq_input(f.bridge, i);
+    assert_int_equal(pci_host_create(&config, &f.host, NULL), 0);
+    assert_int_equal(pci_host_map(f.host, f.b.ports, 0xcf8, NULL), 0);
+    assert_int_equal(piix3_attach(f.bridge, f.host, 1, NULL), 0);
+    pci_device_init(&f.dev, "test device", &dev_ops, &dev_ids);
+    f.dev.config[PCI_INTERRUPT_PIN] = 1;
+    pci_device_set_bar(&f.dev, 0, PCI_BAR_IO, 32);
+    pci_device_set_bar(&f.dev, 1, PCI_BAR_MEM32, 4096);
+    pci_device_set_bar(&f.dev, 2, PCI_BAR_MEM64, UINT64_C(8) << 30);
+    assert_int_equal(pci_host_add(f.host, &f.dev, 3, 0, NULL), 0);
+    *state = &f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    bench_teardown(&f->b);
+    pci_host_destroy(f->host);
+    piix3_destroy(f->bridge);
+    return 0;
+}
+
+static void select_register(struct fixture *f, unsigned slot, unsigned reg)
+{
+    space_store(f->b.ports, 0xcf8, 0x80000000u | slot << 11 | (reg & 0xfc), 4);
+}
+
+static uint32_t get(struct fixture *f, unsigned slot, unsigned reg, unsigned size)
+{
+    select_register(f, slot, reg);
+    return (uint32_t)space_load(f->b.ports, 0xcfc + (reg & 3), size);
+}
+
+static void set(struct fixture *f, unsigned slot, unsigned reg, uint32_t v, unsigned size)
+{
+    select_register(f, slot, reg);
+    space_store(f->b.ports, 0xcfc + (reg & 3), v, size);
+}
+
+static void test_mechanism_1(void **state)
+{
+    struct fixture *f = *state;
+    space_store(f->b.ports, 0xcf8, 0xffffffff, 4);
+    assert_int_equal(space_load(f->b.ports, 0xcf8, 4), 0x80fffffc);
+    assert_int_equal(space_load(f->b.ports, 0xcfc, 4), 0xffffffff);
+    space_store(f->b.ports, 0xcf8, 0x80000000, 4);
+    space_store(f->b.ports, 0xcf8, 0x55, 1); /* only a double word writes it */
+    assert_int_equal(space_load(f->b.ports, 0xcf8, 4), 0x80000000);
+    assert_int_equal(space_load(f->b.ports, 0xcfc, 4), 0x12378086);
+    assert_int_equal(space_load(f->b.ports, 0xcfe, 2), 0x1237);
+    assert_int_equal(space_load(f->b.ports, 0xcff, 1), 0x12);
+    space_store(f->b.ports, 0xcf8, 0x00000000, 4); /* not enabled */
+    assert_int_equal(space_load(f->b.ports, 0xcfc, 4), 0xffffffff);
+    space_store(f->b.ports, 0xcf8, 0x80010000, 4); /* bus 1 */
+    assert_int_equal(space_load(f->b.ports, 0xcfc, 4), 0xffffffff);
+    assert_int_equal(get(f, 31, 0, 4), 0xffffffff);
+    set(f, 31, 4, 7, 2);
+}
+
+static void test_bridges(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(get(f, 0, PCI_CLASS_DEVICE, 2), 0x0600);
+    assert_int_equal(get(f, 1, 0, 4), 0x70008086);
+    assert_int_equal(get(f, 1, PCI_CLASS_DEVICE, 2), 0x0601);
+    set(f, 0, 0, 0, 4);
+    assert_int_equal(get(f, 0, 0, 4), 0x12378086);
+    set(f, 0, PCI_COMMAND, 0, 2);
+    assert_int_equal(get(f, 0, PCI_COMMAND, 2), 6);
+    set(f, 0, 0x59, 0x30, 1); /* PAM is storage */
+    assert_int_equal(get(f, 0, 0x59, 1), 0x30);
+    pci_host_reset(f->host);
+    assert_int_equal(get(f, 0, 0x59, 1), 0);
+    assert_int_equal(get(f, 0, 0, 4), 0x12378086);
+}
+
+static void test_device_registers(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(get(f, 3, 0, 4), 0x10001af4);
+    assert_int_equal(get(f, 3, PCI_REVISION, 4), 0x02000007);
+    set(f, 3, PCI_COMMAND, 0xffff, 2);
+    assert_int_equal(get(f, 3, PCI_COMMAND, 2), 0x0547);
+    assert_int_equal(f->writes, 1);
+    f->dev.config[PCI_STATUS + 1] = 0x22;
+    set(f, 3, PCI_STATUS, 0x2000, 2);
+    assert_int_equal(get(f, 3, PCI_STATUS, 2), 0x0200);
+    set(f, 3, PCI_INTERRUPT_LINE, 0xff0b, 2);
+    assert_int_equal(get(f, 3, PCI_INTERRUPT_LINE, 2), 0x010b);
+}
+
+static void test_base_addresses(void **state)
+{
+    struct fixture *f = *state;
+    for (unsigned i = 0; i < 6; i++)
+        set(f, 3, PCI_BAR0 + 4 * i, 0xffffffff, 4);
+    assert_int_equal(get(f, 3, 0x10, 4), 0xffffffe1);
+    assert_int_equal(get(f, 3, 0x14, 4), 0xfffff000);
+    assert_int_equal(get(f, 3, 0x18, 4), 0x00000004);
+    assert_int_equal(get(f, 3, 0x1c, 4), 0xfffffffe);
+    assert_int_equal(get(f, 3, 0x20, 4), 0);
+    set(f, 3, 0x10, 0xc000, 4);
+    set(f, 3, 0x14, 0xfe000000, 4);
+    set(f, 3, 0x18, 0, 4);
+    set(f, 3, 0x1c, 0x10, 4);
+    assert_true(pci_device_bar_addr(&f->dev, 0) == UINT64_MAX);
+    assert_true(pci_device_bar_addr(&f->dev, 1) == UINT64_MAX);
+    set(f, 3, PCI_COMMAND, 3, 2);
+    assert_int_equal(pci_device_bar_addr(&f->dev, 0), 0xc000);
+    assert_int_equal(pci_device_bar_addr(&f->dev, 1), 0xfe000000);
+    assert_int_equal(pci_device_bar_addr(&f->dev, 2), UINT64_C(0x1000000000));
+}
+
+static void test_adding_functions(void **state)
+{
+    struct fixture *f = *state;
+    struct pci_device second, elsewhere;
+    struct err e;
+    pci_device_init(&second, "second function", NULL, &dev_ids);
+    pci_device_init(&elsewhere, "nowhere", NULL, &dev_ids);
+    assert_int_equal(pci_host_add(f->host, &second, 3, 0, &e), -EEXIST);
+    assert_int_equal(pci_host_add(f->host, &elsewhere, 32, 0, &e), -EINVAL);
+    assert_int_equal(get(f, 3, PCI_HEADER_TYPE, 1), 0);
+    assert_int_equal(pci_host_add(f->host, &second, 3, 2, NULL), 0);
+    assert_int_equal(get(f, 3, PCI_HEADER_TYPE, 1), 0x80);
+    space_store(f->b.ports, 0xcf8, 0x80001a00, 4);
+    assert_int_equal(space_load(f->b.ports, 0xcfc, 4), 0x10001af4);
+}
+
+/* Pin A of slot 3 is wire 3; the bridge routes it to an input of the 8259s. */
+static void test_interrupt_wires(void **state)
+{
+    struct fixture *f = *state;
+    pci_host_set_intx(f->host, &f->dev, true);
+    assert_int_equal(get(f, 3, PCI_STATUS, 2) & PCI_STATUS_INTX, PCI_STATUS_INTX);
+    for (unsigned i = 0; i < 16; i++)
+        assert_false(f->isa[i].level); /* no route */
+    set(f, 1, 0x63, 11, 1);
+    assert_true(f->isa[11].level);
+    set(f, 1, 0x63, 10, 1);
+    assert_true(f->isa[10].level && !f->isa[11].level);
+    set(f, 1, 0x63, 8, 1); /* not a target */
+    assert_false(f->isa[8].level || f->isa[10].level);
+    set(f, 1, 0x63, 10, 1);
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, 2);
+    assert_false(f->isa[10].level);
+    assert_int_equal(get(f, 3, PCI_STATUS, 2) & PCI_STATUS_INTX, PCI_STATUS_INTX);
+    set(f, 3, PCI_COMMAND, 0, 2);
+    assert_true(f->isa[10].level);
+
+    struct pci_device other; /* slot 7 shares the wire */
+    pci_device_init(&other, "other", NULL, &dev_ids);
+    other.config[PCI_INTERRUPT_PIN] = 1;
+    assert_int_equal(pci_host_add(f->host, &other, 7, 0, NULL), 0);
+    pci_host_set_intx(f->host, &other, true);
+    pci_host_set_intx(f->host, &f->dev, false);
+    assert_true(f->isa[10].level);
+    pci_host_set_intx(f->host, &other, false);
+    pci_host_set_intx(f->host, &other, false);
+    assert_false(f->isa[10].level);
+    pci_host_set_intx(f->host, &f->dev, true);
+    piix3_reset(f->bridge);
+    assert_false(f->isa[10].level);
+    assert_int_equal(get(f, 1, 0x60, 4), 0x80808080);
+}
+
+static void test_reset_port(void **state)
+{
+    struct fixture *f = *state;
+    out8(&f->b, 0xcf9, 0x02);
+    assert_int_equal(f->resets, 0);
+    assert_in8(&f->b, 0xcf9, 0x02);
+    out8(&f->b, 0xcf9, 0x06);
+    assert_int_equal(f->resets, 1);
+    out8(&f->b, 0xcf9, 0x06);
+    assert_int_equal(f->resets, 1); /* the bit has to rise */
+    space_store(f->b.ports, 0xcf8, 0x80000600, 4);
+    assert_int_equal(f->resets, 1); /* CONFIG_ADDRESS, not the reset port */
+    pci_host_reset(f->host);
+    out8(&f->b, 0xcf9, 0xff);
+    assert_in8(&f->b, 0xcf9, 0x0e);
+    assert_int_equal(f->resets, 2);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_mechanism_1),    TEST(test_bridges),          TEST(test_device_registers),
+        TEST(test_base_addresses), TEST(test_adding_functions), TEST(test_interrupt_wires),
+        TEST(test_reset_port),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
