@@ -354,7 +354,7 @@ static bool needs_alignment(const ZydisDecodedInstruction *in, const struct insn
     case ZYDIS_EXCEPTION_CLASS_SSE4:
         break;
     default:
-        return false;
+        return in->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
     }
     switch (in->mnemonic) {
     case ZYDIS_MNEMONIC_MOVUPS:
@@ -640,6 +640,19 @@ static bool is_prefetch_of_register(const struct insn *out, const struct cpu_mod
            out->encoding == INSN_LEGACY && !out->has_mem && model != NULL && model->is_amd;
 }
 
+/*
+ * ModRM.mod 0 with base 5 in SIB: no base but a displacement, whatever REX.B, VEX.B or EVEX.B
+ * says (SDM vol. 2, table 2-3, note 1). Zydis 4.0 takes it for R13 when that bit is set.
+ */
+static void drop_base_of_sib(struct insn *out, const ZydisDecodedInstruction *in)
+{
+    if (!out->has_mem || !(in->attributes & ZYDIS_ATTRIB_HAS_SIB) || in->raw.modrm.mod != 0 ||
+        (out->bytes[in->raw.sib.offset] & 7) != 5)
+        return;
+    out->mem_base = INSN_NO_REG;
+    out->mem_disp = in->raw.disp.value;
+}
+
 int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned mode,
                 const struct cpu_model *model)
 {
@@ -666,6 +679,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     note_encoding(out, &in);
     for (unsigned i = 0; i < in.operand_count; i++)
         note_operand(out, &classes, &operands[i]);
+    drop_base_of_sib(out, &in);
     note_flags(out, &in);
     /* F3 41 90 is XCHG r8, rAX: REX.B turns the opcode from PAUSE to XCHG, on all CPUs */
     if (in.mnemonic == ZYDIS_MNEMONIC_PAUSE && out->has_rex && in.raw.rex.B)

@@ -323,7 +323,8 @@ size_t insn_recode(uint8_t out[INSN_RECODE_MAX], const struct insn *in, const st
     };
     if (in->has_mem && (!in->has_modrm || in->is_vsib || r->mem_index == CPU_RSP))
         return 0;
-    if (high_byte_is_lost(&in->gpr_reg, r->reg) || high_byte_is_lost(&in->gpr_rm, r->rm))
+    if (high_byte_is_lost(&in->gpr_reg, r->reg) || high_byte_is_lost(&in->gpr_rm, r->rm) ||
+        high_byte_is_lost(&in->gpr_opcode, r->opcode))
         return 0;
     switch (in->encoding) {
     case INSN_VEX:

@@ -269,15 +269,21 @@ uint8_t *soft_thunk_bounce(struct soft_vcpu *v, gva_t addr)
     return t->bounce + (addr & 63);
 }
 
-/* Is the operand in RAM alone? Faults as the access would. */
-static int find_ram(struct soft_vcpu *v, gva_t addr, unsigned size, bool *is_ram)
+/* Is the operand in RAM alone? Faults as the access would, with the first bad byte's address. */
+static int find_ram(struct soft_vcpu *v, gva_t addr, unsigned size, enum soft_access access,
+                    bool *is_ram)
 {
-    struct soft_place first, last;
+    unsigned first = (unsigned)MIN(size, SOFT_PAGE_SIZE - (addr & (SOFT_PAGE_SIZE - 1)));
+    struct soft_place place;
 
-    if (soft_translate(v, addr, SOFT_RMW, SOFT_AS_CPL, &first) ||
-        soft_translate(v, addr + size - 1, SOFT_RMW, SOFT_AS_CPL, &last))
+    if (soft_translate(v, addr, access, SOFT_AS_CPL, &place))
         return SOFT_FAULT;
-    *is_ram = first.host != NULL && last.host != NULL;
+    *is_ram = place.host != NULL;
+    if (first == size)
+        return 0;
+    if (soft_translate(v, addr + first, access, SOFT_AS_CPL, &place))
+        return SOFT_FAULT;
+    *is_ram &= place.host != NULL;
     return 0;
 }
 
@@ -290,7 +296,7 @@ static int preload_x87_store(struct soft_vcpu *v, const struct insn *in, gva_t a
 {
     bool is_ram;
 
-    if (find_ram(v, addr, in->mem_size, &is_ram))
+    if (find_ram(v, addr, in->mem_size, SOFT_RMW, &is_ram))
         return SOFT_FAULT;
     return is_ram ? soft_read(v, addr, operand, in->mem_size, SOFT_AS_CPL) : 0;
 }
@@ -330,12 +336,12 @@ static int exec_locked_bounced(struct soft_vcpu *v, const struct insn *in, gva_t
 {
     bool is_ram;
 
-    if (find_ram(v, addr, in->mem_size, &is_ram))
+    if (find_ram(v, addr, in->mem_size, SOFT_RMW, &is_ram))
         return SOFT_FAULT;
     if (is_ram) {
         soft_exclusive_begin(v);
         /* another section may have run before ours began */
-        int r = find_ram(v, addr, in->mem_size, &is_ram);
+        int r = find_ram(v, addr, in->mem_size, SOFT_RMW, &is_ram);
         if (r == 0 && is_ram)
             r = exec_bounced(v, in, addr);
         soft_exclusive_end(v);
