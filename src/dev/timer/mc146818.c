@@ -544,6 +544,9 @@ void mc146818_reset(struct mc146818 *rtc)
     rtc->s.ram[REG_B] &= (uint8_t) ~(B_PIE | B_AIE | B_UIE | B_SQWE);
     rtc->s.ram[REG_C] = 0;
     rtc->s.index = 0;
+    /* A machine without firmware: nobody else restarts a clock that the guest left held. */
+    reg_a_write(&rtc->s, A_DIVIDER_32KHZ | 6, now_ns);
+    reg_b_write(&rtc->s, rtc->s.ram[REG_B] & (uint8_t)~B_SET, now_ns);
     irq_update(rtc, now_ns);
     pthread_mutex_unlock(&rtc->lock);
 }

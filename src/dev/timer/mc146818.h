@@ -39,7 +39,10 @@ int mc146818_create(const struct mc146818_config *config, struct mc146818 **out,
 /* The main loop does not run and the space no longer leads here. NULL is allowed. */
 void mc146818_destroy(struct mc146818 *rtc);
 
-/* RESET pin: interrupts off and cleared. Time and memory are kept by the battery. */
+/*
+ * RESET pin: interrupts off and cleared; time and memory are kept by the battery. A clock that
+ * the guest left stopped runs again, as firmware sees to.
+ */
 void mc146818_reset(struct mc146818 *rtc);
 
 int mc146818_map(struct mc146818 *rtc, struct space *ports, uint16_t base, struct err *e);

@@ -283,6 +283,12 @@ static void test_reset_keeps_time_and_memory(void **state)
     assert_int_equal(get(f, 0x0b), 0x02);
     assert_int_equal(get(f, 0x40), 0x5a);
     assert_time(f, 0x20, 0x23, 0x12, 0x31, 0x23, 0x59, 0x59);
+    set(f, 0x0b, 0x82); /* left held, divider and all */
+    set(f, 0x0a, 0x70);
+    mc146818_reset(f->rtc);
+    assert_int_equal(get(f, 0x0a), 0x26);
+    vclock_advance(f->b.clock, 500 * MS);
+    assert_time(f, 0x20, 0x24, 0x01, 0x01, 0x00, 0x00, 0x00);
 }
 
 static void test_memory_bytes(void **state)
