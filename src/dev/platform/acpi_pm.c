@@ -22,6 +22,12 @@
 #define PM1_PWRBTN 0x0100
 /* Events that exist here; the bits are the same in status and enable. */
 #define PM1_EVENTS (PM1_TMR | PM1_GBL | PM1_PWRBTN)
+/*
+ * The FADT says that the RTC cannot wake the machine (FIX_RTC), so its status bit never sets. Its
+ * enable bit is there all the same: Linux sets it and complains when it does not read back.
+ */
+#define PM1_RTC_EN 0x0400
+#define PM1_ENABLES (PM1_EVENTS | PM1_RTC_EN)
 
 #define CNT_SCI_EN 0x0001
 #define CNT_BM_RLD 0x0002
@@ -165,7 +171,7 @@ static void register_byte_write(struct acpi_pm *pm, uint64_t offset, uint8_t val
         s->pm1_status &= (uint16_t)~word;
         break;
     case ACPI_PM1_EVT_OFFSET + 2:
-        s->pm1_enable = (s->pm1_enable & (uint16_t)~mask) | (word & PM1_EVENTS);
+        s->pm1_enable = (s->pm1_enable & (uint16_t)~mask) | (word & PM1_ENABLES);
         break;
     case ACPI_PM1_CNT_OFFSET:
         control_byte_write(pm, shift, value);
