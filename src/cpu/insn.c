@@ -353,8 +353,9 @@ static bool needs_alignment(const ZydisDecodedInstruction *in, const struct insn
     case ZYDIS_EXCEPTION_CLASS_SSE2:
     case ZYDIS_EXCEPTION_CLASS_SSE4:
         break;
-    default:
-        return in->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+    default: /* no class given */
+        return in->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B ||
+               in->mnemonic == ZYDIS_MNEMONIC_CVTPD2PI || in->mnemonic == ZYDIS_MNEMONIC_CVTTPD2PI;
     }
     switch (in->mnemonic) {
     case ZYDIS_MNEMONIC_MOVUPS:
@@ -403,6 +404,10 @@ static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes 
 /* Classes whose loads fault whatever the mask says (SDM vol. 2, 2.8). */
 static bool has_no_fault_suppression(const ZydisDecodedInstruction *in)
 {
+    /* E4NF, too: a matrix of 8 bytes serves 8 lanes */
+    if (in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
+        in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB)
+        return true;
     switch (in->meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
     case ZYDIS_EXCEPTION_CLASS_E2NF:
