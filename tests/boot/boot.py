@@ -123,7 +123,7 @@ def check(args, status, marked):
     expect(one(marked, "cpuinfo")[2] == str(args.cpus), "wrong number of CPUs in /proc/cpuinfo")
     online = "0" if args.cpus == 1 else "0-%d" % (args.cpus - 1)
     expect(one(marked, "online")[2] == online, "not all CPUs are online")
-    expect(one(marked, "workers")[2] == "300", "a worker process computed something else")
+    expect(one(marked, "workers")[2] == "100", "a worker process computed something else")
     check_memory(args, marked)
     check_clocks(marked)
     for _, word, rest in marked:
