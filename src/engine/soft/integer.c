@@ -86,8 +86,9 @@ static int op_bound(struct soft_vcpu *v, const struct insn *in)
 
 static uint64_t bit_changed(unsigned op, uint64_t value, uint64_t bit)
 {
-    return op == ZYDIS_MNEMONIC_BTS ? value | bit : op == ZYDIS_MNEMONIC_BTR ? value & ~bit
-                                                                              : value ^ bit;
+    return op == ZYDIS_MNEMONIC_BTS   ? value | bit
+           : op == ZYDIS_MNEMONIC_BTR ? value & ~bit
+                                      : value ^ bit;
 }
 
 /* Atomic on RAM whatever the prefix: a plain read and write would do, but LOCK must not tear. */
@@ -115,7 +116,7 @@ static bool exchange(void *p, unsigned size, uint64_t *expected, uint64_t desire
 }
 
 static int bit_update(struct soft_vcpu *v, const struct insn *in, gva_t addr, unsigned size,
-                    uint64_t bit, uint64_t *value)
+                      uint64_t bit, uint64_t *value)
 {
     struct soft_place place;
 
@@ -126,7 +127,9 @@ static int bit_update(struct soft_vcpu *v, const struct insn *in, gva_t addr, un
         if (r != 0)
             return r;
         if (place.host != NULL) {
-            *value = size == 2 ? load_le16(place.host) : size == 4 ? load_le32(place.host) : load_le64(place.host);
+            *value = size == 2   ? load_le16(place.host)
+                     : size == 4 ? load_le32(place.host)
+                                 : load_le64(place.host);
             while (!exchange(place.host, size, value, bit_changed(in->op, *value, bit)))
                 ;
             if (place.is_code_page)
@@ -152,7 +155,10 @@ static int op_bit_string(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = in->op_size, width = 8 * size;
     int64_t distance = sign_extend(v->st.gpr[in->gpr_reg.reg], width);
-    uint64_t offset = soft_effective_address(v, in) + (uint64_t)((distance >> (size == 8 ? 6 : size == 4 ? 5 : 4)) * (int64_t)size);
+    uint64_t offset = soft_effective_address(v, in) + (uint64_t)((distance >> (size == 8   ? 6
+                                                                               : size == 4 ? 5
+                                                                                           : 4)) *
+                                                                 (int64_t)size);
     uint64_t bit = BIT((uint64_t)distance & (width - 1)), value;
     bool is_write = in->op != ZYDIS_MNEMONIC_BT;
     gva_t addr;
@@ -203,20 +209,10 @@ static void maskmov_registers(const struct insn *in, bool is_mmx, unsigned *data
     }
 }
 
-/* Pages with a byte to write; CR2 is the start of the access, or of its second page. */
-static int maskmov_probe(struct soft_vcpu *v, gva_t addr, const uint8_t *mask, unsigned size)
-{
-    unsigned first = MIN(size, (unsigned)(SOFT_PAGE_SIZE - (addr & (SOFT_PAGE_SIZE - 1))));
-    uint8_t in_first = 0, in_second = 0;
-
-    for (unsigned i = 0; i < size; i++)
-        *(i < first ? &in_first : &in_second) |= mask[i] & 0x80;
-    if (in_first && soft_probe(v, addr, 1, SOFT_WRITE, SOFT_AS_CPL))
-        return SOFT_FAULT;
-    return in_second ? soft_probe(v, addr + first, 1, SOFT_WRITE, SOFT_AS_CPL) : 0;
-}
-
-/* MASKMOVQ and MASKMOVDQU: bytes whose mask byte has its top bit set, to DS:rDI. */
+/*
+ * MASKMOVQ and MASKMOVDQU: bytes whose mask byte has its top bit set, to DS:rDI. The whole operand
+ * must be writable, whatever the mask; the manual leaves that open, processors do it so.
+ */
 static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_mmx = in->op == ZYDIS_MNEMONIC_MASKMOVQ;
@@ -236,9 +232,9 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
     data = soft_fpu_image(v) + (is_mmx ? FPU_ST : FPU_XMM);
     mask = data + 16 * mask_reg;
     data += 16 * data_reg;
-    if (soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size), size,
-                    SOFT_WRITE, &addr) ||
-        maskmov_probe(v, addr, mask, size))
+    if (soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size),
+                    size, SOFT_WRITE, &addr) ||
+        soft_probe(v, addr, size, SOFT_WRITE, SOFT_AS_CPL))
         return SOFT_FAULT;
     for (unsigned i = 0; i < size; i++)
         if ((mask[i] & 0x80) && soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]))
