@@ -98,6 +98,8 @@ static bool ignores_w(const struct insn *in)
     case ZYDIS_MNEMONIC_VCVTUSI2SH:
     case ZYDIS_MNEMONIC_VCVTUSI2SS:
     case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VPCMPESTRI: /* lengths in EAX and EDX */
+    case ZYDIS_MNEMONIC_VPCMPESTRM:
     case ZYDIS_MNEMONIC_VPEXTRD:
     case ZYDIS_MNEMONIC_VPINSRD:
         return true;

@@ -397,6 +397,17 @@ static bool alignment_is_waived(const struct soft_vcpu *v, const struct insn *in
     }
 }
 
+/*
+ * An x87 exception that is pending comes before any fault of the operand (SDM vol. 1, 8.6):
+ * the instruction waits for it before it begins.
+ */
+static bool waits_for_x87(const struct insn *in)
+{
+    if (in->unit == INSN_UNIT_X87)
+        return in->op != ZYDIS_MNEMONIC_FNSTCW && in->op != ZYDIS_MNEMONIC_FNSTSW;
+    return in->unit == INSN_UNIT_MMX;
+}
+
 static int exec_memory(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = in->mem_size;
@@ -407,6 +418,8 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
     struct soft_place place;
     gva_t addr;
 
+    if (waits_for_x87(in) && soft_fpu_is_pending(v))
+        return soft_fpu_raise_pending(v);
     int r = soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;
