@@ -6,12 +6,12 @@
  */
 #include "guest.h"
 
-#define SEL_ABSENT (SEL_FREE + 0)        /* data, not present */
-#define SEL_XONLY (SEL_FREE + 8)         /* execute-only code */
-#define SEL_SMALL (SEL_FREE + 16)        /* data, limit 0FFFH */
-#define SEL_DPL3 (SEL_FREE + 24)         /* data, DPL 3 */
-#define SEL_READONLY (SEL_FREE + 32)     /* data, read-only */
-#define SEL_LD (SEL_FREE + 40)           /* code with both L and D */
+#define SEL_ABSENT (SEL_FREE+0)        /* data, not present */
+#define SEL_XONLY (SEL_FREE+8)         /* execute-only code */
+#define SEL_SMALL (SEL_FREE+16)        /* data, limit 0FFFH */
+#define SEL_DPL3 (SEL_FREE+24)         /* data, DPL 3 */
+#define SEL_READONLY (SEL_FREE+32)     /* data, read-only */
+#define SEL_LD (SEL_FREE+40)           /* code with both L and D */
 
     .text
     .code32
