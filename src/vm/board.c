@@ -39,6 +39,9 @@ _Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power
 #define BDA_EBDA_SEGMENT 0x40e
 #define BDA_MEMORY_KIB 0x413
 
+/* PIRQ route registers of the PCI-to-ISA bridge */
+#define PIRQ_ROUTE_OFFSET 0x60
+
 /* ---- RAM ---- */
 
 void board_make_map(uint64_t memory_bytes, struct boot_map *map)
@@ -403,6 +406,24 @@ void board_destroy(struct board *b)
     memset(b, 0, sizeof(*b));
 }
 
+/*
+ * As firmware leaves the 8259s: PCI interrupts routed to two inputs, and those, like the ACPI
+ * interrupt, level-triggered.
+ */
+static void board_route_interrupts(struct board *b)
+{
+    static const uint8_t irqs[] = {MAP_PIRQ_AC_IRQ, MAP_PIRQ_BD_IRQ};
+    uint32_t config = 0x80000000u | MAP_ISA_BRIDGE_SLOT << 11 | PIRQ_ROUTE_OFFSET;
+    unsigned level = 1u << MAP_SCI_IRQ | 1u << MAP_PIRQ_AC_IRQ | 1u << MAP_PIRQ_BD_IRQ;
+
+    space_store(b->ports, PCI_HOST_PORT, config, 4);
+    for (unsigned i = 0; i < 4; i++)
+        space_store(b->ports, PCI_HOST_PORT + 4 + i, irqs[i % 2], 1);
+    space_store(b->ports, PCI_HOST_PORT, 0, 4);
+    space_store(b->ports, I8259_ELCR_PORT, level & 0xff, 1);
+    space_store(b->ports, I8259_ELCR_PORT + 1, level >> 8, 1);
+}
+
 void board_reset(struct board *b)
 {
     pci_host_reset(b->pci);
@@ -419,8 +440,7 @@ void board_reset(struct board *b)
         lapic_reset(b->lapics[i]);
     i8259_reset(b->pic);
     i8259_set_firmware_defaults(b->pic);
-    /* firmware makes the ACPI interrupt level-triggered in the 8259s as well */
-    space_store(b->ports, I8259_ELCR_PORT + 1, 1 << (MAP_SCI_IRQ - 8), 1);
+    board_route_interrupts(b);
 }
 
 uint64_t board_write_firmware_data(struct board *b)

@@ -40,6 +40,10 @@
 #define MAP_MOUSE_IRQ 12
 #define MAP_FERR_IRQ 13
 
+/* where firmware routes PIRQA and C, and PIRQB and D, for guests that use the 8259s */
+#define MAP_PIRQ_AC_IRQ 10
+#define MAP_PIRQ_BD_IRQ 11
+
 /* PIRQA..D end at four IOAPIC inputs of their own, the HPET's comparators at the next four */
 #define MAP_ISA_BRIDGE_SLOT 1
 #define MAP_PIRQ_GSI 16

@@ -271,6 +271,8 @@ int vcpu_start(struct vcpu *vcpu, struct err *e)
     sigset_t blocked, old;
     int ret;
 
+    /* it parks first: the guest runs when the machine does */
+    atomic_fetch_or(&vcpu->pins.bits, PIN_STOP);
     /* signals to the process are the main thread's; faults of engines cannot be blocked */
     sigfillset(&blocked);
     sigdelset(&blocked, SIGSEGV);
