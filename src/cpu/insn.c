@@ -404,8 +404,8 @@ static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes 
 /* Classes whose loads fault whatever the mask says (SDM vol. 2, 2.8). */
 static bool has_no_fault_suppression(const ZydisDecodedInstruction *in)
 {
-    /* E4NF, too: a matrix of 8 bytes serves 8 lanes */
-    if (in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
+    /* E4NF, too: an element in memory and one of the result are not of a size */
+    if (in->mnemonic == ZYDIS_MNEMONIC_VDBPSADBW || in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
         in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB)
         return true;
     switch (in->meta.exception_class) {
@@ -699,6 +699,8 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         out->op_size = 2;
     out->unit = (uint8_t)unit_of(&in, &classes);
     out->is_mem_masked = out->has_mem && is_masked(out, &in);
+    if (out->is_mem_masked && out->mem_element_size == 0)
+        out->mem_element_size = (uint8_t)out->mem_size;
     if (out->is_mem_masked)
         out->mask_lanes = (uint8_t)mask_lanes(out, &in, operands);
     out->is_mem_aligned = out->has_mem && !out->is_agen && needs_alignment(&in, out);

@@ -88,69 +88,99 @@ static uint64_t vex_mask(const struct soft_vcpu *v, const struct insn *in, unsig
     return mask;
 }
 
-static int access_elements(struct soft_vcpu *v, const struct insn *in, gva_t addr, uint64_t mask,
-                           unsigned element_size, uint8_t *operand, bool is_store)
+/* Every element is checked against its segment by itself, as well. */
+static int element_address(struct soft_vcpu *v, const struct insn *in, unsigned i,
+                           enum soft_access access, gva_t *addr)
 {
-    for (unsigned i = 0; mask >> i != 0; i++) {
-        uint64_t at = (uint64_t)i * element_size;
-        if (!(mask >> i & 1))
-            continue;
-        int r = is_store ? soft_write(v, addr + at, operand + at, element_size, SOFT_AS_CPL)
-                         : soft_read(v, addr + at, operand + at, element_size, SOFT_AS_CPL);
-        if (r != 0)
-            return r;
-        if (i == 63)
-            break;
-    }
-    return 0;
+    uint64_t offset = soft_effective_address(v, in) + (uint64_t)i * in->mem_element_size;
+
+    return soft_linear(v, in->seg, offset & mask_bytes(in->addr_size), in->mem_element_size, access,
+                       addr);
 }
 
-static int probe_elements(struct soft_vcpu *v, gva_t addr, uint64_t mask, unsigned element_size)
+static int read_elements(struct soft_vcpu *v, const struct insn *in, uint64_t mask,
+                         uint8_t *operand)
 {
+    unsigned size = in->mem_element_size;
+    gva_t addr;
+
     for (unsigned i = 0; i < 64; i++) {
         if (!(mask >> i & 1))
             continue;
-        int r =
-            soft_probe(v, addr + (uint64_t)i * element_size, element_size, SOFT_WRITE, SOFT_AS_CPL);
-        if (r != 0)
-            return r;
+        if (element_address(v, in, i, SOFT_READ, &addr) ||
+            soft_read(v, addr, operand + i * size, size, SOFT_AS_CPL))
+            return SOFT_FAULT;
     }
     return 0;
 }
 
-static int exec_by_element(struct soft_vcpu *v, const struct insn *in, gva_t addr)
+static int probe_elements(struct soft_vcpu *v, const struct insn *in, uint64_t mask)
 {
-    unsigned element_size = in->mem_element_size != 0 ? in->mem_element_size : in->mem_size;
-    uint8_t *operand = soft_thunk_bounce(v, addr);
-    bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
+    gva_t addr;
 
-    soft_fpu_save(v);
-    uint64_t mask =
-        in->encoding == INSN_EVEX ? evex_mask(v, in, element_size) : vex_mask(v, in, element_size);
-    soft_zero(operand, in->mem_size);
-    int r = is_write ? probe_elements(v, addr, mask, element_size)
-                     : access_elements(v, in, addr, mask, element_size, operand, false);
-    if (r == 0)
-        r = soft_thunk_run(v, in, operand);
-    if (r == 0 && is_write)
-        r = access_elements(v, in, addr, mask, element_size, operand, true);
-    return r;
+    for (unsigned i = 0; i < 64; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        if (element_address(v, in, i, SOFT_WRITE, &addr) ||
+            soft_probe(v, addr, in->mem_element_size, SOFT_WRITE, SOFT_AS_CPL))
+            return SOFT_FAULT;
+    }
+    return 0;
 }
 
-int soft_exec_masked(struct soft_vcpu *v, const struct insn *in, uint64_t addr)
+static int write_elements(struct soft_vcpu *v, const struct insn *in, uint64_t mask,
+                          const uint8_t *operand)
+{
+    unsigned size = in->mem_element_size;
+    gva_t addr;
+
+    for (unsigned i = 0; i < 64; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        if (element_address(v, in, i, SOFT_WRITE, &addr) ||
+            soft_write(v, addr, operand + i * size, size, SOFT_AS_CPL))
+            return SOFT_FAULT;
+    }
+    return 0;
+}
+
+static int exec_by_element(struct soft_vcpu *v, const struct insn *in)
+{
+    uint8_t *operand = soft_thunk_bounce(v, 0);
+    bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
+    unsigned size = in->mem_element_size;
+
+    soft_fpu_save(v);
+    uint64_t mask = in->encoding == INSN_EVEX ? evex_mask(v, in, size) : vex_mask(v, in, size);
+    soft_zero(operand, in->mem_size);
+    if (is_write ? probe_elements(v, in, mask) : read_elements(v, in, mask, operand))
+        return SOFT_FAULT;
+    if (soft_thunk_run(v, in, operand))
+        return SOFT_FAULT;
+    return is_write ? write_elements(v, in, mask, operand) : 0;
+}
+
+int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
     enum soft_access access = is_write ? SOFT_WRITE : SOFT_READ;
     struct soft_place place;
+    gva_t addr;
 
-    if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size <= SOFT_PAGE_SIZE && !soft_debug_is_armed(v) &&
-        soft_translate(v, addr, access, SOFT_AS_CPL, &place) == 0 && place.host != NULL) {
-        int r = soft_thunk_run(v, in, place.host);
-        if (r == 0 && is_write && place.is_code_page)
-            soft_code_written(v, place.gpa, in->mem_size);
-        return r;
+    /* a fault here may be one of an element that is masked off, and is forgotten then */
+    if (soft_operand_address(v, in, in->mem_size, access, &addr) == 0) {
+        if (in->is_mem_aligned && (addr & (in->mem_size - 1u)))
+            return soft_raise_error(v, VEC_GP, 0);
+        if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size <= SOFT_PAGE_SIZE &&
+            !soft_debug_is_armed(v) && soft_translate(v, addr, access, SOFT_AS_CPL, &place) == 0 &&
+            place.host != NULL) {
+            int r = soft_thunk_run(v, in, place.host);
+            if (r == 0 && is_write && place.is_code_page)
+                soft_code_written(v, place.gpa, in->mem_size);
+            return r;
+        }
     }
-    return exec_by_element(v, in, addr);
+    return exec_by_element(v, in);
 }
 
 /* VZEROUPPER and VZEROALL of 32-bit code: registers 0 to 7 only. */

@@ -420,14 +420,14 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
 
     if (waits_for_x87(in) && soft_fpu_is_pending(v))
         return soft_fpu_raise_pending(v);
+    if (in->is_mem_masked)
+        return soft_exec_masked(v, in);
     int r = soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;
     if (in->is_mem_aligned && (addr & (size - 1)) && !alignment_is_waived(v, in))
         return soft_raise_error(v, VEC_GP, 0);
     bool is_one_page = (addr & (SOFT_PAGE_SIZE - 1)) + size <= SOFT_PAGE_SIZE;
-    if (in->is_mem_masked)
-        return soft_exec_masked(v, in, addr);
     if (is_one_page) {
         r = soft_translate(v, addr, access, SOFT_AS_CPL, &place);
         if (r != 0)

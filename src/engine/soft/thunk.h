@@ -19,16 +19,16 @@ struct soft_thunk_slot {
     uint8_t len;
     uint8_t mode;
     uint32_t generation;
-    soft_thunk_fn fn;          /* NULL: cannot be encoded */
+    soft_thunk_fn fn; /* NULL: cannot be encoded */
 };
 
 struct soft_thunks {
-    uint8_t *rw, *rx;          /* the same memory, writable and executable */
+    uint8_t *rw, *rx; /* the same memory, writable and executable */
     uint32_t used;
-    uint32_t generation;       /* of valid slots; changes when the code is thrown away */
-    uint8_t *exit;             /* where a thunk that faulted goes on (executable) */
+    uint32_t generation; /* of valid slots; changes when the code is thrown away */
+    uint8_t *exit;       /* where a thunk that faulted goes on (executable) */
     /* set by the fault hook, read after the thunk */
-    uint32_t trap;             /* vector + 1; 0: none */
+    uint32_t trap; /* vector + 1; 0: none */
     uint8_t bounce[256] __attribute__((aligned(64)));
     struct soft_thunk_slot slots[SOFT_THUNK_SLOTS];
 };
@@ -45,8 +45,8 @@ int soft_thunk_run(struct soft_vcpu *v, const struct insn *in, void *operand)
 /* Room for 128 bytes, misaligned as the guest's address is. */
 uint8_t *soft_thunk_bounce(struct soft_vcpu *v, uint64_t addr);
 
-/* masked.c: an access whose masked-off elements must not be touched; addr is checked. */
-int soft_exec_masked(struct soft_vcpu *v, const struct insn *in, uint64_t addr)
+/* masked.c: an instruction with a memory operand whose masked-off elements must not be touched. */
+int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     __attribute__((warn_unused_result));
 
 /* thunk_alloc.c; may use libc. */

@@ -129,13 +129,14 @@ static bool is_fast(const struct soft_vcpu *v, const struct insn *in)
 
 static int op_fxsave(struct soft_vcpu *v, const struct insn *in)
 {
-    struct pieces p = {.count = 0};
+    struct pieces p;
     uint8_t head[32];
     gva_t addr;
 
     if (fxsave_operand(v, in, SOFT_WRITE, &addr))
         return SOFT_FAULT;
     uint8_t *image = soft_fpu_image(v);
+    p.count = 0;
     legacy_head(v, in, head);
     pieces_add(&p, 0, head, sizeof(head));
     pieces_add(&p, FPU_ST, image + FPU_ST, 128);
@@ -261,7 +262,7 @@ static void add_legacy(struct pieces *p, const struct insn *in, const uint8_t *h
 static int op_xsave(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_optimised = in->op == ZYDIS_MNEMONIC_XSAVEOPT || in->op == ZYDIS_MNEMONIC_XSAVEOPT64;
-    struct pieces p = {.count = 0};
+    struct pieces p;
     uint64_t rfbm = requested(v), old;
     uint8_t head[32], bv[8];
     gva_t addr;
@@ -274,6 +275,7 @@ static int op_xsave(struct soft_vcpu *v, const struct insn *in)
     uint64_t in_use = load_le64(image + FPU_XSTATE_BV);
     /* the init optimisation: what is in its initial state is not written */
     uint64_t written = is_optimised ? rfbm & in_use : rfbm;
+    p.count = 0;
     legacy_head(v, in, head);
     store_le64(bv, (old & ~rfbm) | (in_use & rfbm));
     add_legacy(&p, in, head, image, written, (rfbm & (XCR0_SSE | XCR0_AVX)) != 0);
@@ -289,7 +291,7 @@ static int op_xsave(struct soft_vcpu *v, const struct insn *in)
 static int op_xsavec(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_supervisor = in->op == ZYDIS_MNEMONIC_XSAVES || in->op == ZYDIS_MNEMONIC_XSAVES64;
-    struct pieces p = {.count = 0};
+    struct pieces p;
     uint64_t rfbm = requested(v);
     uint8_t head[32], header[16];
     gva_t addr;
@@ -302,6 +304,7 @@ static int op_xsavec(struct soft_vcpu *v, const struct insn *in)
     /* MXCSR is part of SSE here (SDM vol. 1, 13.10) */
     if (load_le32(image + FPU_MXCSR) != FPU_MXCSR_INIT)
         written |= rfbm & XCR0_SSE;
+    p.count = 0;
     legacy_head(v, in, head);
     store_le64(header, written);
     store_le64(header + 8, rfbm | BIT(63));
