@@ -62,7 +62,7 @@
 #define BT_MODE_PROTECTED 0x800u /* VEX-encoded integer instructions exist */
 #define BT_MODE_STEP 0x1000u
 #define BT_MODE_CPL0 0x2000u
-#define BT_MODE_RDTSC 0x4000u   /* allowed at this privilege */
+#define BT_MODE_RDTSC 0x4000u /* allowed at this privilege */
 
 #define BT_JC_BITS 12
 #define BT_JC_SIZE (1u << BT_JC_BITS)
@@ -74,7 +74,7 @@ struct bt_jump_cache {
     uint64_t minus_rip[BT_JC_SIZE];
     uint64_t host[BT_JC_SIZE];
     const struct bt_block *block[BT_JC_SIZE]; /* for C; valid where minus_rip matches */
-    uint32_t mode;               /* of every block in it */
+    uint32_t mode;                            /* of every block in it */
 };
 
 struct bt_stats {
@@ -94,9 +94,10 @@ struct bt_vcpu {
     uint64_t self;
     uint64_t host_rsp;
     uint64_t target;
+    uint64_t pushed;   /* a value on its way while the stack is checked */
     uint32_t flags_ax; /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
-    uint64_t mask_tlb, mask_page, mask_jc; /* PEXT masks */
+    uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
     uint8_t set_bit_1[256], clear_bit_1[256]; /* IF, in bits 15..8 of RFLAGS, without flags */
     struct bt_jump_cache jc[SOFT_TLB_SETS];
 

@@ -301,12 +301,31 @@ static void emit_push_imm(struct bt_tr *t, uint64_t value)
     emit_move_rsp(t, -(int32_t)t->size);
 }
 
+/* PUSH from memory: the value waits in the vCPU block while the stack is checked. */
+static void emit_push_mem(struct bt_tr *t, const struct insn *in)
+{
+    struct emit *e = &t->e;
+    if (!bt_emit_address(t, in)) {
+        emit_soft(t);
+        return;
+    }
+    bt_emit_check(t, t->size, false);
+    emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
+    emit_gs_store(e, true, S1, BT_OFFSET(pushed));
+    emit_push_check(t);
+    emit_gs_load(e, true, S0, BT_OFFSET(pushed));
+    emit_op_mem(e, t->size == 8, 0x89, S0, S1, S2, 1, 0);
+    emit_move_rsp(t, -(int32_t)t->size);
+}
+
 static void emit_push(struct bt_tr *t, const struct insn *in)
 {
     unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
 
-    if (in->op_size != t->size || in->has_mem) {
+    if (in->op_size != t->size) {
         emit_soft(t);
+    } else if (in->has_mem) {
+        emit_push_mem(t, in);
     } else if (in->opcode == 0x68 || in->opcode == 0x6a) {
         emit_push_imm(t, in->imm);
     } else if (g != INSN_NO_REG) {
@@ -317,6 +336,56 @@ static void emit_push(struct bt_tr *t, const struct insn *in)
     } else {
         emit_soft(t); /* segment registers */
     }
+}
+
+/* The image has IF and its like from st.rflags, the status flags from the host; RF and VM clear. */
+static void emit_pushf(struct bt_tr *t, const struct insn *in)
+{
+    static const uint8_t lahf_seto[] = {0x9f, 0x0f, 0x90, 0xc0};
+    static const uint8_t add_sahf[] = {0x04, 0x7f, 0x9e};
+    struct emit *e = &t->e;
+
+    if (in->op_size != 8 || t->size != 8) {
+        emit_soft(t);
+        return;
+    }
+    emit_push_check(t);
+    emit_mov(e, true, S0, H_RAX);
+    emit_bytes(e, lahf_seto, sizeof(lahf_seto));
+    emit_gs_store(e, false, H_RAX, BT_OFFSET(flags_ax));
+    emit_lea(e, true, S1, S1, S2, 1, 0);
+    /* status bits of AH, OF from AL, the rest from memory: flags are free here */
+    emit_mov(e, false, S2, H_RAX);
+    emit8(e, 0x41); /* shr r15d, 8 */
+    emit8(e, 0xc1);
+    emit8(e, emit_modrm(3, 5, S2));
+    emit8(e, 8);
+    emit8(e, 0x41); /* and r15d, 0xd5 */
+    emit8(e, 0x81);
+    emit8(e, emit_modrm(3, 4, S2));
+    emit32(e, 0xd5);
+    emit8(e, 0x0f); /* movzx eax, al */
+    emit8(e, 0xb6);
+    emit8(e, emit_modrm(3, H_RAX, H_RAX));
+    emit8(e, 0xc1); /* shl eax, 11 */
+    emit8(e, emit_modrm(3, 4, H_RAX));
+    emit8(e, 11);
+    emit8(e, 0x44); /* or eax, r15d */
+    emit8(e, 0x09);
+    emit8(e, emit_modrm(3, S2, H_RAX));
+    emit_gs_load(e, true, S2, BT_OFFSET(soft.st.rflags));
+    emit8(e, 0x49); /* and r15, ~(status, RF, VM) */
+    emit8(e, 0x81);
+    emit8(e, emit_modrm(3, 4, S2));
+    emit32(e, ~(uint32_t)(RFLAGS_STATUS | RFLAGS_RF | RFLAGS_VM));
+    emit8(e, 0x4c); /* or rax, r15 */
+    emit8(e, 0x09);
+    emit8(e, emit_modrm(3, S2, H_RAX));
+    emit_op_mem(e, true, 0x89, H_RAX, S1, H_NONE, 1, 0);
+    emit_gs_load(e, false, H_RAX, BT_OFFSET(flags_ax));
+    emit_bytes(e, add_sahf, sizeof(add_sahf));
+    emit_mov(e, true, H_RAX, S0);
+    emit_move_rsp(t, -8);
 }
 
 static void emit_pop(struct bt_tr *t, const struct insn *in)
@@ -409,9 +478,9 @@ static void emit_call(struct bt_tr *t, const struct insn *in)
         emit_end_soft(t);
         return;
     }
-    emit_gs_store(e, true, S1, BT_OFFSET(soft.scratch[0]));
+    emit_gs_store(e, true, S1, BT_OFFSET(pushed));
     emit_push_imm(t, t->size == 8 ? next : (uint32_t)next);
-    emit_gs_load(e, true, S1, BT_OFFSET(soft.scratch[0]));
+    emit_gs_load(e, true, S1, BT_OFFSET(pushed));
     bt_emit_indirect(t, -(int32_t)t->size);
 }
 
@@ -672,6 +741,9 @@ static void emit_special(struct bt_tr *t, const struct insn *in)
         break;
     case ZYDIS_MNEMONIC_RET:
         emit_ret(t, in);
+        break;
+    case ZYDIS_MNEMONIC_PUSHFQ:
+        emit_pushf(t, in);
         break;
     case ZYDIS_MNEMONIC_CLI:
         emit_cli(t);

@@ -185,7 +185,16 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
     unsigned slot = soft_tlb_exec_slot(rip), jc_slot = jump_cache_slot(rip);
     struct soft_place place;
 
+    /*
+     * A guess is good when the page is mapped as its guard wants it and its body goes on. Where
+     * exec_tag does not hold the page the cookie says nothing.
+     */
+    const struct bt_block *guess = jc->block[jc_slot];
     *block = NULL;
+    if (jc->minus_rip[jc_slot] + rip == 0 && soft_tlb_find_exec(v, b->set, rip) != NULL &&
+        tlb->code_cookie[slot] == guess->cookie && !guess->is_dead)
+        return guess->body;
+
     v->next_rip = rip;
     if (soft_translate(v, rip, SOFT_FETCH, SOFT_AS_CPL, &place) != 0) {
         soft_deliver_fault(v);
@@ -195,12 +204,6 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
         soft_step(v); /* code in a device's window */
         return NULL;
     }
-    /* the guess is good when its guard will let us in, and its body go on */
-    const struct bt_block *guess = jc->block[jc_slot];
-    if (jc->minus_rip[jc_slot] + rip == 0 && tlb->code_cookie[slot] == guess->cookie &&
-        !guess->is_dead)
-        return (const uint8_t *)(uintptr_t)jc->host[jc_slot];
-
     struct bt_block *found = find_or_translate(b, rip, &place);
     if (found == NULL)
         return NULL;
