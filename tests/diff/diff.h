@@ -21,7 +21,8 @@
 #define DIFF_STACK UINT64_C(0x30000000) /* two pages, as well */
 #define DIFF_WINDOW UINT64_C(0x2000)
 #define DIFF_INSNS 6
-#define DIFF_CODE_MAX 96
+#define DIFF_CODE_MAX 128
+#define DIFF_TAIL 33 /* INT3s behind the code: a branch lands on any of them */
 
 struct diff_state {
     uint64_t gpr[CPU_GPR_COUNT];
@@ -33,16 +34,24 @@ struct diff_state {
     uint8_t xsave[CPU_XSAVE_SIZE] __attribute__((aligned(64)));
 };
 
+/* What an image in memory holds that is not compared: reserved bytes, x87 pointers. */
+enum diff_image { DIFF_IMAGE_NONE, DIFF_IMAGE_FXSAVE, DIFF_IMAGE_ENV16, DIFF_IMAGE_ENV32 };
+
 struct diff_case {
     uint64_t seed;
     unsigned mode; /* 8: 64-bit code, 4: 32-bit code in compatibility mode */
     uint8_t code[DIFF_CODE_MAX];
     unsigned code_size;
+    enum diff_image image; /* the last instruction stores one at image_addr */
+    uint64_t image_addr;
     struct diff_state before; /* rip is where the code lies */
 };
 
 /* generate.c: the case that belongs to `seed`. */
 void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *model);
+/* As above, but with these instructions; false when they do not fit together. */
+bool diff_generate_for(struct diff_case *c, uint64_t seed, const struct cpu_model *model,
+                       unsigned mode, const uint8_t *bytes, unsigned size);
 
 /* native.c: on this CPU, in this process. */
 int diff_native_open(const struct cpu_model *model, struct err *e);

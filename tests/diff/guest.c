@@ -99,7 +99,8 @@ static const struct engine_host guest_host = {
     .set_ferr = host_set_ferr,
 };
 
-static void map_page(struct diff_guest *g, uint64_t linear, uint64_t physical, bool is_user)
+static void map_page(struct diff_guest *g, uint64_t linear, uint64_t physical, bool is_user,
+                     bool is_code)
 {
     uint64_t table = PHYS_PML4;
     for (unsigned shift = 39; shift > 12; shift -= 9) {
@@ -110,19 +111,20 @@ static void map_page(struct diff_guest *g, uint64_t linear, uint64_t physical, b
         }
         table = load_le64(entry) & ~UINT64_C(0xfff);
     }
-    store_le64(g->ram + table + 8 * bits(linear, 20, 12), physical | 0x63 | (is_user ? 4 : 0));
+    uint64_t entry = physical | 0x63 | (is_user ? 4 : 0) | (is_code ? 0 : BIT(63));
+    store_le64(g->ram + table + 8 * bits(linear, 20, 12), entry);
 }
 
 static void make_tables(struct diff_guest *g)
 {
     for (uint64_t page = 0; page < DIFF_CODE_SIZE; page += 0x1000)
-        map_page(g, DIFF_CODE + page, PHYS_CODE + page, true);
+        map_page(g, DIFF_CODE + page, PHYS_CODE + page, true, true);
     for (uint64_t page = 0; page < DIFF_WINDOW; page += 0x1000) {
-        map_page(g, DIFF_DATA + page, PHYS_DATA + page, true);
-        map_page(g, DIFF_STACK + page, PHYS_STACK + page, true);
+        map_page(g, DIFF_DATA + page, PHYS_DATA + page, true, false);
+        map_page(g, DIFF_STACK + page, PHYS_STACK + page, true, false);
     }
     for (uint64_t page = PHYS_SYSTEM; page < PHYS_IST_TOP; page += 0x1000)
-        map_page(g, page, page, false);
+        map_page(g, page, page, false, true);
 
     /* null, kernel code 08, kernel data 10, user code 32 18|3, user data 20|3, user code 64 28|3 */
     static const uint64_t descriptors[] = {0,
@@ -143,6 +145,7 @@ static void make_tables(struct diff_guest *g)
     }
     store_le64(g->ram + TSS + 4, PHYS_IST_TOP);  /* RSP0 */
     store_le64(g->ram + TSS + 36, PHYS_IST_TOP); /* IST1 */
+    store_le16(g->ram + TSS + 102, 0xffff);      /* no port is allowed */
 }
 
 static void set_segment(struct cpu_seg *seg, uint16_t selector, uint32_t attr)
@@ -154,7 +157,7 @@ static void make_state(struct diff_guest *g, const struct cpu_model *model)
 {
     struct cpu_state *st = &g->st;
     cpu_state_reset(st, 0);
-    st->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_MP | CR0_ET | CR0_WP;
+    st->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_MP | CR0_ET | CR0_WP | CR0_AM;
     st->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     if (cpu_model_has(model, CPU_FEATURE_XSAVE))
         st->cr4 |= CR4_OSXSAVE;

@@ -81,6 +81,12 @@ static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP,
 
 static bool native_hook(void *ctx, int sig, siginfo_t *info, ucontext_t *uc)
 {
+    /* Linux leaves AC as the test case had it, and C may access what is misaligned */
+    __asm__ volatile(
+        "lea -128(%%rsp), %%rsp; pushfq; andl %0, (%%rsp); popfq; lea 128(%%rsp), %%rsp"
+        :
+        : "i"(~(int)RFLAGS_AC)
+        : "cc", "memory");
     struct diff_state *after = *(struct diff_state **)ctx;
     greg_t *regs = uc->uc_mcontext.gregs;
 
