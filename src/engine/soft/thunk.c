@@ -408,6 +408,29 @@ static bool waits_for_x87(const struct insn *in)
     return in->unit == INSN_UNIT_MMX;
 }
 
+/* An instruction that insists on alignment says so before the address is looked at (#SS, #GP). */
+static bool is_refused_misaligned(const struct soft_vcpu *v, const struct insn *in)
+{
+    uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
+
+    return (addr & (in->mem_size - 1u)) && !alignment_is_waived(v, in);
+}
+
+/*
+ * #AC of operands that soft_operand_address leaves out: m80 is aligned to 8 (SDM vol. 3, table
+ * 6-7); vectors are checked as a whole by AMD's CPUs, and not at all by Intel's.
+ */
+static bool is_alignment_checked(const struct soft_vcpu *v, const struct insn *in, gva_t addr)
+{
+    unsigned size = in->mem_size;
+
+    if (LIKELY(!v->is_ac_set))
+        return false;
+    if (size == 10)
+        return addr & 7;
+    return size > 8 && is_pow2(size) && v->model->is_amd && (addr & (size - 1));
+}
+
 static int exec_memory(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = in->mem_size;
@@ -422,11 +445,13 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
         return soft_fpu_raise_pending(v);
     if (in->is_mem_masked)
         return soft_exec_masked(v, in);
+    if (in->is_mem_aligned && is_refused_misaligned(v, in))
+        return soft_raise_error(v, VEC_GP, 0);
     int r = soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;
-    if (in->is_mem_aligned && (addr & (size - 1)) && !alignment_is_waived(v, in))
-        return soft_raise_error(v, VEC_GP, 0);
+    if (is_alignment_checked(v, in, addr))
+        return soft_raise_error(v, VEC_AC, 0);
     bool is_one_page = (addr & (SOFT_PAGE_SIZE - 1)) + size <= SOFT_PAGE_SIZE;
     if (is_one_page) {
         r = soft_translate(v, addr, access, SOFT_AS_CPL, &place);
