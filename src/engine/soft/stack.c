@@ -237,6 +237,9 @@ static int op_enter(struct soft_vcpu *v, const struct insn *in)
     /* the page that the new rSP points to must be writable, though nothing is written */
     if (r == 0)
         r = soft_linear(v, CPU_SS, new_sp, 1, SOFT_WRITE, &addr);
+    /* it is checked as a slot of the stack */
+    if (r == 0 && UNLIKELY(v->is_ac_set) && (addr & (in->op_size - 1u)))
+        r = soft_raise_error(v, VEC_AC, 0);
     if (r == 0)
         r = soft_probe(v, addr, 1, SOFT_WRITE, SOFT_AS_CPL);
     if (r != 0) {
