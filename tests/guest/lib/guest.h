@@ -237,6 +237,20 @@
     pop %rax
 .endm
 
+/* The same with the address of a symbol. */
+.macro wrmsr64_symbol index, symbol
+    push %rax
+    push %rcx
+    push %rdx
+    movl $\index, %ecx
+    movl $\symbol, %eax
+    xor %edx, %edx
+    wrmsr
+    pop %rdx
+    pop %rcx
+    pop %rax
+.endm
+
 /* RAX = MSR; RCX and RDX are lost. */
 .macro rdmsr64 index
     movl $\index, %ecx
