@@ -225,8 +225,8 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
         /* what every MMX instruction does to the x87 state, faulting or not: TOP = 0, all tags
          * valid */
         unsigned unused;
-        if (!v->is_fpu_live)
-            soft_fpu_load(v);
+        if (soft_fpu_is_pending(v)) /* MOVD would find it, too, on the host */
+            return soft_fpu_raise_pending(v);
         __asm__ volatile("movd %%mm0, %0" : "=r"(unused));
     }
     data = soft_fpu_image(v) + (is_mmx ? FPU_ST : FPU_XMM);
