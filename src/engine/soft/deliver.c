@@ -112,6 +112,13 @@ static int frame_write(struct soft_vcpu *v, const struct frame *f, const struct 
         else
             store_le16(p, (uint16_t)f->items[i]);
     }
+    /* Pushes fault in their order, from the top, and CR2 shows which one did. */
+    for (unsigned done = f->size; done <= total; done += f->size) {
+        gva_t item = is_long ? addr + total - done : (uint32_t)(addr + total - done);
+        bool is_new_page = done == f->size || (item ^ (item + f->size)) >> 12 != 0;
+        if (is_new_page && soft_probe(v, item, f->size, SOFT_WRITE, stack_access(cpl)))
+            return SOFT_FAULT;
+    }
     if (soft_write(v, addr, image, total, stack_access(cpl)))
         return SOFT_FAULT;
     *sp = high | start;
