@@ -100,21 +100,30 @@ static int op_pusha(struct soft_vcpu *v, const struct insn *in)
     return 0;
 }
 
+/*
+ * A fault leaves rSP as it was, so that the instruction can be started again. AMD's CPUs have
+ * written the registers before the faulting one by then; Intel's have written none.
+ */
 static int op_popa(struct soft_vcpu *v, const struct insn *in)
 {
     uint64_t sp = v->st.gpr[CPU_RSP], values[8];
+    unsigned i = 8;
+    int r = 0;
 
-    for (unsigned i = 8; i-- > 0;) {
-        int r = soft_pop(v, in->op_size, &values[i]);
-        if (r != 0) {
-            v->st.gpr[CPU_RSP] = sp;
-            return r;
-        }
+    while (i > 0 && r == 0) {
+        r = soft_pop(v, in->op_size, &values[i - 1]);
+        if (r == 0)
+            i--;
     }
-    for (unsigned i = 0; i < 8; i++)
-        if (i != CPU_RSP)
-            soft_gpr_write(v, i, in->op_size, false, values[i]);
-    return 0;
+    if (r != 0) {
+        v->st.gpr[CPU_RSP] = sp;
+        if (!v->model->is_amd)
+            return r;
+    }
+    for (unsigned g = 8; g-- > i;)
+        if (g != CPU_RSP)
+            soft_gpr_write(v, g, in->op_size, false, values[g]);
+    return r;
 }
 
 static unsigned iopl(const struct soft_vcpu *v)
