@@ -186,7 +186,7 @@ struct cpu_state {
     uint8_t shadow;          /* SHADOW_* that cover the next instruction */
     uint8_t is_nmi_blocked;  /* between NMI delivery and IRET */
     uint8_t is_exception_pending; /* raised but not delivered yet, e.g. by another engine */
-    uint8_t exception_vector;
+    uint8_t exception_vector; /* of the pending exception; in shutdown: of what led there */
     uint8_t exception_has_error;
     uint8_t pad[2];
     uint32_t exception_error;

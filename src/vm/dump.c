@@ -107,6 +107,24 @@ static void dump_segments(struct dump *d, const struct cpu_state *st)
                st->gdtr.base, st->gdtr.limit, st->idtr.base, st->idtr.limit);
 }
 
+/* In shutdown the state holds the first of the exceptions that led there. */
+static void dump_exception(struct dump *d, const struct cpu_state *st)
+{
+    static const char *const names[] = {
+        [VEC_DE] = "#DE", [VEC_DB] = "#DB", [VEC_NMI] = "NMI", [VEC_BP] = "#BP", [VEC_OF] = "#OF",
+        [VEC_BR] = "#BR", [VEC_UD] = "#UD", [VEC_NM] = "#NM",  [VEC_DF] = "#DF", [VEC_TS] = "#TS",
+        [VEC_NP] = "#NP", [VEC_SS] = "#SS", [VEC_GP] = "#GP",  [VEC_PF] = "#PF", [VEC_MF] = "#MF",
+        [VEC_AC] = "#AC", [VEC_MC] = "#MC", [VEC_XM] = "#XM",
+    };
+    unsigned vector = st->exception_vector;
+    const char *name = vector < ARRAY_SIZE(names) && names[vector] != NULL ? names[vector] : "";
+
+    dump_print(d, "first exception: vector %u %s", vector, name);
+    if (st->exception_has_error)
+        dump_print(d, ", error code 0x%" PRIx32, st->exception_error);
+    dump_print(d, "\n");
+}
+
 void vcpu_dump(struct vcpu *vcpu, char *buf, size_t size)
 {
     static const char *const names[CPU_GPR_COUNT] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp",
@@ -125,7 +143,6 @@ void vcpu_dump(struct vcpu *vcpu, char *buf, size_t size)
                "  efer %04" PRIx64 "\n",
                st->cr0, st->cr2, st->cr3, st->cr4, st->efer);
     dump_segments(&d, st);
-    dump_print(&d, "last exception: vector %u, error code %" PRIx32 "\n", st->exception_vector,
-               st->exception_error);
+    dump_exception(&d, st);
     dump_code(&d, vcpu);
 }

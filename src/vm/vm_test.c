@@ -185,6 +185,7 @@ static void triple_fault_tells_registers(void **state)
         assert_int_equal(r.end.cause, VM_END_DIED);
         assert_int_equal(r.end.cpu, 0);
         assert_non_null(strstr(r.end.dump, "rsi 0000000012345678"));
+        assert_non_null(strstr(r.end.dump, "first exception: vector 6 #UD\n"));
         assert_non_null(strstr(r.end.dump, "code at rip: 0f 0b"));
     }
 }

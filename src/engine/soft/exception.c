@@ -137,9 +137,13 @@ static void event_count(struct soft_vcpu *v, const struct soft_event *ev)
         v->stats.interrupts++;
 }
 
-static __attribute__((cold)) void shut_down(struct soft_vcpu *v)
+/* `first` is what the program did; the double and the triple fault only followed from it. */
+static __attribute__((cold)) void shut_down(struct soft_vcpu *v, const struct soft_event *first)
 {
     v->st.run_state = CPU_SHUTDOWN;
+    v->st.exception_vector = first->vector;
+    v->st.exception_has_error = first->has_error;
+    v->st.exception_error = first->error;
     soft_host_log(v, "CPU %" PRIu64 ": triple fault at rip 0x%" PRIx64, v->index, v->st.rip);
 }
 
@@ -159,6 +163,8 @@ static __attribute__((cold)) void postpone(struct soft_vcpu *v, const struct sof
 
 static void deliver_event(struct soft_vcpu *v, struct soft_event *ev)
 {
+    struct soft_event first = *ev;
+
     for (unsigned depth = 0; depth < NESTING_MAX; depth++) {
         bool is_exception = ev->kind == SOFT_EVENT_EXCEPTION;
 
@@ -171,7 +177,7 @@ static void deliver_event(struct soft_vcpu *v, struct soft_event *ev)
             return;
         }
         if (UNLIKELY(is_exception && ev->vector == VEC_DF)) {
-            shut_down(v);
+            shut_down(v, &first);
             return;
         }
         event_nest(v, ev);
