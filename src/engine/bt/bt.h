@@ -137,7 +137,8 @@ struct bt_block {
 /* A physical page that code was translated from. */
 struct bt_code_page {
     struct bt_block *blocks;
-    uint64_t granules; /* 64-byte pieces that hold translated bytes */
+    uint64_t granules;    /* 64-byte pieces that hold translated bytes */
+    uint32_t idle_writes; /* since the last translation on it died */
 };
 
 struct bt_view { /* (linear page, physical page) -> cookie */
@@ -197,6 +198,8 @@ void bt_cache_destroy(struct bt_engine *be);
 /* Forget every block. Exclusive; takes the lock. */
 void bt_cache_empty(struct bt_engine *be);
 struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode);
+/* No look-up finds the block from now on; its memory stays until the cache is emptied. */
+void bt_block_forget(struct bt_engine *be, const struct bt_block *block);
 /* The block that holds host code address `rx`, or NULL. Takes the lock. */
 struct bt_block *bt_block_at(struct bt_engine *be, const uint8_t *rx);
 /* Index of the guest instruction whose host code contains rx. */

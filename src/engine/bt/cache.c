@@ -141,11 +141,20 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa, uint32_t mode)
     return (unsigned)(h >> 48) & (BT_HASH_SIZE - 1);
 }
 
+void bt_block_forget(struct bt_engine *be, const struct bt_block *block)
+{
+    struct bt_block **link = &be->hash[block_hash(block->rip, block->gpa, block->mode)];
+    while (*link != NULL && *link != block)
+        link = &(*link)->hash_next;
+    if (*link != NULL)
+        *link = block->hash_next;
+}
+
 struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode)
 {
     struct bt_block *block = be->hash[block_hash(rip, gpa, mode)];
     while (block != NULL &&
-           (block->rip != rip || block->gpa != gpa || block->mode != mode || block->is_dead))
+           (block->rip != rip || block->gpa != gpa || block->mode != mode))
         block = block->hash_next;
     return block;
 }

@@ -15,6 +15,9 @@
 
 #include "engine/bt/bt.h"
 
+/* Writes that a page without translations takes before it counts as data again. */
+#define IDLE_WRITES_MAX 64
+
 static struct bt_code_page **page_slot(struct bt_engine *be, gpa_t gpa, struct soft_ram **ram_out)
 {
     struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
@@ -86,6 +89,20 @@ static void block_kill(struct bt_engine *be, struct bt_block *block)
     value = (value & ~UINT64_C(0xffffffffff)) | (uint64_t)rel << 8 | 0xe9;
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
     block->is_dead = true;
+    bt_block_forget(be, block);
+}
+
+/*
+ * No translation is left on the page. Code that is rewritten and run by turns would pay for
+ * protecting the page anew each time, so it stays protected until it has only been written to for
+ * a while.
+ */
+static void page_unprotect_if_idle(struct bt_code_page *page, struct soft_ram *ram, gpa_t gpa)
+{
+    if (++page->idle_writes < IDLE_WRITES_MAX)
+        return;
+    page->idle_writes = 0;
+    atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
 }
 
 void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, unsigned size)
@@ -104,6 +121,8 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
     if (page == NULL || !(page->granules & mask)) {
         if (b != NULL)
             b->stats.code_writes_beside++;
+        if (page != NULL && page->blocks == NULL)
+            page_unprotect_if_idle(page, ram, gpa);
         pthread_mutex_unlock(&be->lock);
         return;
     }
@@ -124,8 +143,6 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
             link = &block->page_next;
         }
     }
-    /* nothing left to protect: the next writer gets its write entry back */
-    if (page->blocks == NULL)
-        atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
+    page->idle_writes = 0;
     pthread_mutex_unlock(&be->lock);
 }
