@@ -10,6 +10,7 @@
 
 #include "engine/soft/debug.h"
 #include "engine/soft/ops.h"
+#include "engine/soft/system.h"
 #include "engine/soft/thunk.h"
 #include "engine/soft/vcpu.h"
 
@@ -160,6 +161,21 @@ static int exec_by_element(struct soft_vcpu *v, const struct insn *in)
     return is_write ? write_elements(v, in, mask, operand) : 0;
 }
 
+/*
+ * #AC: AMD's CPUs check an EVEX operand as a whole when any element is accessed; operands of
+ * VMASKMOV are never checked.
+ */
+static bool is_alignment_checked(struct soft_vcpu *v, const struct insn *in)
+{
+    uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
+
+    if (LIKELY(!v->is_ac_set) || !v->model->is_amd || in->encoding != INSN_EVEX ||
+        !is_pow2(in->mem_size) || !(addr & (in->mem_size - 1u)) || !soft_is_canonical(v, addr))
+        return false;
+    soft_fpu_save(v);
+    return evex_mask(v, in, in->mem_element_size) != 0;
+}
+
 int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
@@ -167,6 +183,8 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     struct soft_place place;
     gva_t addr;
 
+    if (is_alignment_checked(v, in))
+        return soft_raise_error(v, VEC_AC, 0);
     /* a fault here may be one of an element that is masked off, and is forgotten then */
     if (soft_operand_address(v, in, in->mem_size, access, &addr) == 0) {
         if (in->is_mem_aligned && (addr & (in->mem_size - 1u)))

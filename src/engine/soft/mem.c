@@ -136,6 +136,9 @@ static int access_translate(struct soft_vcpu *v, gva_t addr, unsigned size, enum
                             enum soft_as as, struct soft_place places[2], unsigned *first)
 {
     *first = MIN(size, page_room(addr));
+    /* AMD's CPUs check this before the pages, Intel's behind them (SDM vol. 3, table 6-2) */
+    if (UNLIKELY(v->model->is_amd && alignment_is_checked(v, as) && is_misaligned(addr, size)))
+        return soft_raise_error(v, VEC_AC, 0);
     if (soft_translate(v, addr, access, as, &places[0]))
         return SOFT_FAULT;
     if (*first != size && soft_translate(v, address_add(v, addr, *first), access, as, &places[1]))

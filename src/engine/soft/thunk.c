@@ -431,15 +431,6 @@ static bool is_alignment_checked(const struct soft_vcpu *v, const struct insn *i
     return size > 8 && is_pow2(size) && v->model->is_amd && (addr & (size - 1));
 }
 
-/* AMD checks the whole operand, whatever the mask. */
-static bool is_masked_alignment_bad(const struct soft_vcpu *v, const struct insn *in)
-{
-    uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
-
-    return UNLIKELY(v->is_ac_set) && v->model->is_amd && is_pow2(in->mem_size) &&
-           (addr & (in->mem_size - 1u));
-}
-
 static int exec_memory(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = in->mem_size;
@@ -453,8 +444,7 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
     if (waits_for_x87(in) && soft_fpu_is_pending(v))
         return soft_fpu_raise_pending(v);
     if (in->is_mem_masked)
-        return is_masked_alignment_bad(v, in) ? soft_raise_error(v, VEC_AC, 0)
-                                              : soft_exec_masked(v, in);
+        return soft_exec_masked(v, in);
     if (in->is_mem_aligned && is_refused_misaligned(v, in))
         return soft_raise_error(v, VEC_GP, 0);
     int r = soft_operand_address(v, in, size, access, &addr);
