@@ -228,6 +228,7 @@ static int run_open(struct run *run, struct err *e)
         .has_debug_exit = o->has_debug_exit,
         .on_reboot = o->on_reboot,
         .code_cache_size = o->code_cache_size,
+        .counts_hits = o->wants_stats,
         .perf_map_path = o->perf_map_path,
         .dump_blocks_path = o->dump_blocks_path,
     };

@@ -79,6 +79,7 @@ struct engine_config {
     const struct engine_host *host;
     unsigned cpu_count;
     uint64_t code_cache_size;    /* bytes of translated code; 0 = default (bt) */
+    bool counts_hits;            /* count what generated code executes and time helpers (--stats) */
     const char *perf_map_path;   /* write symbols of translated blocks for perf; NULL = no */
     const char *dump_blocks_path; /* write guest and host code side by side; NULL = no */
 };

@@ -293,6 +293,7 @@ static int vm_open_engine(struct vm *vm, struct err *e)
         .host = &vm_engine_host,
         .cpu_count = config->cpu_count,
         .code_cache_size = config->code_cache_size,
+        .counts_hits = config->counts_hits,
         .perf_map_path = config->perf_map_path,
         .dump_blocks_path = config->dump_blocks_path,
     };

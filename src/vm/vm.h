@@ -39,6 +39,7 @@ struct vm_config {
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
     enum vm_on_reboot on_reboot;
     uint64_t code_cache_size;    /* bytes; 0: the engine's default */
+    bool counts_hits;            /* for `--stats`: count in generated code; a little slower */
     const char *perf_map_path;   /* NULL: none */
     const char *dump_blocks_path; /* NULL: none */
 };

@@ -81,7 +81,8 @@ struct bt_stats {
     uint64_t dispatches, chains, tlb_misses, tlb_miss_soft, guard_fails, steps;
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t kills, flushes, code_writes, code_writes_beside, protects, protect_exclusive;
-    uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles;
+    uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles; /* with is_counting */
+    uint64_t indirect_misses, host_faults;
     uint32_t soft_ops[2048]; /* by mnemonic */
 };
 
@@ -94,8 +95,9 @@ struct bt_vcpu {
     uint64_t self;
     uint64_t host_rsp;
     uint64_t target;
-    uint64_t pushed;   /* a value on its way while the stack is checked */
-    uint32_t flags_ax; /* LAHF in bits 15..8, OF in bit 0 */
+    uint64_t blocks_run, accesses; /* counted by generated code with is_counting */
+    uint64_t pushed;               /* a value on its way while the stack is checked */
+    uint32_t flags_ax;             /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
     uint8_t set_bit_1[256], clear_bit_1[256]; /* IF, in bits 15..8 of RFLAGS, without flags */
@@ -174,6 +176,8 @@ struct bt_engine {
     uint32_t view_count, view_max;
     uint32_t view_hash[BT_VIEW_HASH_SIZE];
     struct bt_code_page **pages[SOFT_RAM_SLOTS_MAX];
+
+    bool is_counting; /* immutable after open */
 
     FILE *perf_map;
     FILE *dump;
@@ -270,6 +274,14 @@ bool bt_emit_address(struct bt_tr *t, const struct insn *in);
 void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write);
 /* Indirect branch to the linear address in S1; RSP has changed by `stack_delta`. */
 void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
+/*
+ * Its first half: S2 is the slot of the jump cache for the linear address in S1, or control goes
+ * to the C code; with BT_INDIRECT_REDO that runs the whole instruction.
+ */
+#define BT_INDIRECT_REDO INT32_MIN
+void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta);
+/* Count in the vCPU block, S0 lost; nothing unless is_counting. */
+void bt_emit_count(struct bt_tr *t, uint32_t offset);
 /* Note a path that stands after the block's hot code and is reached by the rel32 at `from`. */
 struct bt_cold *bt_cold_add(struct bt_tr *t, unsigned kind, uint8_t *from);
 /* Host register of a guest GPR; one that stays in memory is loaded into `scratch`. */

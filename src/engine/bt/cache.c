@@ -153,8 +153,7 @@ void bt_block_forget(struct bt_engine *be, const struct bt_block *block)
 struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode)
 {
     struct bt_block *block = be->hash[block_hash(rip, gpa, mode)];
-    while (block != NULL &&
-           (block->rip != rip || block->gpa != gpa || block->mode != mode))
+    while (block != NULL && (block->rip != rip || block->gpa != gpa || block->mode != mode))
         block = block->hash_next;
     return block;
 }

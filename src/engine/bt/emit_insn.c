@@ -478,10 +478,13 @@ static void emit_call(struct bt_tr *t, const struct insn *in)
         emit_end_soft(t);
         return;
     }
-    emit_gs_store(e, true, S1, BT_OFFSET(pushed));
+    /* a target that is not canonical must be found before the return address is pushed */
+    bt_emit_lookup(t, BT_INDIRECT_REDO);
+    emit_op_gs(e, true, 0x8b, S0, S2, BT_JC_OFFSET(t->set, host));
+    emit_gs_store(e, true, S0, BT_OFFSET(pushed));
     emit_push_imm(t, t->size == 8 ? next : (uint32_t)next);
-    emit_gs_load(e, true, S1, BT_OFFSET(pushed));
-    bt_emit_indirect(t, -(int32_t)t->size);
+    emit_op_gs(e, false, 0xff, 4, H_NONE, BT_OFFSET(pushed)); /* jmp [...] */
+    t->is_end = true;
 }
 
 static void emit_jump(struct bt_tr *t, const struct insn *in)

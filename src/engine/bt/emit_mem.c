@@ -63,11 +63,21 @@ bool bt_emit_address(struct bt_tr *t, const struct insn *in)
     return true;
 }
 
+void bt_emit_count(struct bt_tr *t, uint32_t offset)
+{
+    if (!t->be->is_counting)
+        return;
+    emit_gs_load(&t->e, true, S0, offset);
+    emit_lea(&t->e, true, S0, S0, H_NONE, 1, 1);
+    emit_gs_store(&t->e, true, S0, offset);
+}
+
 void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
 {
     struct emit *e = &t->e;
     uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
 
+    bt_emit_count(t, BT_OFFSET(accesses));
     emit_pext_gs(e, S2, S1, BT_OFFSET(mask_tlb));
     emit_op_gs(e, true, 0x8b, S0, S2, tags);
     emit_lea(e, true, S0, S0, S1, 1, (int32_t)size - 1);
@@ -82,7 +92,7 @@ void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
     cold->info = size | (is_write ? BT_MISS_WRITE : 0);
 }
 
-void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta)
+void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta)
 {
     struct emit *e = &t->e;
     uint8_t *here = e->p;
@@ -93,11 +103,16 @@ void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta)
     uint8_t *hit = emit_jrcxz(e);
     uint8_t *miss = emit_jmp(e);
     emit_patch8(e, hit, e->p);
-    emit_op_gs(e, false, 0xff, 4, S2, BT_JC_OFFSET(t->set, host)); /* jmp [...] */
 
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_INDIRECT, miss);
     cold->resume = here;
     cold->info = (uint32_t)stack_delta;
+}
+
+void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta)
+{
+    bt_emit_lookup(t, stack_delta);
+    emit_op_gs(&t->e, false, 0xff, 4, S2, BT_JC_OFFSET(t->set, host)); /* jmp [...] */
     t->is_end = true;
 }
 

@@ -314,37 +314,64 @@ static const uint8_t *soft_instead(struct bt_vcpu *b, const uint8_t *at)
     return soft_at(b, rip, next);
 }
 
+/* With is_counting, helpers are timed; what they call is part of it. */
+static uint64_t clock_begin(const struct bt_vcpu *b)
+{
+    return b->engine->is_counting ? tsc_read() : 0;
+}
+
+static void clock_end(const struct bt_vcpu *b, uint64_t *cycles, uint64_t begin)
+{
+    if (b->engine->is_counting)
+        *cycles += tsc_read() - begin;
+}
+
 const uint8_t *bt_helper_dispatch(struct bt_vcpu *b)
 {
+    uint64_t begin = clock_begin(b);
     bt_flags_from_host(b);
-    return dispatch_any(b);
+    const uint8_t *at = dispatch_any(b);
+    clock_end(b, &b->stats.dispatch_cycles, begin);
+    return at;
 }
 
 const uint8_t *bt_helper_soft(struct bt_vcpu *b, uint64_t s1, uint64_t info, const uint8_t *resume)
 {
+    uint64_t begin = clock_begin(b);
     bt_flags_from_host(b);
-    return soft_at(b, b->soft.st.rip, resume);
+    const uint8_t *at = soft_at(b, b->soft.st.rip, resume);
+    clock_end(b, &b->stats.soft_cycles, begin);
+    return at;
+}
+
+/* Fill the TLB; false when the access cannot be left to generated code. */
+static bool fill_tlb(struct bt_vcpu *b, uint64_t addr, unsigned size, bool is_write)
+{
+    struct soft_vcpu *v = &b->soft;
+    struct soft_place place;
+
+    if ((addr & 0xfff) + size > SOFT_PAGE_SIZE ||
+        soft_translate(v, addr, is_write ? SOFT_RMW : SOFT_READ, SOFT_AS_CPL, &place) != 0)
+        return false;
+    return (is_write ? soft_tlb_find_write(v, b->set, addr, size)
+                     : soft_tlb_find_read(v, b->set, addr, size)) != NULL;
 }
 
 const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, const uint8_t *resume)
 {
-    struct soft_vcpu *v = &b->soft;
-    unsigned size = (unsigned)(info & BT_MISS_SIZE);
-    bool is_write = (info & BT_MISS_WRITE) != 0;
-    struct soft_place place;
+    uint64_t begin = clock_begin(b);
 
     b->stats.tlb_misses++;
-    if ((addr & 0xfff) + size <= SOFT_PAGE_SIZE &&
-        soft_translate(v, addr, is_write ? SOFT_RMW : SOFT_READ, SOFT_AS_CPL, &place) == 0) {
-        const uint8_t *host = is_write ? soft_tlb_find_write(v, b->set, addr, size)
-                                       : soft_tlb_find_read(v, b->set, addr, size);
-        if (host != NULL)
-            return resume;
+    if (fill_tlb(b, addr, (unsigned)(info & BT_MISS_SIZE), (info & BT_MISS_WRITE) != 0)) {
+        clock_end(b, &b->stats.tlb_miss_cycles, begin);
+        return resume;
     }
     /* a fault, a device, code beneath, or two pages: C does it all, precisely */
     b->stats.tlb_miss_soft++;
     bt_flags_from_host(b);
-    return soft_instead(b, resume);
+    const uint8_t *at = soft_instead(b, resume);
+    clock_end(b, &b->stats.soft_cycles, begin);
+    return at;
 }
 
 static bool is_canonical(const struct soft_vcpu *v, uint64_t addr)
@@ -357,19 +384,26 @@ const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t i
                                   const uint8_t *at)
 {
     struct soft_vcpu *v = &b->soft;
+    uint64_t begin = clock_begin(b);
 
+    b->stats.indirect_misses++;
     bt_flags_from_host(b);
+    if ((int32_t)(uint32_t)info == BT_INDIRECT_REDO)
+        return soft_instead(b, at);
     if (!(b->mode & BT_MODE_SIZE) && !is_canonical(v, target)) {
         /* the branch itself faults, so what it did to the stack pointer is undone */
         v->st.gpr[CPU_RSP] -= (uint64_t)(int64_t)(int32_t)info;
         return soft_instead(b, at);
     }
     v->st.rip = target;
-    return dispatch_any(b);
+    const uint8_t *next = dispatch_any(b);
+    clock_end(b, &b->stats.dispatch_cycles, begin);
+    return next;
 }
 
 const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at)
 {
+    b->stats.host_faults++;
     bt_flags_from_host(b);
     return soft_instead(b, at);
 }
@@ -396,9 +430,11 @@ const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, ui
     const struct bt_block *source = bt_block_at(be, site);
     uint64_t generation = be->generation, rip = v->st.rip;
     struct bt_block *block;
+    uint64_t begin = clock_begin(b);
 
     bt_flags_from_host(b);
     const uint8_t *at = dispatch(b, &block);
+    clock_end(b, &b->stats.dispatch_cycles, begin);
     if (generation != be->generation || v->st.rip != rip)
         return at;
     if (block == NULL && at != be->stub_leave)

@@ -43,6 +43,31 @@ static void print_ops(const struct bt_stats *s, FILE *out)
                 ops[i].count);
 }
 
+/* Share of `total` that was not among `misses`. */
+static void print_rate(FILE *out, const char *what, uint64_t total, uint64_t misses)
+{
+    if (total != 0)
+        fprintf(out, "  %-44s %14" PRIu64 "  %.3f%%\n", what, total - MIN(misses, total),
+                100.0 * (double)(total - MIN(misses, total)) / (double)total);
+}
+
+static void print_times(const struct bt_vcpu *b, double tsc_per_ms, FILE *out)
+{
+    const struct bt_stats *s = &b->stats;
+    const struct {
+        const char *what;
+        uint64_t cycles;
+    } rows[] = {
+        {"ms translating", s->translate_cycles},
+        {"ms in TLB misses", s->tlb_miss_cycles},
+        {"ms in instructions run in C, devices included", s->soft_cycles},
+        {"ms dispatching, translating included", s->dispatch_cycles},
+        {"ms in devices", b->soft.stats.host_tsc},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
+        fprintf(out, "  %-44s %14.3f\n", rows[i].what, (double)rows[i].cycles / tsc_per_ms);
+}
+
 void bt_print_stats(struct engine *engine, FILE *out)
 {
     struct bt_engine *be = (struct bt_engine *)engine;
@@ -61,11 +86,14 @@ void bt_print_stats(struct engine *engine, FILE *out)
         print_row(out, "guest instructions in them", s->guest_insns);
         print_row(out, "guest bytes", s->guest_bytes);
         print_row(out, "host bytes", s->host_bytes);
-        fprintf(out, "  %-44s %14.3f\n", "time translating, ms",
-                (double)s->translate_cycles / tsc_per_ms);
+        print_times(b, tsc_per_ms, out);
+        print_rate(out, "blocks entered without a dispatch", b->blocks_run, s->dispatches);
         print_row(out, "dispatches (control came back to C)", s->dispatches);
-        print_row(out, "branches linked", s->chains);
+        print_row(out, "  after an indirect branch without a guess", s->indirect_misses);
+        print_row(out, "  to link a branch", s->chains);
+        print_row(out, "host faults in generated code", s->host_faults);
         print_row(out, "instructions stepped", s->steps);
+        print_rate(out, "TLB hits of generated code", b->accesses, s->tlb_misses);
         print_row(out, "TLB misses of generated code", s->tlb_misses);
         print_row(out, "  of them finished in C (fault, device, ...)", s->tlb_miss_soft);
         print_row(out, "writes to pages with code", s->code_writes);

@@ -33,6 +33,7 @@ static void emit_entries(struct bt_tr *t, struct bt_block *block)
     emit_nops(e, 5);
     emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
     emit_patch8(e, emit_jrcxz(e), fail);
+    bt_emit_count(t, BT_OFFSET(blocks_run));
 }
 
 /* Translate up to `limit` instructions; false when the host code did not fit. */
