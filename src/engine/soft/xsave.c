@@ -118,7 +118,11 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
         return soft_raise(v, VEC_NM);
     if (soft_operand_address(v, in, FPU_LEGACY_SIZE, access, addr))
         return SOFT_FAULT;
-    return *addr & 15 ? soft_raise_error(v, VEC_GP, 0) : 0;
+    if (*addr & 15) /* AMD: #AC goes first where alignment is checked */
+        return soft_raise_error(v, v->is_ac_set && v->model->is_amd ? VEC_AC : VEC_GP, 0);
+    /* AMD's CPUs try the last byte first, which shows in CR2 */
+    return v->model->is_amd ? soft_probe(v, *addr + FPU_LEGACY_SIZE - 1, 1, access, SOFT_AS_CPL)
+                            : 0;
 }
 
 /* Fast FXSAVE leaves the XMM registers out (APM vol. 2, 3.1.7, EFER.FFXSR). */
