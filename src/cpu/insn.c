@@ -404,10 +404,6 @@ static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes 
 /* Classes whose loads fault whatever the mask says (SDM vol. 2, 2.8). */
 static bool has_no_fault_suppression(const ZydisDecodedInstruction *in)
 {
-    /* E4NF, too: an element in memory and one of the result are not of a size */
-    if (in->mnemonic == ZYDIS_MNEMONIC_VDBPSADBW || in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
-        in->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB)
-        return true;
     switch (in->meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
     case ZYDIS_EXCEPTION_CLASS_E2NF:
@@ -424,7 +420,33 @@ static bool has_no_fault_suppression(const ZydisDecodedInstruction *in)
     }
 }
 
-static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in)
+static bool is_vector(const ZydisDecodedOperand *o)
+{
+    ZydisRegisterClass c = o->type == ZYDIS_OPERAND_TYPE_REGISTER
+                               ? ZydisRegisterGetClass(o->reg.value)
+                               : ZYDIS_REGCLASS_INVALID;
+
+    return c == ZYDIS_REGCLASS_XMM || c == ZYDIS_REGCLASS_YMM || c == ZYDIS_REGCLASS_ZMM;
+}
+
+/*
+ * Elements in memory and of the result are not of a size, so that one of memory serves several
+ * lanes or parts of them (GF2P8AFFINEQB, VDBPSADBW, VCVTNE2PS2BF16): class E4NF, even where
+ * Zydis says E4.
+ */
+static bool has_other_lanes(const struct insn *out, const ZydisDecodedInstruction *in,
+                            const ZydisDecodedOperand *operands)
+{
+    unsigned size = out->mem_element_size, count;
+
+    if (size == 0 || !is_vector(&operands[0]) || in->avx.broadcast.is_static)
+        return false;
+    count = in->raw.evex.b ? in->avx.vector_length / 8 / size : out->mem_size / size;
+    return count > 1 && count != operands[0].element_count;
+}
+
+static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in,
+                      const ZydisDecodedOperand *operands)
 {
     switch (in->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
@@ -438,7 +460,8 @@ static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in)
     if (in->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || in->avx.mask.reg == ZYDIS_REGISTER_K0 ||
         in->avx.mask.reg == ZYDIS_REGISTER_NONE)
         return false;
-    return (out->mem_access & INSN_ACCESS_WRITE) || !has_no_fault_suppression(in);
+    return (out->mem_access & INSN_ACCESS_WRITE) ||
+           !(has_no_fault_suppression(in) || has_other_lanes(out, in, operands));
 }
 
 /* How many bits of the mask count: the elements of the operation, more than memory's in a
@@ -451,14 +474,9 @@ static unsigned mask_lanes(const struct insn *out, const ZydisDecodedInstruction
 
     if (!is_embedded && !in->avx.broadcast.is_static)
         return in_memory;
-    switch (ZydisRegisterGetClass(operands[0].reg.value)) {
-    case ZYDIS_REGCLASS_XMM:
-    case ZYDIS_REGCLASS_YMM:
-    case ZYDIS_REGCLASS_ZMM:
-        return operands[0].element_count;
-    default: /* a comparison into an opmask register */
-        return in->avx.vector_length / 8 / out->mem_element_size;
-    }
+    /* else a comparison into an opmask register */
+    return is_vector(&operands[0]) ? operands[0].element_count
+                                   : in->avx.vector_length / 8 / out->mem_element_size;
 }
 
 /* Does the model offer it? Without a model, everything is there. */
@@ -689,6 +707,8 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     /* F3 41 90 is XCHG r8, rAX: REX.B turns the opcode from PAUSE to XCHG, on all CPUs */
     if (in.mnemonic == ZYDIS_MNEMONIC_PAUSE && out->has_rex && in.raw.rex.B)
         make_xchg_r8(out);
+    if (in.mnemonic == ZYDIS_MNEMONIC_CLZERO && (out->has_rep || out->has_repne))
+        return -1;
     if (is_refused_in_32_bit(out, &in) || is_prefetch_of_register(out, model))
         return -1;
     /* AMD: 66H cuts a near branch in 64-bit mode to 16 bits; Intel ignores it there */
@@ -698,7 +718,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         (in.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in.raw.rex.W)
         out->op_size = 2;
     out->unit = (uint8_t)unit_of(&in, &classes);
-    out->is_mem_masked = out->has_mem && is_masked(out, &in);
+    out->is_mem_masked = out->has_mem && is_masked(out, &in, operands);
     if (out->is_mem_masked && out->mem_element_size == 0)
         out->mem_element_size = (uint8_t)out->mem_size;
     if (out->is_mem_masked)

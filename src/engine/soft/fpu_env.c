@@ -29,13 +29,20 @@ static bool is_real_format(const struct soft_vcpu *v)
     return cpu_is_real(&v->st) || cpu_is_v86(&v->st);
 }
 
-/* CR0.EM, CR0.TS -> #NM, then the operand. */
+/*
+ * CR0.EM, CR0.TS -> #NM, then the operand, whose first and last bytes are tried before any other
+ * access (which shows in CR2). Its words are what #AC is about.
+ */
 static int environment_operand(struct soft_vcpu *v, const struct insn *in, unsigned size,
                                enum soft_access access, gva_t *addr)
 {
-    if (soft_fpu_check(v, INSN_UNIT_X87))
+    if (soft_fpu_check(v, INSN_UNIT_X87) || soft_operand_address(v, in, size, access, addr))
         return SOFT_FAULT;
-    return soft_operand_address(v, in, size, access, addr);
+    if (UNLIKELY(v->is_ac_set) && (*addr & (in->op_size == 2 ? 1 : 3)))
+        return soft_raise_error(v, VEC_AC, 0);
+    if (soft_probe(v, *addr, 1, access, SOFT_AS_CPL))
+        return SOFT_FAULT;
+    return soft_probe(v, *addr + size - 1, 1, access, SOFT_AS_CPL);
 }
 
 /* The pointers as they are kept: offset (64 bits in 64-bit mode, else 32) and selector. */
@@ -105,8 +112,7 @@ static int op_fnstenv(struct soft_vcpu *v, const struct insn *in)
     uint8_t out[ENV32_SIZE + STACK_SIZE];
     gva_t addr;
 
-    if (environment_operand(v, in, size, SOFT_WRITE, &addr) ||
-        soft_probe(v, addr, size, SOFT_WRITE, SOFT_AS_CPL))
+    if (environment_operand(v, in, size, SOFT_WRITE, &addr))
         return SOFT_FAULT;
     if (!v->is_fpu_live)
         soft_fpu_load(v);

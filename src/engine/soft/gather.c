@@ -138,16 +138,31 @@ static int gather_elements(struct soft_vcpu *v, const struct insn *in, const str
     uint64_t value;
     gva_t addr;
 
+    /* soft_read and soft_write: alignment is never checked (SDM vol. 2, VGATHERDPS) */
     for (unsigned i = 0; i < g->count; i++) {
-        if (!mask_is_set(v, g, i))
+        if (!mask_is_set(v, g, i)) {
+            mask_clear(v, g, i); /* the bits below the sign, where AMD left them */
             continue;
+        }
         if (element_address(v, in, g, i, SOFT_READ, &addr) ||
-            soft_load(v, addr, g->data_size, SOFT_AS_CPL, &value))
+            soft_read(v, addr, &value, g->data_size, SOFT_AS_CPL))
             return SOFT_FAULT;
         soft_copy(element(v, g->data, i, g->data_size), &value, g->data_size);
         mask_clear(v, g, i);
     }
     return 0;
+}
+
+/*
+ * The mask is its elements' sign bits. Before the first access Intel's CPUs spread them over the
+ * elements, which shows after a fault (SDM vol. 2, VGATHERDPS, "Operation"); AMD's do not.
+ */
+static void spread_mask(struct soft_vcpu *v, const struct gather *g)
+{
+    for (unsigned i = 0; i < g->count; i++) {
+        uint64_t all = mask_is_set(v, g, i) ? ~UINT64_C(0) : 0;
+        soft_copy(element(v, g->mask, i, g->data_size), &all, g->data_size);
+    }
 }
 
 static int op_gather(struct soft_vcpu *v, const struct insn *in)
@@ -159,11 +174,11 @@ static int op_gather(struct soft_vcpu *v, const struct insn *in)
     gather_decode(in, &g);
     soft_fpu_image(v);
     mark(v, &g, true);
-    if (!g.is_evex) /* the mask is its sign bits, spread over the elements */
-        for (unsigned i = 0; i < g.count; i++) {
-            uint64_t all = mask_is_set(v, &g, i) ? ~UINT64_C(0) : 0;
-            soft_copy(element(v, g.mask, i, g.data_size), &all, g.data_size);
-        }
+    if (!g.is_evex && !v->model->is_amd)
+        spread_mask(v, &g);
+    /* AMD's CPUs write the EVEX form's destination, zeroes above included, before any fault */
+    if (g.is_evex && v->model->is_amd)
+        vector_clear_above(v, g.data, g.count * g.data_size);
     if (gather_elements(v, in, &g))
         return SOFT_FAULT;
     vector_clear_above(v, g.data, g.count * g.data_size);
@@ -190,7 +205,7 @@ static int op_scatter(struct soft_vcpu *v, const struct insn *in)
             continue;
         soft_copy(&value, element(v, g.data, i, g.data_size), g.data_size);
         if (element_address(v, in, &g, i, SOFT_WRITE, &addr) ||
-            soft_store(v, addr, g.data_size, SOFT_AS_CPL, value))
+            soft_write(v, addr, &value, g.data_size, SOFT_AS_CPL))
             return SOFT_FAULT;
         mask_clear(v, &g, i);
     }

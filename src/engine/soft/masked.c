@@ -89,14 +89,16 @@ static uint64_t vex_mask(const struct soft_vcpu *v, const struct insn *in, unsig
     return mask;
 }
 
-/* Every element is checked against its segment by itself, as well. */
+/*
+ * Every element is checked against its segment by itself, as well. Beyond the largest offset
+ * they do not wrap around.
+ */
 static int element_address(struct soft_vcpu *v, const struct insn *in, unsigned i,
                            enum soft_access access, gva_t *addr)
 {
     uint64_t offset = soft_effective_address(v, in) + (uint64_t)i * in->mem_element_size;
 
-    return soft_linear(v, in->seg, offset & mask_bytes(in->addr_size), in->mem_element_size, access,
-                       addr);
+    return soft_linear(v, in->seg, offset, in->mem_element_size, access, addr);
 }
 
 static int read_elements(struct soft_vcpu *v, const struct insn *in, uint64_t mask,
@@ -170,7 +172,8 @@ static bool is_alignment_checked(struct soft_vcpu *v, const struct insn *in)
     uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
 
     if (LIKELY(!v->is_ac_set) || !v->model->is_amd || in->encoding != INSN_EVEX ||
-        !is_pow2(in->mem_size) || !(addr & (in->mem_size - 1u)) || !soft_is_canonical(v, addr))
+        !is_pow2(in->mem_size) || !(addr & (MIN(in->mem_size, 16u) - 1)) ||
+        !soft_is_canonical(v, addr))
         return false;
     soft_fpu_save(v);
     return evex_mask(v, in, in->mem_element_size) != 0;

@@ -428,7 +428,8 @@ static bool is_alignment_checked(const struct soft_vcpu *v, const struct insn *i
         return false;
     if (size == 10)
         return addr & 7;
-    return size > 8 && is_pow2(size) && v->model->is_amd && (addr & (size - 1));
+    /* vectors of any length: to 16 bytes */
+    return size > 8 && is_pow2(size) && v->model->is_amd && (addr & 15);
 }
 
 static int exec_memory(struct soft_vcpu *v, const struct insn *in)

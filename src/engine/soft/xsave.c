@@ -118,8 +118,11 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
         return soft_raise(v, VEC_NM);
     if (soft_operand_address(v, in, FPU_LEGACY_SIZE, access, addr))
         return SOFT_FAULT;
-    if (*addr & 15) /* AMD: #AC goes first where alignment is checked */
-        return soft_raise_error(v, v->is_ac_set && v->model->is_amd ? VEC_AC : VEC_GP, 0);
+    /* AMD: #AC, which asks for 4 bytes, goes first where alignment is checked */
+    if (v->is_ac_set && v->model->is_amd && (*addr & 3))
+        return soft_raise_error(v, VEC_AC, 0);
+    if (*addr & 15)
+        return soft_raise_error(v, VEC_GP, 0);
     /* AMD's CPUs try the last byte first, which shows in CR2 */
     return v->model->is_amd ? soft_probe(v, *addr + FPU_LEGACY_SIZE - 1, 1, access, SOFT_AS_CPL)
                             : 0;
@@ -272,6 +275,7 @@ static int op_xsave(struct soft_vcpu *v, const struct insn *in)
     gva_t addr;
 
     if (xsave_check(v, false) || xsave_operand(v, in, standard_end(v, rfbm), SOFT_WRITE, &addr) ||
+        soft_probe(v, addr, 1, SOFT_WRITE, SOFT_AS_CPL) ||
         soft_probe(v, addr + FPU_XSTATE_BV, 8, SOFT_RMW, SOFT_AS_CPL) ||
         soft_load(v, addr + FPU_XSTATE_BV, 8, SOFT_AS_CPL, &old))
         return SOFT_FAULT;
