@@ -221,7 +221,7 @@
 
 /* Have vector `v` call `fn` (with RDI at the frame) and return; 0 takes the hook off. */
 .macro hook64 v, fn
-    movq $\fn, hooks64 + \v * 8
+    movq $\fn, hooks64 + (\v) * 8
 .endm
 
 .macro wrmsr64 index, value
@@ -368,7 +368,7 @@
 .endm
 
 .macro hook32 v, fn
-    movl $\fn, hooks32 + \v * 4
+    movl $\fn, hooks32 + (\v) * 4
 .endm
 
 /* Write an 8-byte descriptor at GDT selector `sel`. */
