@@ -53,6 +53,15 @@ void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *m
 bool diff_generate_for(struct diff_case *c, uint64_t seed, const struct cpu_model *model,
                        unsigned mode, const uint8_t *bytes, unsigned size);
 
+/* regress.c: what once differed; bytes of the instructions, padded where a field may be longer. */
+struct diff_regression {
+    uint8_t mode, size;
+    const char *bytes;
+    const char *what;
+};
+extern const struct diff_regression diff_regressions[];
+extern const unsigned diff_regression_count;
+
 /* native.c: on this CPU, in this process. */
 int diff_native_open(const struct cpu_model *model, struct err *e);
 void diff_native_run(const struct diff_case *c, struct diff_state *after);

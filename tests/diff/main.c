@@ -17,7 +17,8 @@
 #include "engine/engine.h"
 #include "os/tsc.h"
 
-#define DEFAULT_CASES 20000
+#define DEFAULT_CASES 100000
+#define REGRESSION_RUNS 100 /* of each entry of the list */
 #define FLAGS_COMPARED (RFLAGS_STATUS | RFLAGS_DF | RFLAGS_RF | RFLAGS_TF | RFLAGS_AC)
 
 static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -168,23 +169,19 @@ static void forgive_presence(struct diff_state *st)
         st->error &= ~(uint32_t)PF_ERR_P;
 }
 
-/* True when all three agree. */
-static bool run_case(struct run *run, uint64_t seed)
+/* Run run->c on all three; true when they agree. */
+static bool compare_case(struct run *run)
 {
     struct diff_case *c = &run->c;
-    diff_generate(c, seed, &run->model);
     diff_native_run(c, &run->native);
     bool interp_ok = diff_guest_run(run->interp, c, &run->by_interp);
     bool bt_ok = diff_guest_run(run->bt, c, &run->by_bt);
-    forgive_presence(&run->native);
-    forgive_presence(&run->by_interp);
-    forgive_presence(&run->by_bt);
-    blank_image(&run->native, c);
-    blank_image(&run->by_interp, c);
-    blank_image(&run->by_bt, c);
-    normalise(&run->native, &run->model);
-    normalise(&run->by_interp, &run->model);
-    normalise(&run->by_bt, &run->model);
+    struct diff_state *states[] = {&run->native, &run->by_interp, &run->by_bt};
+    for (unsigned i = 0; i < ARRAY_SIZE(states); i++) {
+        forgive_presence(states[i]);
+        blank_image(states[i], c);
+        normalise(states[i], &run->model);
+    }
     if (interp_ok && bt_ok &&
         !states_differ("interp", &run->by_interp, &run->native, &run->model, false) &&
         !states_differ("bt", &run->by_bt, &run->native, &run->model, false))
@@ -199,6 +196,36 @@ static bool run_case(struct run *run, uint64_t seed)
     else
         states_differ("bt", &run->by_bt, &run->native, &run->model, true);
     return false;
+}
+
+static bool run_case(struct run *run, uint64_t seed)
+{
+    diff_generate(&run->c, seed, &run->model);
+    return compare_case(run);
+}
+
+/* The number of entries of the list that differ again. */
+static unsigned run_regressions(struct run *run, uint64_t seed)
+{
+    unsigned failed = 0, ran = 0;
+
+    for (unsigned i = 0; i < diff_regression_count; i++) {
+        const struct diff_regression *g = &diff_regressions[i];
+        bool is_good = true;
+        for (unsigned n = 0; n < REGRESSION_RUNS && is_good; n++) {
+            if (!diff_generate_for(&run->c, seed + n, &run->model, g->mode,
+                                   (const uint8_t *)g->bytes, g->size))
+                continue;
+            ran++;
+            is_good = compare_case(run);
+        }
+        if (!is_good) {
+            printf("  of the list of regressions: %s\n", g->what);
+            failed++;
+        }
+    }
+    printf("%u cases of %u old differences ran, %u differ\n", ran, diff_regression_count, failed);
+    return failed;
 }
 
 static int open_all(struct run *run, struct err *e)
@@ -253,11 +280,13 @@ int main(int argc, char **argv)
         return 2;
     }
     printf("seed %" PRIu64 ", %" PRIu64 " cases%s\n", seed, cases, is_replay ? " (replay)" : "");
+    unsigned regressed = is_replay ? 0 : run_regressions(&run, seed);
     for (; done < cases && (failed == 0 || (keeps_going && failed < 50)); done++)
         if (!run_case(&run, seed + done))
             failed++;
-    printf("%" PRIu64 " cases ran, %" PRIu64 " differ\n", done, failed);
+    printf("%" PRIu64 " cases ran, %" PRIu64 " differ%s\n", done, failed,
+           failed != 0 ? "; run one again with --replay CASE" : "");
     diff_guest_close(run.interp);
     diff_guest_close(run.bt);
-    return failed != 0;
+    return failed != 0 || regressed != 0;
 }
