@@ -40,7 +40,7 @@ static int environment_operand(struct soft_vcpu *v, const struct insn *in, unsig
         return SOFT_FAULT;
     if (UNLIKELY(v->is_ac_set) && (*addr & (in->op_size == 2 ? 1 : 3)))
         return soft_raise_error(v, VEC_AC, 0);
-    if (soft_probe(v, *addr, 1, access, SOFT_AS_CPL))
+    if (soft_probe(v, *addr, in->op_size == 2 ? 2 : 4, access, SOFT_AS_CPL))
         return SOFT_FAULT;
     return soft_probe(v, *addr + size - 1, 1, access, SOFT_AS_CPL);
 }
@@ -183,10 +183,12 @@ static int op_fldenv(struct soft_vcpu *v, const struct insn *in)
     struct environment env;
     gva_t addr;
 
-    if (environment_operand(v, in, size, SOFT_READ, &addr))
+    if (soft_fpu_check(v, INSN_UNIT_X87))
         return SOFT_FAULT;
     if (soft_fpu_is_pending(v))
         return soft_fpu_raise_pending(v);
+    if (environment_operand(v, in, size, SOFT_READ, &addr))
+        return SOFT_FAULT;
     if (soft_read(v, addr, from, size, SOFT_AS_CPL))
         return SOFT_FAULT;
     soft_zero(env.bytes, ENV32_SIZE);

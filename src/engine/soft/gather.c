@@ -149,6 +149,9 @@ static int gather_elements(struct soft_vcpu *v, const struct insn *in, const str
             return SOFT_FAULT;
         soft_copy(element(v, g->data, i, g->data_size), &value, g->data_size);
         mask_clear(v, g, i);
+        /* AMD's CPUs write an EVEX destination whole with each element: seen after a fault */
+        if (g->is_evex && v->model->is_amd)
+            vector_clear_above(v, g->data, g->count * MAX(g->data_size, g->index_size));
     }
     return 0;
 }
@@ -176,9 +179,6 @@ static int op_gather(struct soft_vcpu *v, const struct insn *in)
     mark(v, &g, true);
     if (!g.is_evex && !v->model->is_amd)
         spread_mask(v, &g);
-    /* AMD's CPUs write the EVEX form's destination, zeroes above included, before any fault */
-    if (g.is_evex && v->model->is_amd)
-        vector_clear_above(v, g.data, g.count * g.data_size);
     if (gather_elements(v, in, &g))
         return SOFT_FAULT;
     vector_clear_above(v, g.data, g.count * g.data_size);
