@@ -5,6 +5,10 @@
  * waits in the transmit FIFO, and THRE tells the guest so. The receive FIFO never overruns from
  * outside: the character device is told how much room there is (loopback can overrun).
  *
+ * The other end honours RTS, as far as guests use it: while nobody listens (see is_listening)
+ * input waits in the character device. Otherwise what is typed or piped in while a guest boots
+ * would go into the FIFO and be lost when its driver clears that.
+ *
  * The interrupt output is computed by uart_update after every change from what is pending and
  * enabled; the one state behind it is the THRE interrupt's latch, which reading IIR clears.
  *
@@ -24,6 +28,8 @@
 
 #define FIFO_SIZE 16
 #define CLOCK_HZ 1843200
+#define IDLE_POLLS 64
+#define LISTENS_NS UINT64_C(10000000)
 #define PORT_COUNT 8
 
 enum { REG_DATA, REG_IER, REG_IIR_FCR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_SCRATCH };
@@ -85,6 +91,8 @@ struct uart16550_state {
     uint8_t msr_lines;  /* CTS, DSR, RI, DCD as the other end drives them */
     uint8_t msr_delta;
     bool is_thre_pending; /* THRE interrupt: set when the transmitter empties */
+    uint8_t idle_polls;   /* LSR reads in a row that found an idle line, saturating */
+    bool has_listened;    /* kept its receive interrupt enabled for LISTENS_NS */
     bool is_timeout;      /* characters have waited for four character times */
     struct uart_fifo rx, tx;
 };
@@ -182,29 +190,40 @@ static uint64_t character_ns(const struct uart16550_state *s)
     return (uint64_t)bit_count * divisor * 16 * NS_PER_SEC / CLOCK_HZ;
 }
 
-/* "FIFO Interrupt Mode Operation": four character times after the last movement. */
+/* Characters wait below the trigger level, of which the guest wants to hear in time. */
+static bool has_timeout_ahead(const struct uart16550_state *s)
+{
+    return (s->fcr & FCR_ENABLE) && s->rx.count != 0 && s->rx.count < rx_trigger(s);
+}
+
+/*
+ * Somebody will take input: RTS is up, or a guest that never sets RTS has had its interrupt
+ * enabled for a while (drivers that look for the chip enable it for a moment), or one without
+ * either does nothing but look for input.
+ */
+static bool is_listening(const struct uart16550_state *s)
+{
+    return (s->mcr & MCR_RTS) || ((s->ier & IER_RDA) && s->has_listened) ||
+           s->idle_polls >= IDLE_POLLS;
+}
+
+/*
+ * After any movement in the receiver. "FIFO Interrupt Mode Operation": the time-out comes four
+ * character times after the last one.
+ */
 static void timeout_restart(struct uart16550 *uart)
 {
     struct uart16550_state *s = &uart->s;
 
     s->is_timeout = false;
-    if ((s->fcr & FCR_ENABLE) && (s->ier & IER_RDA) && s->rx.count != 0 &&
-        s->rx.count < rx_trigger(s))
+    if (!(s->ier & IER_RDA))
+        vtimer_cancel(&uart->timer);
+    else if (has_timeout_ahead(s))
         vtimer_arm(&uart->timer, vclock_now_ns(uart->clock) + 4 * character_ns(s));
+    else if (!is_listening(s))
+        vtimer_arm(&uart->timer, vclock_now_ns(uart->clock) + LISTENS_NS);
     else
         vtimer_cancel(&uart->timer);
-}
-
-static void timer_fired(void *ctx)
-{
-    struct uart16550 *uart = ctx;
-    pthread_mutex_lock(&uart->lock);
-    struct uart16550_state *s = &uart->s;
-    if ((s->fcr & FCR_ENABLE) && s->rx.count != 0 && s->rx.count < rx_trigger(s)) {
-        s->is_timeout = true;
-        uart_update(uart);
-    }
-    pthread_mutex_unlock(&uart->lock);
 }
 
 /* LSR shows the errors of the byte at the head of the FIFO ("revealed to the CPU"). */
@@ -232,8 +251,9 @@ static void rx_push(struct uart16550_state *s, uint8_t byte, uint8_t errors)
 
 static size_t rx_room(const struct uart16550_state *s)
 {
-    if (s->mcr & MCR_LOOP)
-        return 0; /* the input pin is disconnected; what comes waits outside */
+    /* In loopback the input pin is disconnected; what comes waits outside. */
+    if ((s->mcr & MCR_LOOP) || !is_listening(s))
+        return 0;
     return s->rx.count < fifo_limit(s) ? fifo_limit(s) - s->rx.count : 0;
 }
 
@@ -244,6 +264,23 @@ static void input_resume(struct uart16550 *uart)
         uart->is_input_stopped = false;
         chardev_resume_input(uart->cd);
     }
+}
+
+static void timer_fired(void *ctx)
+{
+    struct uart16550 *uart = ctx;
+    struct uart16550_state *s = &uart->s;
+
+    pthread_mutex_lock(&uart->lock);
+    if (has_timeout_ahead(s)) {
+        s->is_timeout = true;
+        uart_update(uart);
+    }
+    if (s->ier & IER_RDA) {
+        s->has_listened = true;
+        input_resume(uart);
+    }
+    pthread_mutex_unlock(&uart->lock);
 }
 
 static size_t uart_can_receive(void *ctx)
@@ -303,6 +340,7 @@ static void tx_write(struct uart16550 *uart, uint8_t byte)
     struct uart16550_state *s = &uart->s;
 
     s->is_thre_pending = false;
+    s->idle_polls = 0; /* it only waited for room to write */
     if (s->mcr & MCR_LOOP) {
         rx_push(s, byte, 0);
         timeout_restart(uart);
@@ -391,6 +429,19 @@ static uint8_t lsr_value(const struct uart16550_state *s)
     return v;
 }
 
+static uint8_t lsr_read(struct uart16550 *uart)
+{
+    struct uart16550_state *s = &uart->s;
+    uint8_t v = lsr_value(s);
+
+    s->lsr_errors = 0;
+    if ((v & (LSR_THRE | LSR_DR)) == LSR_THRE && s->idle_polls < IDLE_POLLS) {
+        s->idle_polls++;
+        input_resume(uart);
+    }
+    return v;
+}
+
 static uint8_t iir_read(struct uart16550_state *s)
 {
     uint8_t pending = pending_interrupt(s);
@@ -423,8 +474,7 @@ static uint64_t uart_read(void *ctx, uint64_t offset, unsigned size)
         v = s->mcr;
         break;
     case REG_LSR:
-        v = lsr_value(s);
-        s->lsr_errors = 0;
+        v = lsr_read(uart);
         break;
     case REG_MSR:
         v = msr_value(s);
@@ -446,8 +496,9 @@ static void ier_write(struct uart16550 *uart, uint8_t value)
     /* Enabling the THRE interrupt with an empty transmitter interrupts at once. */
     if ((s->ier & ~old & IER_THRE) && s->tx.count == 0)
         s->is_thre_pending = true;
-    if ((s->ier & ~old & IER_RDA) && !s->is_timeout)
+    if (((s->ier ^ old) & IER_RDA) && !s->is_timeout)
         timeout_restart(uart);
+    input_resume(uart);
 }
 
 static void rx_clear(struct uart16550_state *s)
@@ -469,11 +520,16 @@ static void fcr_write(struct uart16550 *uart, uint8_t value)
     bool was_enabled = (s->fcr & FCR_ENABLE) != 0;
     bool is_enabled = (value & FCR_ENABLE) != 0;
 
-    /* "Programming any other bit needs bit 0"; changing bit 0 clears both FIFOs. */
+    /*
+     * "Programming any other bit needs bit 0". Leaving FIFO mode clears both FIFOs. Entering it
+     * keeps what the holding registers have: Linux enables its interrupt just before, and a byte
+     * that came in between would be lost.
+     */
     s->fcr = is_enabled ? value & (FCR_ENABLE | 3 << FCR_TRIGGER_SHIFT) : 0;
-    if (was_enabled != is_enabled || (is_enabled && (value & FCR_CLEAR_RX)))
+    bool is_left = was_enabled && !is_enabled;
+    if (is_left || (is_enabled && (value & FCR_CLEAR_RX)))
         rx_clear(s);
-    if (was_enabled != is_enabled || (is_enabled && (value & FCR_CLEAR_TX)))
+    if (is_left || (is_enabled && (value & FCR_CLEAR_TX)))
         tx_clear(s);
     timeout_restart(uart);
     input_resume(uart);

@@ -2,7 +2,8 @@
  * uart16550.h - 16550A asynchronous serial port
  *
  * The line is as fast as the character device behind it takes and gives: the divisor sets the
- * time base of the receiver's time-out only. Nothing is lost in either direction.
+ * time base of the receiver's time-out only. Nothing is lost in either direction: input waits in
+ * the character device until the guest listens.
  *
  * Threads: set-up, reset and destroy on the main loop's thread (or before it runs); register
  * accesses come through the space, which takes the device's lock. The line and the character

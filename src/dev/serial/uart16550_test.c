@@ -214,6 +214,19 @@ static void test_receive_fifo_and_trigger(void **state)
     assert_in8(&f->b, LSR, 0x60);
 }
 
+static void test_fifo_mode_changes(void **state)
+{
+    struct fixture *f = *state;
+    give(f, "a");
+    out8(&f->b, FCR, 0x01); /* keeps it */
+    assert_in8(&f->b, LSR, 0x61);
+    give(f, "b");
+    assert_in8(&f->b, DATA, 'a');
+    out8(&f->b, FCR, 0x00); /* clears */
+    assert_in8(&f->b, LSR, 0x60);
+    assert_in8(&f->b, IIR, 0x01);
+}
+
 static void test_receive_timeout(void **state)
 {
     struct fixture *f = *state;
@@ -237,6 +250,44 @@ static void test_receive_timeout(void **state)
     vclock_advance(f->b.clock, 50 * character_ns);
     assert_false(f->irq.level);
     assert_true(vclock_next_deadline_ns(f->b.clock) == UINT64_MAX);
+}
+
+/* What is typed before a driver is there waits for it, outside. */
+static void test_input_waits_for_a_listener(void **state)
+{
+    struct fixture *f = *state;
+    out8(&f->b, MCR, 0x09); /* no RTS */
+    assert_int_equal(give(f, "ab"), 0);
+    out8(&f->b, FCR, 0x07);
+    assert_int_equal(f->cd.resumes, 0);
+    out8(&f->b, IER, 0x0f); /* somebody looks whether there is a chip */
+    assert_int_equal(give(f, "ab"), 0);
+    out8(&f->b, IER, 0x00);
+    vclock_advance(f->b.clock, 100000000);
+    assert_int_equal(f->cd.resumes, 0);
+    out8(&f->b, IER, 0x01);
+    vclock_advance(f->b.clock, 100000000);
+    assert_int_equal(f->cd.resumes, 1);
+    assert_int_equal(give(f, "ab"), 2);
+    out8(&f->b, IER, 0x00);
+    in8(&f->b, DATA);
+    in8(&f->b, DATA);
+    assert_int_equal(give(f, "c"), 0);
+    out8(&f->b, MCR, 0x0b);
+    assert_int_equal(f->cd.resumes, 2);
+    out8(&f->b, MCR, 0x00);
+    assert_int_equal(give(f, "c"), 0);
+    for (unsigned i = 0; i < 1000; i++) { /* waits for the transmitter, then writes */
+        in8(&f->b, LSR);
+        if (i % 10 == 0 && i < 100)
+            out8(&f->b, DATA, 'x');
+        if (i == 100)
+            assert_int_equal(f->cd.resumes, 2);
+    }
+    assert_int_equal(f->cd.resumes, 3); /* a guest that polls for input */
+    assert_int_equal(give(f, "c"), 1);
+    assert_in8(&f->b, LSR, 0x61);
+    assert_in8(&f->b, DATA, 'c');
 }
 
 static void test_break(void **state)
@@ -344,7 +395,9 @@ int main(void)
         TEST(test_thre_interrupt_edges),
         TEST(test_receive_without_fifo),
         TEST(test_receive_fifo_and_trigger),
+        TEST(test_fifo_mode_changes),
         TEST(test_receive_timeout),
+        TEST(test_input_waits_for_a_listener),
         TEST(test_break),
         TEST(test_loopback),
         TEST(test_modem_lines),
