@@ -11,8 +11,8 @@
  *
  * The body starts with a five-byte NOP at an 8-byte boundary. Killing a block turns that NOP
  * into a jump to its `fail` path by one atomic store; whatever still points to the block then
- * falls through to the dispatcher. Memory is reused only when the whole cache is emptied with
- * every vCPU outside of it.
+ * falls through to the dispatcher, and goes to the block's successor once that has been made.
+ * Memory is reused only when the whole cache is emptied with every vCPU outside of it.
  *
  * Registers in generated code: every guest GPR is in the host GPR of the same number, except
  * that RCX, R10 and R15 are scratch, R11 holds the guest's RCX, and the guest's R10, R11 and R15
@@ -61,6 +61,7 @@
 #define BT_MODE_AVX512 0x400u
 #define BT_MODE_PROTECTED 0x800u /* VEX-encoded integer instructions exist */
 #define BT_MODE_STEP 0x1000u
+#define BT_MODE_NOSHARE 0x8000u /* translate without shared checks (share.c) */
 #define BT_MODE_CPL0 0x2000u
 #define BT_MODE_RDTSC 0x4000u /* allowed at this privilege */
 
@@ -82,7 +83,7 @@ struct bt_stats {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t kills, flushes, code_writes, code_writes_beside, protects, protect_exclusive;
     uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles; /* with is_counting */
-    uint64_t indirect_misses, host_faults;
+    uint64_t indirect_misses, host_faults, share_misses;
     uint32_t soft_ops[2048]; /* by mnemonic */
 };
 
@@ -96,6 +97,7 @@ struct bt_vcpu {
     uint64_t host_rsp;
     uint64_t target;
     uint64_t blocks_run, accesses; /* counted by generated code with is_counting */
+    uint64_t share[8];             /* host addresses of live shares */
     uint64_t pushed;               /* a value on its way while the stack is checked */
     uint32_t flags_ax;             /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
@@ -127,7 +129,9 @@ struct bt_block {
     uint16_t guest_len;
     uint16_t insn_count;
     bool is_dead;
-    uint8_t *guard; /* executable addresses */
+    bool has_shares;       /* C may not resume it */
+    uint16_t share_misses; /* a guess: several vCPUs count without a lock */
+    uint8_t *guard;        /* executable addresses */
     uint8_t *body;
     uint8_t *fail;
     uint8_t *end;
@@ -147,6 +151,10 @@ struct bt_view { /* (linear page, physical page) -> cookie */
     uint64_t vpn, pfn;
     uint32_t next; /* index + 1 */
 };
+
+/* Blocks whose shared checks failed often are made without them; by a hash of their address. */
+#define BT_NOSHARE_BITS (1u << 16)
+#define BT_SHARE_MISSES_MAX 24
 
 #define BT_HASH_SIZE (1u << 16)
 #define BT_VIEW_HASH_SIZE (1u << 14)
@@ -172,10 +180,14 @@ struct bt_engine {
     size_t map_count, map_max;
     struct bt_block *block_pool;
     struct bt_block *hash[BT_HASH_SIZE];
+    struct bt_block *dead[BT_HASH_SIZE]; /* killed, and not made again yet */
     struct bt_view *views;
     uint32_t view_count, view_max;
     uint32_t view_hash[BT_VIEW_HASH_SIZE];
     struct bt_code_page **pages[SOFT_RAM_SLOTS_MAX];
+    uint64_t no_share[BT_NOSHARE_BITS / 64];
+    struct insn insns[BT_BLOCK_INSNS_MAX];    /* of the block being made */
+    uint16_t insn_at[BT_BLOCK_INSNS_MAX + 1]; /* their offsets in it */
 
     bool is_counting; /* immutable after open */
 
@@ -202,8 +214,13 @@ void bt_cache_destroy(struct bt_engine *be);
 /* Forget every block. Exclusive; takes the lock. */
 void bt_cache_empty(struct bt_engine *be);
 struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode);
+/* Are shared checks to be left out of blocks there? With the lock held. */
+bool bt_is_share_refused(const struct bt_engine *be, uint64_t rip, gpa_t gpa);
+void bt_share_refuse(struct bt_engine *be, const struct bt_block *block);
 /* No look-up finds the block from now on; its memory stays until the cache is emptied. */
-void bt_block_forget(struct bt_engine *be, const struct bt_block *block);
+void bt_block_forget(struct bt_engine *be, struct bt_block *block);
+/* Turn the NOP, or jump, at the body's start into a jump to `target`, by one store. */
+void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target);
 /* The block that holds host code address `rx`, or NULL. Takes the lock. */
 struct bt_block *bt_block_at(struct bt_engine *be, const uint8_t *rx);
 /* Index of the guest instruction whose host code contains rx. */
@@ -224,11 +241,30 @@ bool bt_page_is_protected(struct bt_engine *be, gpa_t gpa);
 /* Protect it: no vCPU writes to it unseen any more. In guest, lock not held. */
 void bt_page_protect(struct bt_vcpu *b, gpa_t gpa);
 void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, unsigned size);
+/* Take a block out of use. With the lock held. */
+void bt_block_retire(struct bt_engine *be, struct bt_block *block);
 void bt_page_add_block(struct bt_engine *be, struct bt_block *block);
 
 /* translate.c: with the lock held and the page protected; NULL when the cache is full. */
 struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
                               size_t avail);
+
+/* One check that serves several accesses: [registers + low, registers + high). */
+#define BT_SHARES 6
+#define BT_SHARE_SPAN_MAX 256
+#define BT_SHARE_RSP_MAX 0x10000
+
+struct bt_share {
+    bool is_live, is_write;
+    uint8_t base, index, scale, seg;
+    int32_t low, high;
+};
+
+/* A checked operand: [S1 + index + disp]; index is S2 or H_NONE. */
+struct bt_place {
+    unsigned index;
+    int32_t disp;
+};
 
 /* emit_insn.c */
 struct bt_tr {
@@ -239,10 +275,15 @@ struct bt_tr {
     uint64_t block_rip;
     unsigned set;
     uint32_t mode;
-    unsigned size;  /* code size, bytes: 4 or 8 */
-    uint8_t *body;  /* in the writable mapping */
-    uint8_t *retry; /* where the check being emitted starts over after a miss */
-    bool is_end;    /* control does not fall through */
+    unsigned size;            /* code size, bytes: 4 or 8 */
+    uint8_t *body;            /* in the writable mapping */
+    uint8_t *retry;           /* where the check being emitted starts over after a miss */
+    const struct insn *insns; /* the block's, for looking ahead */
+    unsigned insn_index, insn_count;
+    struct bt_share shares[BT_SHARES];
+    unsigned share_next;
+    bool has_shares, is_share_refused;
+    bool is_end; /* control does not fall through */
 
     struct bt_cold {
         uint8_t *from;   /* the rel32 that leads here; chain: linking patches it */
@@ -257,6 +298,7 @@ struct bt_tr {
 enum { BT_COLD_TLB, BT_COLD_CHAIN, BT_COLD_INDIRECT };
 
 #define BT_MISS_WRITE 0x10000u
+#define BT_MISS_SHARED 0x20000u
 #define BT_MISS_SIZE 0xffffu
 
 /* Emit one instruction. */
@@ -280,6 +322,18 @@ void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
  */
 #define BT_INDIRECT_REDO INT32_MIN
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta);
+/* The same for a range that several accesses share. */
+void bt_emit_check_shared(struct bt_tr *t, unsigned size, bool is_write);
+
+/* share.c */
+/* The checked operand of *in, when a live share covers it or a new one pays; else false. */
+bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *place);
+/* C code has run: nothing is known any more. */
+void bt_shares_forget(struct bt_tr *t);
+/* *in was emitted: drop or move the shares whose registers it has changed. */
+void bt_shares_after(struct bt_tr *t, const struct insn *in);
+bool bt_is_jcc(const struct insn *in);
+
 /* Count in the vCPU block, S0 lost; nothing unless is_counting. */
 void bt_emit_count(struct bt_tr *t, uint32_t offset);
 /* Note a path that stands after the block's hot code and is reached by the rel32 at `from`. */

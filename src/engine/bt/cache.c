@@ -117,6 +117,8 @@ void bt_cache_empty(struct bt_engine *be)
         atomic_fetch_and(&ram->page_flags[page], ~SOFT_PAGE_CODE);
     }
     memset(be->hash, 0, sizeof(be->hash));
+    memset(be->dead, 0, sizeof(be->dead));
+    memset(be->no_share, 0, sizeof(be->no_share));
     memset(be->view_hash, 0, sizeof(be->view_hash));
     be->block_count = 0;
     be->map_count = 0;
@@ -141,13 +143,59 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa, uint32_t mode)
     return (unsigned)(h >> 48) & (BT_HASH_SIZE - 1);
 }
 
-void bt_block_forget(struct bt_engine *be, const struct bt_block *block)
+static unsigned share_bit(uint64_t rip, gpa_t gpa)
 {
-    struct bt_block **link = &be->hash[block_hash(block->rip, block->gpa, block->mode)];
+    return block_hash(rip, gpa, 0) % BT_NOSHARE_BITS;
+}
+
+bool bt_is_share_refused(const struct bt_engine *be, uint64_t rip, gpa_t gpa)
+{
+    unsigned bit = share_bit(rip, gpa);
+    return be->no_share[bit / 64] >> (bit % 64) & 1;
+}
+
+void bt_share_refuse(struct bt_engine *be, const struct bt_block *block)
+{
+    unsigned bit = share_bit(block->rip, block->gpa);
+    be->no_share[bit / 64] |= BIT(bit % 64);
+}
+
+void bt_block_forget(struct bt_engine *be, struct bt_block *block)
+{
+    unsigned h = block_hash(block->rip, block->gpa, block->mode);
+    struct bt_block **link = &be->hash[h];
+
     while (*link != NULL && *link != block)
         link = &(*link)->hash_next;
     if (*link != NULL)
         *link = block->hash_next;
+    block->hash_next = be->dead[h];
+    be->dead[h] = block;
+}
+
+void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target)
+{
+    uint64_t *word = (uint64_t *)(void *)bt_rw(be, block->body);
+    uint32_t rel = (uint32_t)(target - (block->body + 5));
+    uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
+    value = (value & ~UINT64_C(0xffffffffff)) | (uint64_t)rel << 8 | 0xe9;
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+}
+
+/* Dead blocks of the same code lead to the new one, so that links to them stay quick. */
+static void forward_dead(struct bt_engine *be, unsigned h, const struct bt_block *block)
+{
+    struct bt_block **link = &be->dead[h];
+
+    while (*link != NULL) {
+        struct bt_block *dead = *link;
+        if (dead->rip == block->rip && dead->gpa == block->gpa && dead->mode == block->mode) {
+            bt_block_forward(be, dead, block->body);
+            *link = dead->hash_next;
+        } else {
+            link = &dead->hash_next;
+        }
+    }
 }
 
 struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode)
@@ -190,6 +238,7 @@ void bt_block_publish(struct bt_engine *be, struct bt_block *block)
     unsigned h = block_hash(block->rip, block->gpa, block->mode);
     block->hash_next = be->hash[h];
     be->hash[h] = block;
+    forward_dead(be, h, block);
     be->blocks[be->block_count++] = block;
     be->map_count += block->insn_count + 1u;
     be->used = align_up((uint64_t)(block->end - be->rx), 16);

@@ -12,6 +12,7 @@
 static void emit_soft(struct bt_tr *t)
 {
     struct emit *e = &t->e;
+    bt_shares_forget(t);
     bt_emit_set_rip(e, t->rip);
     uint8_t *lea = e->p;
     emit_lea_rip(e, S2, lea);
@@ -162,39 +163,56 @@ static bool uses_rcx_implicitly(const struct insn *in)
     return true;
 }
 
+/*
+ * Check the memory operand; *r gets its address, *temps the scratch registers left over. False when
+ * C has to run the instruction.
+ */
+static bool emit_operand(struct bt_tr *t, const struct insn *in, bool is_rcx_implicit,
+                         struct insn_recode *r, struct temps *temps)
+{
+    struct emit *e = &t->e;
+    unsigned displaced = displaced_count(in), room = is_rcx_implicit ? 0 : 1;
+    struct bt_place place;
+
+    if (in->uses_high_byte && displaced > 0)
+        return false; /* both want RCX */
+    if (bt_share_access(t, in, &place)) {
+        r->mem_index = INSN_NO_REG;
+        r->mem_disp = place.disp;
+        temps->free[temps->free_count++] = S2;
+    } else {
+        if (!bt_emit_address(t, in))
+            return false;
+        bt_emit_check(t, in->mem_size, (in->mem_access & INSN_ACCESS_WRITE) != 0);
+        if (in->uses_high_byte) {
+            emit_lea(e, true, H_RCX, S1, S2, 1, 0); /* an address without REX */
+            r->mem_base = H_RCX;
+            r->mem_index = INSN_NO_REG;
+            return true;
+        }
+        if (displaced > room) {
+            emit_lea(e, true, S1, S1, S2, 1, 0);
+            r->mem_index = INSN_NO_REG;
+            temps->free[temps->free_count++] = S2;
+        }
+    }
+    if (!is_rcx_implicit)
+        temps->free[temps->free_count++] = H_RCX; /* taken first */
+    return true;
+}
+
 static void emit_data(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
     struct temps temps = {.count = 0};
     struct insn_recode r = {.mem_base = S1, .mem_index = S2};
     bool is_rcx_implicit = uses_rcx_implicitly(in);
-    unsigned displaced = displaced_count(in);
     uint8_t code[INSN_RECODE_MAX];
-    bool has_access = in->has_mem && !in->is_agen;
 
-    if (has_access) {
-        if (in->uses_high_byte && displaced > 0) {
-            emit_soft(t); /* both want RCX */
-            return;
-        }
-        if (!bt_emit_address(t, in)) {
+    if (in->has_mem && !in->is_agen) {
+        if (!emit_operand(t, in, is_rcx_implicit, &r, &temps)) {
             emit_soft(t);
             return;
-        }
-        bt_emit_check(t, in->mem_size, (in->mem_access & INSN_ACCESS_WRITE) != 0);
-        if (in->uses_high_byte) {
-            emit_lea(e, true, H_RCX, S1, S2, 1, 0); /* an address without REX */
-            r.mem_base = H_RCX;
-            r.mem_index = INSN_NO_REG;
-        } else {
-            unsigned room = is_rcx_implicit ? 0 : 1;
-            if (displaced > room) {
-                emit_lea(e, true, S1, S1, S2, 1, 0);
-                r.mem_index = INSN_NO_REG;
-                temps.free[temps.free_count++] = S2;
-            }
-            if (!is_rcx_implicit)
-                temps.free[temps.free_count++] = H_RCX;
         }
     } else {
         temps.free[temps.free_count++] = S2;
@@ -272,31 +290,46 @@ static void emit_move_rsp(struct bt_tr *t, int32_t delta)
     emit_lea(&t->e, t->size == 8, H_RSP, H_RSP, H_NONE, 1, delta);
 }
 
-/* Check the slot below RSP for a push; afterwards it is at S1 + S2. */
-static void emit_push_check(struct bt_tr *t)
+/* Check the slot below RSP for a push of *in. */
+static struct bt_place emit_push_check(struct bt_tr *t, const struct insn *in)
 {
+    struct bt_place place = {.index = S2};
+    if (bt_share_access(t, in, &place))
+        return place;
     t->retry = t->e.p;
     emit_lea(&t->e, t->size == 8, S1, H_RSP, H_NONE, 1, -(int32_t)t->size);
     bt_emit_check(t, t->size, true);
+    return place;
 }
 
-static void emit_pop_check(struct bt_tr *t, unsigned reg)
+/* Check the stack slot at [reg] for a pop of *in. */
+static struct bt_place emit_pop_check(struct bt_tr *t, const struct insn *in, unsigned reg)
 {
+    struct bt_place place = {.index = S2};
+    if (reg == H_RSP && bt_share_access(t, in, &place))
+        return place;
     t->retry = t->e.p;
     emit_lea(&t->e, t->size == 8, S1, reg, H_NONE, 1, 0);
     bt_emit_check(t, t->size, false);
+    return place;
 }
 
-static void emit_push_imm(struct bt_tr *t, uint64_t value)
+/* opcode reg, the checked operand, as wide as the stack */
+static void emit_stack_op(struct bt_tr *t, uint8_t opcode, unsigned reg, struct bt_place place)
+{
+    emit_op_mem(&t->e, t->size == 8, opcode, reg, S1, place.index, 1, place.disp);
+}
+
+static void emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value)
 {
     struct emit *e = &t->e;
-    emit_push_check(t);
+    struct bt_place place = emit_push_check(t, in);
     if (t->size == 4 || (int64_t)value == (int32_t)value) {
-        emit_op_mem(e, t->size == 8, 0xc7, 0, S1, S2, 1, 0);
+        emit_stack_op(t, 0xc7, 0, place);
         emit32(e, (uint32_t)value);
     } else {
         emit_mov_imm(e, S0, value);
-        emit_op_mem(e, true, 0x89, S0, S1, S2, 1, 0);
+        emit_stack_op(t, 0x89, S0, place);
     }
     emit_move_rsp(t, -(int32_t)t->size);
 }
@@ -312,9 +345,9 @@ static void emit_push_mem(struct bt_tr *t, const struct insn *in)
     bt_emit_check(t, t->size, false);
     emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
     emit_gs_store(e, true, S1, BT_OFFSET(pushed));
-    emit_push_check(t);
+    struct bt_place place = emit_push_check(t, in);
     emit_gs_load(e, true, S0, BT_OFFSET(pushed));
-    emit_op_mem(e, t->size == 8, 0x89, S0, S1, S2, 1, 0);
+    emit_stack_op(t, 0x89, S0, place);
     emit_move_rsp(t, -(int32_t)t->size);
 }
 
@@ -327,11 +360,10 @@ static void emit_push(struct bt_tr *t, const struct insn *in)
     } else if (in->has_mem) {
         emit_push_mem(t, in);
     } else if (in->opcode == 0x68 || in->opcode == 0x6a) {
-        emit_push_imm(t, in->imm);
+        emit_push_imm(t, in, in->imm);
     } else if (g != INSN_NO_REG) {
-        emit_push_check(t);
-        unsigned h = bt_emit_gpr_get(t, g, S0);
-        emit_op_mem(&t->e, t->size == 8, 0x89, h, S1, S2, 1, 0);
+        struct bt_place place = emit_push_check(t, in);
+        emit_stack_op(t, 0x89, bt_emit_gpr_get(t, g, S0), place);
         emit_move_rsp(t, -(int32_t)t->size);
     } else {
         emit_soft(t); /* segment registers */
@@ -349,11 +381,11 @@ static void emit_pushf(struct bt_tr *t, const struct insn *in)
         emit_soft(t);
         return;
     }
-    emit_push_check(t);
+    struct bt_place place = emit_push_check(t, in);
     emit_mov(e, true, S0, H_RAX);
     emit_bytes(e, lahf_seto, sizeof(lahf_seto));
     emit_gs_store(e, false, H_RAX, BT_OFFSET(flags_ax));
-    emit_lea(e, true, S1, S1, S2, 1, 0);
+    emit_lea(e, true, S1, S1, place.index, 1, place.disp);
     /* status bits of AH, OF from AL, the rest from memory: flags are free here */
     emit_mov(e, false, S2, H_RAX);
     emit8(e, 0x41); /* shr r15d, 8 */
@@ -398,9 +430,9 @@ static void emit_pop(struct bt_tr *t, const struct insn *in)
         emit_soft(t);
         return;
     }
-    emit_pop_check(t, H_RSP);
+    struct bt_place place = emit_pop_check(t, in, H_RSP);
     unsigned h = g == CPU_RCX ? H_GUEST_RCX : BT_IN_MEMORY(g) || g == CPU_RSP ? S0 : g;
-    emit_op_mem(e, is_wide, 0x8b, h, S1, S2, 1, 0);
+    emit_stack_op(t, 0x8b, h, place);
     if (g == CPU_RSP) {
         emit_mov(e, is_wide, H_RSP, S0);
         return;
@@ -416,9 +448,9 @@ static void emit_leave(struct bt_tr *t, const struct insn *in)
         emit_soft(t);
         return;
     }
-    emit_pop_check(t, H_RBP);
+    struct bt_place place = emit_pop_check(t, in, H_RBP);
     emit_lea(&t->e, t->size == 8, H_RSP, H_RBP, H_NONE, 1, (int32_t)t->size);
-    emit_op_mem(&t->e, t->size == 8, 0x8b, H_RBP, S1, S2, 1, 0);
+    emit_stack_op(t, 0x8b, H_RBP, place);
 }
 
 static uint64_t branch_target(const struct bt_tr *t, const struct insn *in)
@@ -469,7 +501,7 @@ static void emit_call(struct bt_tr *t, const struct insn *in)
         return;
     }
     if (is_direct) {
-        emit_push_imm(t, t->size == 8 ? next : (uint32_t)next);
+        emit_push_imm(t, in, t->size == 8 ? next : (uint32_t)next);
         bt_emit_exit(t, branch_target(t, in));
         t->is_end = true;
         return;
@@ -482,7 +514,7 @@ static void emit_call(struct bt_tr *t, const struct insn *in)
     bt_emit_lookup(t, BT_INDIRECT_REDO);
     emit_op_gs(e, true, 0x8b, S0, S2, BT_JC_OFFSET(t->set, host));
     emit_gs_store(e, true, S0, BT_OFFSET(pushed));
-    emit_push_imm(t, t->size == 8 ? next : (uint32_t)next);
+    emit_push_imm(t, in, t->size == 8 ? next : (uint32_t)next);
     emit_op_gs(e, false, 0xff, 4, H_NONE, BT_OFFSET(pushed)); /* jmp [...] */
     t->is_end = true;
 }
@@ -504,7 +536,6 @@ static void emit_jump(struct bt_tr *t, const struct insn *in)
 
 static void emit_ret(struct bt_tr *t, const struct insn *in)
 {
-    struct emit *e = &t->e;
     int32_t delta = (int32_t)t->size;
 
     if (in->op_size != t->size || (in->opcode != 0xc3 && in->opcode != 0xc2)) {
@@ -513,8 +544,8 @@ static void emit_ret(struct bt_tr *t, const struct insn *in)
     }
     if (in->opcode == 0xc2)
         delta += (int32_t)(in->imm & 0xffff);
-    emit_pop_check(t, H_RSP);
-    emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
+    struct bt_place place = emit_pop_check(t, in, H_RSP);
+    emit_stack_op(t, 0x8b, S1, place);
     emit_move_rsp(t, delta);
     bt_emit_indirect(t, delta);
 }
@@ -610,7 +641,7 @@ static bool is_hint(const struct insn *in)
     }
 }
 
-static bool is_jcc(const struct insn *in)
+bool bt_is_jcc(const struct insn *in)
 {
     return (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->opcode >= 0x70 &&
             in->opcode <= 0x7f) ||
@@ -722,7 +753,7 @@ static void emit_rdtsc(struct bt_tr *t)
 
 static void emit_special(struct bt_tr *t, const struct insn *in)
 {
-    if (is_jcc(in) && in->encoding == INSN_LEGACY) {
+    if (bt_is_jcc(in) && in->encoding == INSN_LEGACY) {
         emit_jcc(t, in);
         return;
     }

@@ -72,7 +72,7 @@ void bt_emit_count(struct bt_tr *t, uint32_t offset)
     emit_gs_store(&t->e, true, S0, offset);
 }
 
-void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
+static void emit_check(struct bt_tr *t, unsigned size, bool is_write, uint32_t info)
 {
     struct emit *e = &t->e;
     uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
@@ -89,7 +89,17 @@ void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
 
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_TLB, miss);
     cold->resume = t->retry;
-    cold->info = size | (is_write ? BT_MISS_WRITE : 0);
+    cold->info = size | (is_write ? BT_MISS_WRITE : 0) | info;
+}
+
+void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
+{
+    emit_check(t, size, is_write, 0);
+}
+
+void bt_emit_check_shared(struct bt_tr *t, unsigned size, bool is_write)
+{
+    emit_check(t, size, is_write, BT_MISS_SHARED);
 }
 
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta)

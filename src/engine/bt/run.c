@@ -300,18 +300,21 @@ static const uint8_t *soft_at(struct bt_vcpu *b, uint64_t rip, const uint8_t *re
     return resume;
 }
 
+static uint64_t insn_rip(const struct bt_vcpu *b, const struct bt_block *block, unsigned i)
+{
+    uint64_t rip = block->rip + block->map[i].guest_offset;
+    return b->mode & BT_MODE_SIZE ? (uint32_t)rip : rip;
+}
+
 /* Run in C the instruction whose host code contains `at`, then go on behind it. */
 static const uint8_t *soft_instead(struct bt_vcpu *b, const uint8_t *at)
 {
     const struct bt_block *block = bt_block_at(b->engine, at);
     unsigned i = bt_block_insn_at(block, at);
-    uint64_t rip = block->rip + block->map[i].guest_offset;
-    const uint8_t *next =
-        i + 1u < block->insn_count ? block->guard + block->map[i + 1].host_offset : NULL;
+    bool may_go_on = i + 1u < block->insn_count && !block->has_shares;
 
-    if (b->mode & BT_MODE_SIZE)
-        rip = (uint32_t)rip;
-    return soft_at(b, rip, next);
+    return soft_at(b, insn_rip(b, block, i),
+                   may_go_on ? block->guard + block->map[i + 1].host_offset : NULL);
 }
 
 /* With is_counting, helpers are timed; what they call is part of it. */
@@ -344,14 +347,51 @@ const uint8_t *bt_helper_soft(struct bt_vcpu *b, uint64_t s1, uint64_t info, con
     return at;
 }
 
-/* Fill the TLB; false when the access cannot be left to generated code. */
-static bool fill_tlb(struct bt_vcpu *b, uint64_t addr, unsigned size, bool is_write)
+/*
+ * A check for several accesses failed: the range crosses a page, or is not all writable yet. The
+ * block without shares goes on at the instruction; blocks that come here often are made anew.
+ */
+static const uint8_t *leave_shares(struct bt_vcpu *b, const uint8_t *at)
 {
+    struct bt_engine *be = b->engine;
+    struct soft_vcpu *v = &b->soft;
+    struct bt_block *block = bt_block_at(be, at), *plain = NULL;
+    struct soft_place place;
+
+    b->stats.share_misses++;
+    v->st.rip = insn_rip(b, block, bt_block_insn_at(block, at));
+    if (++block->share_misses == BT_SHARE_MISSES_MAX) {
+        pthread_mutex_lock(&be->lock);
+        bt_share_refuse(be, block);
+        bt_block_retire(be, block);
+        pthread_mutex_unlock(&be->lock);
+    }
+    if (soft_translate(v, v->st.rip, SOFT_FETCH, SOFT_AS_CPL, &place) == 0 && place.host != NULL) {
+        b->mode |= BT_MODE_NOSHARE;
+        plain = find_or_translate(b, v->st.rip, &place);
+        b->mode &= ~BT_MODE_NOSHARE;
+    }
+    if (plain == NULL)
+        return soft_at(b, v->st.rip, NULL);
+    v->tlb[b->set].code_cookie[soft_tlb_exec_slot(v->st.rip)] = plain->cookie;
+    if (!v->is_fpu_live)
+        soft_fpu_load(v);
+    bt_flags_to_host(b);
+    return plain->body;
+}
+
+/* Fill the TLB; false when the access cannot be left to generated code. */
+static bool fill_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info)
+{
+    unsigned size = (unsigned)(info & BT_MISS_SIZE);
+    bool is_write = (info & BT_MISS_WRITE) != 0;
+    /* the write that makes a shared range dirty may come later: only itself marks the page */
+    enum soft_access access = !is_write || (info & BT_MISS_SHARED) ? SOFT_READ : SOFT_RMW;
     struct soft_vcpu *v = &b->soft;
     struct soft_place place;
 
     if ((addr & 0xfff) + size > SOFT_PAGE_SIZE ||
-        soft_translate(v, addr, is_write ? SOFT_RMW : SOFT_READ, SOFT_AS_CPL, &place) != 0)
+        soft_translate(v, addr, access, SOFT_AS_CPL, &place) != 0)
         return false;
     return (is_write ? soft_tlb_find_write(v, b->set, addr, size)
                      : soft_tlb_find_read(v, b->set, addr, size)) != NULL;
@@ -362,14 +402,19 @@ const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, co
     uint64_t begin = clock_begin(b);
 
     b->stats.tlb_misses++;
-    if (fill_tlb(b, addr, (unsigned)(info & BT_MISS_SIZE), (info & BT_MISS_WRITE) != 0)) {
+    if (fill_tlb(b, addr, info)) {
         clock_end(b, &b->stats.tlb_miss_cycles, begin);
         return resume;
     }
-    /* a fault, a device, code beneath, or two pages: C does it all, precisely */
-    b->stats.tlb_miss_soft++;
     bt_flags_from_host(b);
-    const uint8_t *at = soft_instead(b, resume);
+    const uint8_t *at;
+    if (info & BT_MISS_SHARED) {
+        at = leave_shares(b, resume);
+    } else {
+        /* a fault, a device, code beneath, or two pages: C does it all, precisely */
+        b->stats.tlb_miss_soft++;
+        at = soft_instead(b, resume);
+    }
     clock_end(b, &b->stats.soft_cycles, begin);
     return at;
 }
@@ -439,7 +484,8 @@ const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, ui
         return at;
     if (block == NULL && at != be->stub_leave)
         block = bt_block_at(be, at);
-    if (block != NULL && source->mode == block->mode && block->rip == rip) {
+    if (block != NULL && ((source->mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 &&
+        block->rip == rip) {
         b->stats.chains++;
         link_site(be, source, site, block);
     }

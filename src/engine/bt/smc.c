@@ -80,14 +80,9 @@ void bt_page_add_block(struct bt_engine *be, struct bt_block *block)
     (*slot)->granules |= granule_mask(block->gpa & 0xfff, block->guest_len);
 }
 
-/* One store turns the five-byte NOP at the body's start into a jump to `fail`. */
 static void block_kill(struct bt_engine *be, struct bt_block *block)
 {
-    uint64_t *word = (uint64_t *)(void *)bt_rw(be, block->body);
-    uint32_t rel = (uint32_t)(block->fail - (block->body + 5));
-    uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
-    value = (value & ~UINT64_C(0xffffffffff)) | (uint64_t)rel << 8 | 0xe9;
-    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+    bt_block_forward(be, block, block->fail);
     block->is_dead = true;
     bt_block_forget(be, block);
 }
@@ -103,6 +98,19 @@ static void page_unprotect_if_idle(struct bt_code_page *page, struct soft_ram *r
         return;
     page->idle_writes = 0;
     atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
+}
+
+void bt_block_retire(struct bt_engine *be, struct bt_block *block)
+{
+    struct soft_ram *ram = NULL;
+    struct bt_block **link = &(*page_slot(be, block->gpa, &ram))->blocks;
+
+    if (block->is_dead)
+        return;
+    while (*link != block)
+        link = &(*link)->page_next;
+    *link = block->page_next;
+    block_kill(be, block);
 }
 
 void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, unsigned size)

@@ -96,6 +96,7 @@ void bt_print_stats(struct engine *engine, FILE *out)
         print_rate(out, "TLB hits of generated code", b->accesses, s->tlb_misses);
         print_row(out, "TLB misses of generated code", s->tlb_misses);
         print_row(out, "  of them finished in C (fault, device, ...)", s->tlb_miss_soft);
+        print_row(out, "shared checks that failed", s->share_misses);
         print_row(out, "writes to pages with code", s->code_writes);
         print_row(out, "  of them beside the code", s->code_writes_beside);
         print_row(out, "blocks dropped by writes", s->kills);

@@ -6,6 +6,8 @@
  * BT_BLOCK_INSNS_MAX. An instruction that crosses the page's end runs in C, in a block of its own:
  * its second half may be remapped without this page noticing.
  */
+#include <Zydis/Zydis.h>
+
 #include "engine/bt/bt.h"
 #include "os/tsc.h"
 
@@ -36,42 +38,69 @@ static void emit_entries(struct bt_tr *t, struct bt_block *block)
     bt_emit_count(t, BT_OFFSET(blocks_run));
 }
 
+/* Instructions behind which nothing of the same straight line can follow. */
+static bool ends_straight_line(const struct insn *in)
+{
+    return in->cls == INSN_SPECIAL && in->encoding == INSN_LEGACY &&
+           (in->op == ZYDIS_MNEMONIC_JMP || in->op == ZYDIS_MNEMONIC_CALL ||
+            in->op == ZYDIS_MNEMONIC_RET);
+}
+
+/*
+ * Decode up to `limit` instructions into the engine's buffer; returns their number. One that
+ * crosses the page's end, or is none, stands alone: C fetches it anew.
+ */
+static unsigned decode_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail, unsigned limit)
+{
+    struct bt_engine *be = t->be;
+    size_t offset = 0;
+    unsigned n = 0;
+
+    while (n < limit && offset < avail) {
+        struct insn *in = &be->insns[n];
+        int len = insn_decode(in, bytes + offset, avail - offset, t->size, t->b->soft.model);
+        if (len <= 0 && n > 0)
+            break;
+        be->insn_at[n++] = (uint16_t)offset;
+        if (len <= 0) {
+            *in = (struct insn){.cls = INSN_INVALID};
+            offset = avail;
+            break;
+        }
+        offset += (size_t)len;
+        if (ends_straight_line(in))
+            break;
+    }
+    be->insn_at[n] = (uint16_t)offset;
+    return n;
+}
+
 /* Translate up to `limit` instructions; false when the host code did not fit. */
 static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8_t *bytes,
                             size_t avail, unsigned limit)
 {
-    struct insn in;
-    size_t offset = 0;
+    struct bt_engine *be = t->be;
     unsigned n = 0;
 
-    while (n < limit) {
-        int len = insn_decode(&in, bytes + offset, avail - offset, t->size, t->b->soft.model);
-        if (len == 0 && n > 0)
-            break;
-        if (len < 0 && n > 0)
-            break; /* a block of its own raises the fault */
-        block->map[n] = (struct bt_insn_map){
-            .guest_offset = (uint16_t)offset,
-            .host_offset = (uint32_t)(bt_rx(t->be, t->e.p) - block->guard),
-        };
-        n++;
-        if (len <= 0) {
-            /* crosses the page's end, or is no instruction: C fetches it anew */
-            in = (struct insn){.cls = INSN_INVALID};
-            bt_emit_insn(t, &in);
-            offset = avail;
-            break;
-        }
-        bt_emit_insn(t, &in);
-        offset += (size_t)len;
-        if (t->e.is_full)
-            return false;
-        if (t->is_end || offset >= avail)
-            break;
-        t->rip += (unsigned)len;
+    t->insns = be->insns;
+    t->insn_count = decode_insns(t, bytes, avail, limit);
+    while (n < t->insn_count && !t->is_end) {
+        const struct insn *in = &be->insns[n];
+        t->insn_index = n;
+        t->rip = t->block_rip + be->insn_at[n];
         if (t->size == 4)
             t->rip = (uint32_t)t->rip;
+        block->map[n] = (struct bt_insn_map){
+            .guest_offset = be->insn_at[n],
+            .host_offset = (uint32_t)(bt_rx(be, t->e.p) - block->guard),
+        };
+        n++;
+        bt_emit_insn(t, in);
+        bt_shares_after(t, in);
+        if (t->e.is_full)
+            return false;
     }
+    size_t offset = be->insn_at[n];
     block->insn_count = (uint16_t)n;
     block->guest_len = (uint16_t)offset;
     block->map[n] = (struct bt_insn_map){
@@ -101,6 +130,9 @@ static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip)
     t->body = t->retry = NULL;
     t->is_end = false;
     t->cold_count = 0;
+    bt_shares_forget(t);
+    t->share_next = 0;
+    t->has_shares = false;
 }
 
 struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
@@ -120,10 +152,12 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
             .map = &be->maps[be->map_count],
         };
         tr_begin(&t, b, rip);
+        t.is_share_refused = bt_is_share_refused(be, rip, gpa);
         emit_entries(&t, block);
         if (!translate_insns(&t, block, bytes, avail, limit))
             continue;
         block->end = (uint8_t *)bt_rx(be, t.e.p);
+        block->has_shares = t.has_shares;
         bt_block_publish(be, block);
         b->stats.blocks++;
         b->stats.guest_insns += block->insn_count;

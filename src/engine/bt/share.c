@@ -1,0 +1,254 @@
+/*
+ * share.c - one check for several memory accesses
+ *
+ * Accesses through the same unchanged base (and index) with nearby displacements: stack frames,
+ * fields of a structure, runs of PUSH and POP. The first one checks the whole range and leaves its
+ * host address in the vCPU block; the others load it and add their displacement.
+ *
+ * Invariant: a share lives within straight-line code of one block, while its registers are
+ * unchanged (RSP may move by known constants) and no C code has run an instruction. Nothing can
+ * then have taken the page's rights away: this vCPU's TLB changes in C only, and whoever wants to
+ * protect the page for other reasons waits until this vCPU has left guest code. A C helper that
+ * runs an instruction of such a block therefore never resumes it.
+ *
+ * A range that crosses a page, or a page that is not writable yet, is no fault: the block
+ * made without shares (BT_MODE_NOSHARE) takes over at that instruction.
+ */
+#include <Zydis/Zydis.h>
+
+#include "engine/bt/bt.h"
+
+/* What one instruction accesses, relative to registers. */
+struct access {
+    uint8_t base, index, scale, seg;
+    int32_t disp;
+    uint16_t size;
+    bool is_write;
+};
+
+static bool is_push_pop_of_register(const struct bt_tr *t, const struct insn *in)
+{
+    if (in->op_size != t->size || in->has_mem || in->cls != INSN_SPECIAL)
+        return false;
+    unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
+    bool is_immediate = in->opcode == 0x68 || in->opcode == 0x6a;
+    return g != INSN_NO_REG || (in->op == ZYDIS_MNEMONIC_PUSH && is_immediate);
+}
+
+static bool describe_stack(const struct bt_tr *t, int32_t disp, bool is_write, struct access *a)
+{
+    *a = (struct access){.base = CPU_RSP,
+                         .index = INSN_NO_REG,
+                         .scale = 1,
+                         .seg = CPU_SS,
+                         .disp = disp,
+                         .size = (uint16_t)t->size,
+                         .is_write = is_write};
+    return true;
+}
+
+/* The access of *in when it can take part in a share. */
+static bool describe(const struct bt_tr *t, const struct insn *in, struct access *a)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_PUSH:
+        return is_push_pop_of_register(t, in) && describe_stack(t, -(int32_t)t->size, true, a);
+    case ZYDIS_MNEMONIC_POP:
+        return is_push_pop_of_register(t, in) && describe_stack(t, 0, false, a);
+    case ZYDIS_MNEMONIC_CALL:
+        return in->opcode == 0xe8 && in->op_size == t->size &&
+               describe_stack(t, -(int32_t)t->size, true, a);
+    case ZYDIS_MNEMONIC_RET:
+        return (in->opcode == 0xc3 || in->opcode == 0xc2) && in->op_size == t->size &&
+               describe_stack(t, 0, false, a);
+    default:
+        break;
+    }
+    if (in->cls != INSN_DATA || in->is_hidden || !in->has_mem || in->is_agen || in->mem_size == 0 ||
+        in->is_mem_masked || in->uses_high_byte || in->addr_size != t->size ||
+        in->mem_base >= CPU_GPR_COUNT)
+        return false;
+    *a = (struct access){.base = in->mem_base,
+                         .index = in->mem_index,
+                         .scale = in->mem_scale,
+                         .seg = in->seg == CPU_FS || in->seg == CPU_GS ? in->seg : CPU_SS,
+                         .disp = (int32_t)in->mem_disp,
+                         .size = in->mem_size,
+                         .is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0};
+    return !(in->seg == CPU_CS && t->size == 4) &&
+           !(in->seg == CPU_FS && !(t->mode & BT_MODE_FS_FLAT)) &&
+           !(in->seg == CPU_GS && !(t->mode & BT_MODE_GS_FLAT));
+}
+
+static bool same_registers(const struct access *a, const struct access *b)
+{
+    return a->base == b->base && a->index == b->index && a->seg == b->seg &&
+           (a->index == INSN_NO_REG || a->scale == b->scale);
+}
+
+/* What *in adds to RSP when that is a constant. */
+static bool moves_rsp_by_constant(const struct bt_tr *t, const struct insn *in, int32_t *delta)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_PUSH:
+        *delta = -(int32_t)t->size;
+        return is_push_pop_of_register(t, in);
+    case ZYDIS_MNEMONIC_POP:
+        *delta = (int32_t)t->size;
+        return is_push_pop_of_register(t, in) && in->gpr_opcode.reg != CPU_RSP &&
+               in->gpr_rm.reg != CPU_RSP;
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+        if (in->has_mem || in->gpr_rm.reg != CPU_RSP || in->gpr_reg.reg != INSN_NO_REG ||
+            in->op_size != t->size || in->imm_size == 0 || (int64_t)in->imm != (int32_t)in->imm)
+            return false;
+        *delta = in->op == ZYDIS_MNEMONIC_ADD ? (int32_t)in->imm : -(int32_t)in->imm;
+        return *delta > -BT_SHARE_RSP_MAX && *delta < BT_SHARE_RSP_MAX;
+    default:
+        return false;
+    }
+}
+
+/* Does straight-line code go on behind *in with no C code in between? */
+static bool stays_inline(const struct insn *in)
+{
+    if (in->is_hidden || in->cls == INSN_INVALID)
+        return false;
+    if (in->cls == INSN_DATA)
+        return true;
+    return in->op == ZYDIS_MNEMONIC_PUSH || in->op == ZYDIS_MNEMONIC_POP || bt_is_jcc(in);
+}
+
+/*
+ * Follow the code from the current instruction: the range that accesses through the same registers
+ * cover, and how many there are.
+ */
+static unsigned look_ahead(const struct bt_tr *t, const struct access *first, int32_t *low,
+                           int32_t *high, bool *is_write)
+{
+    uint32_t registers = (uint32_t)BIT(first->base) |
+                         (first->index != INSN_NO_REG ? (uint32_t)BIT(first->index) : 0);
+    int32_t moved = 0; /* RSP, since `first` */
+    unsigned count = 1;
+    bool is_certain = true; /* no conditional branch passed */
+
+    *low = first->disp;
+    *high = first->disp + first->size;
+    *is_write = first->is_write;
+    for (unsigned i = t->insn_index;; i++) {
+        const struct insn *in = &t->insns[i];
+        int32_t delta;
+        if (in->gpr_written & registers) {
+            if (first->base != CPU_RSP || first->index != INSN_NO_REG ||
+                (in->gpr_written & registers) != BIT(CPU_RSP) ||
+                !moves_rsp_by_constant(t, in, &delta))
+                break;
+            moved += delta;
+        }
+        if (!stays_inline(in) || i + 1 >= t->insn_count)
+            break;
+        if (in->cls == INSN_SPECIAL && bt_is_jcc(in))
+            is_certain = false;
+
+        struct access a;
+        if (!describe(t, &t->insns[i + 1], &a) || !same_registers(&a, first))
+            continue;
+        int64_t from = (int64_t)a.disp + moved, to = from + a.size;
+        /* a write that may not happen must not ask for a writable page */
+        if (a.is_write && !*is_write && !is_certain)
+            continue;
+        if (MAX(to, *high) - MIN(from, *low) > BT_SHARE_SPAN_MAX)
+            continue;
+        *low = (int32_t)MIN(from, *low);
+        *high = (int32_t)MAX(to, *high);
+        *is_write |= a.is_write;
+        count++;
+    }
+    return count;
+}
+
+static struct bt_share *find_live(struct bt_tr *t, const struct access *a)
+{
+    for (unsigned i = 0; i < BT_SHARES; i++) {
+        struct bt_share *s = &t->shares[i];
+        if (s->is_live && s->base == a->base && s->index == a->index && s->seg == a->seg &&
+            (a->index == INSN_NO_REG || s->scale == a->scale) && a->disp >= s->low &&
+            a->disp + a->size <= s->high && (s->is_write || !a->is_write))
+            return s;
+    }
+    return NULL;
+}
+
+static void emit_share_address(struct bt_tr *t, const struct bt_share *s)
+{
+    struct emit *e = &t->e;
+    t->retry = e->p;
+    unsigned base = bt_emit_gpr_get(t, s->base, S1);
+    unsigned index = s->index == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, s->index, S2);
+    emit_lea(e, t->size == 8, S1, base, index, s->scale, s->low);
+    if (s->seg != CPU_SS) {
+        emit_gs_load(e, true, S2, BT_SEG_BASE_OFFSET(s->seg));
+        emit_lea(e, t->size == 8, S1, S1, S2, 1, 0);
+    }
+}
+
+static uint32_t slot_offset(const struct bt_tr *t, const struct bt_share *s)
+{
+    return BT_OFFSET(share) + 8 * (uint32_t)(s - t->shares);
+}
+
+bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *place)
+{
+    struct emit *e = &t->e;
+    struct access a;
+
+    if ((t->mode & BT_MODE_NOSHARE) || t->is_share_refused || !describe(t, in, &a))
+        return false;
+    struct bt_share *s = find_live(t, &a);
+    if (s != NULL) {
+        bt_emit_count(t, BT_OFFSET(accesses));
+        emit_gs_load(e, true, S1, slot_offset(t, s));
+    } else {
+        struct bt_share made = {
+            .is_live = true, .base = a.base, .index = a.index, .scale = a.scale, .seg = a.seg};
+        if (look_ahead(t, &a, &made.low, &made.high, &made.is_write) < 2)
+            return false;
+        s = &t->shares[t->share_next++ % BT_SHARES];
+        *s = made;
+        emit_share_address(t, s);
+        bt_emit_check_shared(t, (unsigned)(s->high - s->low), s->is_write);
+        emit_lea(e, true, S1, S1, S2, 1, 0);
+        emit_gs_store(e, true, S1, slot_offset(t, s));
+        t->has_shares = true;
+    }
+    *place = (struct bt_place){.index = H_NONE, .disp = a.disp - s->low};
+    return true;
+}
+
+void bt_shares_forget(struct bt_tr *t)
+{
+    for (unsigned i = 0; i < BT_SHARES; i++)
+        t->shares[i].is_live = false;
+}
+
+void bt_shares_after(struct bt_tr *t, const struct insn *in)
+{
+    int32_t delta = 0;
+    bool is_constant = moves_rsp_by_constant(t, in, &delta);
+
+    for (unsigned i = 0; i < BT_SHARES; i++) {
+        struct bt_share *s = &t->shares[i];
+        uint32_t registers =
+            (uint32_t)BIT(s->base) | (s->index != INSN_NO_REG ? (uint32_t)BIT(s->index) : 0);
+        uint32_t written = in->gpr_written & registers;
+        if (!s->is_live || written == 0)
+            continue;
+        if (written == BIT(CPU_RSP) && s->base == CPU_RSP && s->index == INSN_NO_REG &&
+            is_constant) {
+            s->low -= delta;
+            s->high -= delta;
+        } else {
+            s->is_live = false;
+        }
+    }
+}
