@@ -16,7 +16,7 @@
 #include <Zydis/Zydis.h>
 
 #include "cpu/insn.h"
-#include "diff.h"
+#include "generate.h"
 #include "engine/engine.h"
 #include "os/tsc.h"
 
@@ -54,6 +54,57 @@ static uint64_t draw_target(void)
     }
 }
 
+/* What must have been tried, so that a change of the generator cannot empty this test. */
+enum family {
+    BIT_STRING,
+    GATHER,
+    STRING,
+    STACK,
+    MASKMOV,
+    XLAT,
+    ENTER,
+    MASKED,
+    IMAGE,
+    FAMILY_COUNT
+};
+static unsigned families[FAMILY_COUNT];
+
+static void count_family(const struct insn *in)
+{
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC:
+        families[BIT_STRING]++;
+        break;
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+    case ZYDIS_MNEMONIC_PUSHA:
+    case ZYDIS_MNEMONIC_LEAVE:
+    case ZYDIS_MNEMONIC_PUSHFQ:
+    case ZYDIS_MNEMONIC_POPFQ:
+        families[STACK]++;
+        break;
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+        families[MASKMOV]++;
+        break;
+    case ZYDIS_MNEMONIC_XLAT:
+        families[XLAT]++;
+        break;
+    case ZYDIS_MNEMONIC_ENTER:
+        families[ENTER]++;
+        break;
+    default:
+        families[IMAGE] += draw_is_image(in);
+        families[STRING] += draw_is_string(in);
+        families[GATHER] += in->is_vsib;
+        families[MASKED] += in->is_mem_masked;
+    }
+}
+
 /* Branches may loop for ever; everything else ends in an exception. */
 static bool is_branch(const struct insn *in)
 {
@@ -71,39 +122,17 @@ static bool is_branch(const struct insn *in)
 /* One instruction with a memory operand, or one that addresses memory implicitly. */
 static void draw_case(struct diff_case *c, const struct cpu_model *model)
 {
-    static const uint8_t prefixes[] = {0x66, 0xf2, 0xf3, 0xf0, 0x67};
+    struct rng r = {draw()};
     struct insn in;
     int len;
 
     memset(c, 0, sizeof(*c));
     c->mode = draw() % 4 == 0 ? 4 : 8;
     do {
-        unsigned n = 0;
-        for (unsigned i = 0; i < INSN_MAX_LEN; i++)
-            c->code[i] = (uint8_t)draw();
-        if (draw() % 3 == 0)
-            c->code[n++] = prefixes[draw() % sizeof(prefixes)];
-        if (c->mode == 8 && draw() % 2)
-            c->code[n++] = (uint8_t)(0x40 | draw() % 16);
-        switch (draw() % 4) {
-        case 0:
-            c->code[n++] = 0x0f;
-            break;
-        case 1:
-            c->code[n++] = 0xc4;
-            c->code[n] =
-                (uint8_t)((c->code[n] & 0xe0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
-            break;
-        case 2:
-            c->code[n++] = 0x62;
-            c->code[n] =
-                (uint8_t)((c->code[n] & 0xf0) | (1 + draw() % 3) | (c->mode == 4 ? 0xc0 : 0));
-            break;
-        default:
-            break;
-        }
+        draw_bytes(&r, c->mode, c->code);
         len = insn_decode(&in, c->code, INSN_MAX_LEN, c->mode, model);
     } while (len <= 0 || in.is_hidden || is_branch(&in) || (!in.has_mem && in.cls != INSN_SPECIAL));
+    count_family(&in);
     memset(c->code + len, 0xcc, sizeof(c->code) - (size_t)len);
     c->code_size = (unsigned)len + 1;
 
@@ -116,8 +145,11 @@ static void draw_case(struct diff_case *c, const struct cpu_model *model)
     st->rip = DIFF_CODE + draw() % (DIFF_CODE_SIZE - 4 * DIFF_CODE_MAX);
     store_le16(st->xsave, 0x37f);
     store_le32(st->xsave + 24, 0x1f80);
-    for (unsigned i = 160; i < 416; i += 8)
-        store_le64(st->xsave + i, draw_target()); /* indices of gathers and scatters */
+    for (unsigned i = 160; i + 8 <= model->xsave_size && i + 8 <= sizeof(st->xsave); i += 8) {
+        if (i == 416)
+            i = 576;
+        store_le64(st->xsave + i, draw_target()); /* indices of gathers and scatters; masks */
+    }
     store_le64(st->xsave + 512, model->xcr0_valid);
 }
 
@@ -168,5 +200,11 @@ int main(void)
     printf("\n");
     diff_guest_close(guests[0]);
     diff_guest_close(guests[1]);
+    for (unsigned i = 0; i < FAMILY_COUNT; i++) {
+        if (families[i] < CASES / 2000) {
+            printf("family %u was tried %u times only\n", i, families[i]);
+            return 1;
+        }
+    }
     return vectors[VEC_PF] + vectors[VEC_GP] + vectors[VEC_SS] < CASES / 4;
 }
