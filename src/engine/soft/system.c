@@ -68,12 +68,21 @@ static int op_hlt(struct soft_vcpu *v, const struct insn *in)
     return 0;
 }
 
+#define MSR_APIC_BASE 0x1b
+#define APIC_BASE_EN BIT(11)
+#define CPUID_1_EDX_APIC (1u << 9)
+
 static int op_cpuid(struct soft_vcpu *v, const struct insn *in)
 {
     struct cpu_state *st = &v->st;
     struct cpuid_regs regs = cpu_model_cpuid(v->model, st, v->index, (uint32_t)st->gpr[CPU_RAX],
                                              (uint32_t)st->gpr[CPU_RCX]);
+    uint64_t apic_base;
 
+    /* the APIC feature flag follows IA32_APIC_BASE.EN (SDM vol. 3, "Enabling or Disabling") */
+    if ((uint32_t)st->gpr[CPU_RAX] == 1 && soft_host_msr_read(v, MSR_APIC_BASE, &apic_base) &&
+        !(apic_base & APIC_BASE_EN))
+        regs.edx &= ~CPUID_1_EDX_APIC;
     st->gpr[CPU_RAX] = regs.eax;
     st->gpr[CPU_RBX] = regs.ebx;
     st->gpr[CPU_RCX] = regs.ecx;
