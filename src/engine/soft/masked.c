@@ -164,16 +164,17 @@ static int exec_by_element(struct soft_vcpu *v, const struct insn *in)
 }
 
 /*
- * #AC: AMD's CPUs check an EVEX operand as a whole when any element is accessed; operands of
- * VMASKMOV are never checked.
+ * #AC: AMD's CPUs check an EVEX operand as a whole when any element is accessed, one that lies
+ * across pages by element; operands of VMASKMOV are never checked.
  */
 static bool is_alignment_checked(struct soft_vcpu *v, const struct insn *in)
 {
     uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
+    bool is_crossing = (addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE;
+    unsigned align = is_crossing ? in->mem_element_size : MIN(in->mem_size, 16u);
 
     if (LIKELY(!v->is_ac_set) || !v->model->is_amd || in->encoding != INSN_EVEX ||
-        !is_pow2(in->mem_size) || !(addr & (MIN(in->mem_size, 16u) - 1)) ||
-        !soft_is_canonical(v, addr))
+        !is_pow2(in->mem_size) || !(addr & (align - 1)) || !soft_is_canonical(v, addr))
         return false;
     soft_fpu_save(v);
     return evex_mask(v, in, in->mem_element_size) != 0;
