@@ -35,6 +35,7 @@ def parse_arguments():
     parser.add_argument("--mode", default="check", choices=["check", "facts"])
     parser.add_argument("--timeout", type=float, default=240)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--code-cache", help="as doppel's option: a small one is emptied often")
     return parser.parse_args()
 
 
@@ -50,6 +51,8 @@ def boot(args, kernel, initrd):
                "--memory", "%dM" % args.memory_mib, "--kernel", kernel, "--initrd", initrd,
                "--on-reboot", "exit", "--cmdline",
                "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + args.mode]
+    if args.code_cache:
+        command += ["--code-cache", args.code_cache]
     lines, marked = [], []
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as process:
