@@ -719,6 +719,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         out->op_size = 2;
     out->unit = (uint8_t)unit_of(&in, &classes);
     out->is_mem_masked = out->has_mem && is_masked(out, &in, operands);
+    out->is_fault_unmasked = out->is_mem_masked && has_no_fault_suppression(&in);
     if (out->is_mem_masked && out->mem_element_size == 0)
         out->mem_element_size = (uint8_t)out->mem_size;
     if (out->is_mem_masked)

@@ -98,6 +98,7 @@ struct insn {
     uint16_t mem_size;       /* bytes accessed, 0 for is_agen; the largest for masked accesses */
     uint8_t mem_access;      /* INSN_ACCESS_* */
     bool is_mem_masked;      /* EVEX masking or VMASKMOV: bytes masked off must not fault */
+    bool is_fault_unmasked;  /* a masked store that faults whatever the mask says */
     uint8_t mask_lanes;      /* bits of the mask that count; lane i is memory element
                                 i % (mem_size / mem_element_size) */
 

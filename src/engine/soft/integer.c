@@ -71,7 +71,8 @@ static int op_bound(struct soft_vcpu *v, const struct insn *in)
     uint64_t low, high;
     gva_t addr;
 
-    int r = soft_operand_address(v, in, 2 * size, SOFT_READ, &addr);
+    /* the pair need not be aligned to its size, only the bounds to theirs */
+    int r = soft_linear(v, in->seg, soft_effective_address(v, in), 2 * size, SOFT_READ, &addr);
     if (r == 0)
         r = soft_load(v, addr, size, SOFT_AS_CPL, &low);
     if (r == 0)
@@ -233,8 +234,11 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
     mask = data + 16 * mask_reg;
     data += 16 * data_reg;
     if (soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size),
-                    size, SOFT_WRITE, &addr) ||
-        soft_probe(v, addr, size, SOFT_WRITE, SOFT_AS_CPL))
+                    size, SOFT_WRITE, &addr))
+        return SOFT_FAULT;
+    if (UNLIKELY(v->is_ac_set) && (addr & (size - 1)))
+        return soft_raise_error(v, VEC_AC, 0);
+    if (soft_probe(v, addr, size, SOFT_WRITE, SOFT_AS_CPL))
         return SOFT_FAULT;
     for (unsigned i = 0; i < size; i++)
         if ((mask[i] & 0x80) && soft_store(v, addr + i, 1, SOFT_AS_CPL, data[i]))

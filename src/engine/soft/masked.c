@@ -90,15 +90,20 @@ static uint64_t vex_mask(const struct soft_vcpu *v, const struct insn *in, unsig
 }
 
 /*
- * Every element is checked against its segment by itself, as well. Beyond the largest offset
- * they do not wrap around.
+ * Every element is checked against its segment, and its alignment, by itself. Beyond the largest
+ * offset they do not wrap around.
  */
 static int element_address(struct soft_vcpu *v, const struct insn *in, unsigned i,
                            enum soft_access access, gva_t *addr)
 {
     uint64_t offset = soft_effective_address(v, in) + (uint64_t)i * in->mem_element_size;
 
-    return soft_linear(v, in->seg, offset, in->mem_element_size, access, addr);
+    if (soft_linear(v, in->seg, offset, in->mem_element_size, access, addr))
+        return SOFT_FAULT;
+    if (UNLIKELY(v->is_ac_set) && in->encoding == INSN_EVEX &&
+        (*addr & (in->mem_element_size - 1u)))
+        return soft_raise_error(v, VEC_AC, 0);
+    return 0;
 }
 
 static int read_elements(struct soft_vcpu *v, const struct insn *in, uint64_t mask,
@@ -164,20 +169,25 @@ static int exec_by_element(struct soft_vcpu *v, const struct insn *in)
 }
 
 /*
- * #AC: AMD's CPUs check an EVEX operand as a whole when any element is accessed, one that lies
- * across pages by element; operands of VMASKMOV are never checked.
+ * #AC: AMD's CPUs check an EVEX operand of dwords or qwords as a whole, when any element is
+ * accessed and nothing faults; else, and with bytes and words, by element. Operands of VMASKMOV
+ * are never checked.
  */
-static bool is_alignment_checked(struct soft_vcpu *v, const struct insn *in)
+static bool is_checked_as_whole(struct soft_vcpu *v, const struct insn *in, gva_t addr)
 {
-    uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
-    bool is_crossing = (addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE;
-    unsigned align = is_crossing ? in->mem_element_size : MIN(in->mem_size, 16u);
-
     if (LIKELY(!v->is_ac_set) || !v->model->is_amd || in->encoding != INSN_EVEX ||
-        !is_pow2(in->mem_size) || !(addr & (align - 1)) || !soft_is_canonical(v, addr))
+        in->mem_element_size < 4 || !is_pow2(in->mem_size) ||
+        !(addr & (MIN(in->mem_size, 16u) - 1)))
         return false;
     soft_fpu_save(v);
     return evex_mask(v, in, in->mem_element_size) != 0;
+}
+
+/* Elements are checked on their own although the operand could be accessed as a whole. */
+static bool is_checked_by_element(const struct soft_vcpu *v, const struct insn *in)
+{
+    return soft_debug_is_armed(v) ||
+           (v->is_ac_set && in->encoding == INSN_EVEX && in->mem_element_size == 2);
 }
 
 int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
@@ -187,22 +197,26 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     struct soft_place place;
     gva_t addr;
 
-    if (is_alignment_checked(v, in))
-        return soft_raise_error(v, VEC_AC, 0);
+    if (in->is_mem_aligned &&
+        ((soft_effective_address(v, in) + v->st.seg[in->seg].base) & (in->mem_size - 1u)))
+        return soft_raise_error(v, VEC_GP, 0);
     /* a fault here may be one of an element that is masked off, and is forgotten then */
-    if (soft_operand_address(v, in, in->mem_size, access, &addr) == 0) {
-        if (in->is_mem_aligned && (addr & (in->mem_size - 1u)))
-            return soft_raise_error(v, VEC_GP, 0);
-        if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size <= SOFT_PAGE_SIZE &&
-            !soft_debug_is_armed(v) && soft_translate(v, addr, access, SOFT_AS_CPL, &place) == 0 &&
-            place.host != NULL) {
-            int r = soft_thunk_run(v, in, place.host);
-            if (r == 0 && is_write && place.is_code_page)
-                soft_code_written(v, place.gpa, in->mem_size);
-            return r;
-        }
-    }
-    return exec_by_element(v, in);
+    if (soft_operand_address(v, in, in->mem_size, access, &addr) != 0 ||
+        soft_probe(v, addr, in->mem_size, access, SOFT_AS_CPL) != 0)
+        return in->is_fault_unmasked ? SOFT_FAULT : exec_by_element(v, in);
+    if (is_checked_as_whole(v, in, addr))
+        return soft_raise_error(v, VEC_AC, 0);
+    if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE ||
+        is_checked_by_element(v, in))
+        return exec_by_element(v, in);
+    if (soft_translate(v, addr, access, SOFT_AS_CPL, &place))
+        return SOFT_FAULT;
+    if (place.host == NULL)
+        return exec_by_element(v, in);
+    int r = soft_thunk_run(v, in, place.host);
+    if (r == 0 && is_write && place.is_code_page)
+        soft_code_written(v, place.gpa, in->mem_size);
+    return r;
 }
 
 /* VZEROUPPER and VZEROALL of 32-bit code: registers 0 to 7 only. */

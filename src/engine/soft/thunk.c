@@ -448,7 +448,8 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
         return soft_exec_masked(v, in);
     if (in->is_mem_aligned && is_refused_misaligned(v, in))
         return soft_raise_error(v, VEC_GP, 0);
-    int r = soft_operand_address(v, in, size, access, &addr);
+    int r = size == 10 ? soft_fpu_operand(v, in, size, 0, access, &addr)
+                       : soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;
     if (is_alignment_checked(v, in, addr))

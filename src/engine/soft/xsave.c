@@ -116,7 +116,7 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
 {
     if (v->st.cr0 & (CR0_EM | CR0_TS))
         return soft_raise(v, VEC_NM);
-    if (soft_operand_address(v, in, FPU_LEGACY_SIZE, access, addr))
+    if (soft_fpu_operand(v, in, FPU_LEGACY_SIZE, FPU_LEGACY_SIZE - 1, access, addr))
         return SOFT_FAULT;
     /* AMD: #AC, which asks for 4 bytes, goes first where alignment is checked */
     if (v->is_ac_set && v->model->is_amd && (*addr & 3))
@@ -186,12 +186,21 @@ static int xsave_check(struct soft_vcpu *v, bool is_supervisor)
     return 0;
 }
 
+/* Misaligned -> #GP(0), before the segment is looked at. */
 static int xsave_operand(struct soft_vcpu *v, const struct insn *in, unsigned size,
                          enum soft_access access, gva_t *addr)
 {
-    if (soft_operand_address(v, in, size, access, addr))
+    if ((soft_effective_address(v, in) + v->st.seg[in->seg].base) & 63)
+        return soft_raise_error(v, VEC_GP, 0);
+    return soft_operand_address(v, in, size, access, addr);
+}
+
+/* The first byte is tried first, then the last one (which shows in CR2). */
+static int xsave_probe_ends(struct soft_vcpu *v, gva_t addr, unsigned size)
+{
+    if (soft_probe(v, addr, 1, SOFT_WRITE, SOFT_AS_CPL))
         return SOFT_FAULT;
-    return *addr & 63 ? soft_raise_error(v, VEC_GP, 0) : 0;
+    return soft_probe(v, addr + size - 1, 1, SOFT_WRITE, SOFT_AS_CPL);
 }
 
 /* Requested-feature bitmap. IA32_XSS has no bits: no supervisor component is offered. */
@@ -275,7 +284,7 @@ static int op_xsave(struct soft_vcpu *v, const struct insn *in)
     gva_t addr;
 
     if (xsave_check(v, false) || xsave_operand(v, in, standard_end(v, rfbm), SOFT_WRITE, &addr) ||
-        soft_probe(v, addr, 1, SOFT_WRITE, SOFT_AS_CPL) ||
+        xsave_probe_ends(v, addr, standard_end(v, rfbm)) ||
         soft_probe(v, addr + FPU_XSTATE_BV, 8, SOFT_RMW, SOFT_AS_CPL) ||
         soft_load(v, addr + FPU_XSTATE_BV, 8, SOFT_AS_CPL, &old))
         return SOFT_FAULT;
@@ -305,7 +314,8 @@ static int op_xsavec(struct soft_vcpu *v, const struct insn *in)
     gva_t addr;
 
     if (xsave_check(v, is_supervisor) ||
-        xsave_operand(v, in, compacted_end(v, rfbm), SOFT_WRITE, &addr))
+        xsave_operand(v, in, compacted_end(v, rfbm), SOFT_WRITE, &addr) ||
+        xsave_probe_ends(v, addr, compacted_end(v, rfbm)))
         return SOFT_FAULT;
     uint8_t *image = soft_fpu_image(v);
     uint64_t written = load_le64(image + FPU_XSTATE_BV) & rfbm;
@@ -358,6 +368,7 @@ static int restore_read_header(struct soft_vcpu *v, const struct insn *in, struc
                                bool is_supervisor, gva_t *addr)
 {
     if (xsave_operand(v, in, FPU_EXTENDED, SOFT_READ, addr) ||
+        soft_probe(v, *addr, 1, SOFT_READ, SOFT_AS_CPL) ||
         soft_read(v, *addr + FPU_XSTATE_BV, r->image + FPU_XSTATE_BV, 64, SOFT_AS_CPL))
         return SOFT_FAULT;
     r->rfbm = requested(v);
