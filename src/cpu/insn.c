@@ -10,6 +10,7 @@
 
 #include "cpu/insn.h"
 #include "cpu/insn_hidden.h"
+#include "cpu/insn_length.h"
 #include "cpu/model.h"
 #include "cpu/state.h"
 
@@ -676,6 +677,33 @@ static void drop_base_of_sib(struct insn *out, const ZydisDecodedInstruction *in
     out->mem_disp = in->raw.disp.value;
 }
 
+/*
+ * What insn_decode returns for what Zydis refuses; n bytes of at most 15. The CPU finds the
+ * length before it finds that there is no such instruction, or a LOCK before it.
+ */
+static int refused(const ZydisDecoder *decoder, ZyanStatus status, const uint8_t *bytes, size_t n,
+                   unsigned mode)
+{
+    ZydisDecodedInstruction in;
+    uint8_t copy[INSN_MAX_LEN];
+    size_t length;
+
+    if (status == ZYDIS_STATUS_ILLEGAL_LOCK) {
+        for (size_t i = 0; i < n; i++)
+            copy[i] = bytes[i] == 0xf0 && insn_prefix_count(bytes, n, mode) > i ? 0x2e : bytes[i];
+        status = ZydisDecoderDecodeInstruction(decoder, NULL, copy, n, &in);
+    }
+    switch (status) {
+    case ZYDIS_STATUS_NO_MORE_DATA:
+        return n < INSN_MAX_LEN ? 0 : -2;
+    case ZYDIS_STATUS_INSTRUCTION_TOO_LONG:
+        return -2;
+    default:
+        length = insn_undefined_length(bytes, n, mode);
+        return length > INSN_MAX_LEN ? -2 : length > n ? 0 : -1;
+    }
+}
+
 int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned mode,
                 const struct cpu_model *model)
 {
@@ -688,11 +716,8 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         return -1;
     size_t n = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN;
     ZyanStatus status = ZydisDecoderDecodeFull(&decoder, bytes, n, &in, operands);
-    if (!ZYAN_SUCCESS(status)) {
-        if (status == ZYDIS_STATUS_NO_MORE_DATA)
-            return avail < INSN_MAX_LEN ? 0 : -2;
-        return status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? -2 : -1;
-    }
+    if (!ZYAN_SUCCESS(status))
+        return refused(&decoder, status, bytes, n, mode);
 
     *out = (struct insn){.len = in.length, .mode = (uint8_t)mode, .seg = CPU_DS};
     for (unsigned i = 0; i < in.length; i++)

@@ -190,6 +190,24 @@ static void test_refused(void **state)
         DECODE(&in, 4, "\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x81\xc0\x01\x00"), -2);
 }
 
+/* The length of what does not exist comes before #UD. */
+static void test_undefined_length(void **state)
+{
+    struct insn in;
+
+    /* EVEX after prefixes, opcode E0 of 0F3A: 16 bytes */
+    assert_int_equal(
+        DECODE(&in, 4, "\x66\xf3\x2e\xf2\x62\xd3\xb5\xc4\xe0\xac\xcc\x00\x00\x00\x00\x00"), -2);
+    assert_int_equal(DECODE(&in, 4, "\x62\xd3\xb5\xc4\xe0\xac\xcc\x00\x00\x00\x00"), 0);
+    assert_int_equal(DECODE(&in, 4, "\x62\xd3\xb5\xc4\xe0\xac\xcc\x00\x00\x00\x00\x00"), -1);
+    assert_int_equal(DECODE(&in, 8, "\x0f\x38\x0f\x80\x00\x00\x00"), 0);
+    assert_int_equal(DECODE(&in, 8, "\x0f\x38\x0f\x80\x00\x00\x00\x00"), -1);
+    /* lock mov eax, imm32 */
+    assert_int_equal(DECODE(&in, 8, "\xf0\xb8\x00\x00\x00"), 0);
+    assert_int_equal(DECODE(&in, 8, "\xf0\xb8\x00\x00\x00\x00"), -1);
+    assert_int_equal(DECODE(&in, 2, "\x0f\x38\x0f\x80\x00\x00"), -1);
+}
+
 static void test_flags(void **state)
 {
     struct insn in;
@@ -612,6 +630,7 @@ int main(void)
         cmocka_unit_test(test_fields),
         cmocka_unit_test(test_classes),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_undefined_length),
         cmocka_unit_test(test_flags),
         cmocka_unit_test(test_hidden),
         cmocka_unit_test(test_truncation),

@@ -143,7 +143,7 @@ int soft_fpu_raise_pending(struct soft_vcpu *v)
 }
 
 int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, unsigned first,
-                     enum soft_access access, gva_t *addr)
+                     unsigned piece_size, enum soft_access access, gva_t *addr)
 {
     const struct cpu_seg *seg = &v->st.seg[in->seg];
     uint64_t offset = soft_effective_address(v, in);
@@ -151,7 +151,7 @@ int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, 
 
     if (LIKELY(in->mode == 8 || seg->limit != UINT32_MAX || offset + size - 1 <= UINT32_MAX))
         return soft_operand_address(v, in, size, access, addr);
-    if (soft_linear(v, in->seg, (uint32_t)(offset + first), 1, access, &piece) ||
+    if (soft_linear(v, in->seg, (uint32_t)(offset + first), piece_size, access, &piece) ||
         soft_probe(v, piece, 1, access, SOFT_AS_CPL))
         return SOFT_FAULT;
     return soft_operand_address(v, in, size, access, addr);

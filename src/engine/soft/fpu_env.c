@@ -36,7 +36,8 @@ static bool is_real_format(const struct soft_vcpu *v)
 static int environment_operand(struct soft_vcpu *v, const struct insn *in, unsigned size,
                                enum soft_access access, gva_t *addr)
 {
-    if (soft_fpu_check(v, INSN_UNIT_X87) || soft_fpu_operand(v, in, size, 0, access, addr))
+    if (soft_fpu_check(v, INSN_UNIT_X87) ||
+        soft_fpu_operand(v, in, size, 0, in->op_size == 2 ? 2 : 4, access, addr))
         return SOFT_FAULT;
     if (UNLIKELY(v->is_ac_set) && (*addr & (in->op_size == 2 ? 1 : 3)))
         return soft_raise_error(v, VEC_AC, 0);

@@ -72,11 +72,11 @@ int soft_fpu_raise_pending(struct soft_vcpu *v);
 
 /*
  * soft_operand_address for an operand that the CPU accesses in pieces, of which the one at
- * `first` (bytes into it) comes first: where the operand wraps around the end of a segment of
- * 4 GiB, the page fault of that piece goes before the segment's fault.
+ * `first` (bytes into it, of piece_size bytes) comes first: where the operand wraps around the end
+ * of a segment of 4 GiB, the page fault of that piece goes before the segment's fault.
  */
 int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, unsigned first,
-                     enum soft_access access, gva_t *addr) SOFT_MUST_CHECK;
+                     unsigned piece_size, enum soft_access access, gva_t *addr) SOFT_MUST_CHECK;
 
 /* An x87 instruction that sets the instruction and data pointers has run. */
 void soft_fpu_note_x87(struct soft_vcpu *v, const struct insn *in);

@@ -236,7 +236,7 @@ static int op_maskmov(struct soft_vcpu *v, const struct insn *in)
     if (soft_linear(v, soft_prefix_segment(in), v->st.gpr[CPU_RDI] & mask_bytes(in->addr_size),
                     size, SOFT_WRITE, &addr))
         return SOFT_FAULT;
-    if (UNLIKELY(v->is_ac_set) && (addr & (size - 1)))
+    if (UNLIKELY(v->is_ac_set) && (addr & 7)) /* quadwords, both of them */
         return soft_raise_error(v, VEC_AC, 0);
     if (soft_probe(v, addr, size, SOFT_WRITE, SOFT_AS_CPL))
         return SOFT_FAULT;

@@ -190,6 +190,17 @@ static bool is_checked_by_element(const struct soft_vcpu *v, const struct insn *
            (v->is_ac_set && in->encoding == INSN_EVEX && in->mem_element_size == 2);
 }
 
+/* An aligned move of no element at all does not mind. */
+static bool is_refused_misaligned(struct soft_vcpu *v, const struct insn *in)
+{
+    uint64_t addr = soft_effective_address(v, in) + v->st.seg[in->seg].base;
+
+    if (!in->is_mem_aligned || !(addr & (in->mem_size - 1u)))
+        return false;
+    soft_fpu_save(v);
+    return evex_mask(v, in, in->mem_element_size) != 0;
+}
+
 int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
@@ -197,8 +208,7 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     struct soft_place place;
     gva_t addr;
 
-    if (in->is_mem_aligned &&
-        ((soft_effective_address(v, in) + v->st.seg[in->seg].base) & (in->mem_size - 1u)))
+    if (is_refused_misaligned(v, in))
         return soft_raise_error(v, VEC_GP, 0);
     /* a fault here may be one of an element that is masked off, and is forgotten then */
     if (soft_operand_address(v, in, in->mem_size, access, &addr) != 0 ||
@@ -207,7 +217,7 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     if (is_checked_as_whole(v, in, addr))
         return soft_raise_error(v, VEC_AC, 0);
     if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE ||
-        is_checked_by_element(v, in))
+        (in->is_mem_aligned && (addr & (in->mem_size - 1u))) || is_checked_by_element(v, in))
         return exec_by_element(v, in);
     if (soft_translate(v, addr, access, SOFT_AS_CPL, &place))
         return SOFT_FAULT;

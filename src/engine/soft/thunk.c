@@ -448,7 +448,7 @@ static int exec_memory(struct soft_vcpu *v, const struct insn *in)
         return soft_exec_masked(v, in);
     if (in->is_mem_aligned && is_refused_misaligned(v, in))
         return soft_raise_error(v, VEC_GP, 0);
-    int r = size == 10 ? soft_fpu_operand(v, in, size, 0, access, &addr)
+    int r = size == 10 ? soft_fpu_operand(v, in, size, 0, 8, access, &addr)
                        : soft_operand_address(v, in, size, access, &addr);
     if (r != 0)
         return r;

@@ -116,13 +116,15 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
 {
     if (v->st.cr0 & (CR0_EM | CR0_TS))
         return soft_raise(v, VEC_NM);
-    if (soft_fpu_operand(v, in, FPU_LEGACY_SIZE, FPU_LEGACY_SIZE - 1, access, addr))
-        return SOFT_FAULT;
+    gva_t linear = soft_effective_address(v, in) + v->st.seg[in->seg].base;
+
     /* AMD: #AC, which asks for 4 bytes, goes first where alignment is checked */
-    if (v->is_ac_set && v->model->is_amd && (*addr & 3))
+    if (v->is_ac_set && v->model->is_amd && (linear & 3))
         return soft_raise_error(v, VEC_AC, 0);
-    if (*addr & 15)
+    if (linear & 15)
         return soft_raise_error(v, VEC_GP, 0);
+    if (soft_fpu_operand(v, in, FPU_LEGACY_SIZE, FPU_LEGACY_SIZE - 1, 1, access, addr))
+        return SOFT_FAULT;
     /* AMD's CPUs try the last byte first, which shows in CR2 */
     return v->model->is_amd ? soft_probe(v, *addr + FPU_LEGACY_SIZE - 1, 1, access, SOFT_AS_CPL)
                             : 0;
