@@ -627,7 +627,7 @@ static bool is_hint(const struct insn *in)
 {
     switch (in->op) {
     case ZYDIS_MNEMONIC_NOP:
-        return in->has_mem || in->opcode == 0x90 || in->opcode == 0x1f;
+        return in->has_mem || in->opcode != 0x0d;
     case ZYDIS_MNEMONIC_ENDBR32:
     case ZYDIS_MNEMONIC_ENDBR64:
     case ZYDIS_MNEMONIC_PREFETCHNTA:
