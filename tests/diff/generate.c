@@ -74,6 +74,16 @@ static uint64_t rng_float(struct rng *r)
     }
 }
 
+/*
+ * EVEX.X would extend a register in ModRM.rm to 32. With a general register it names none, and this
+ * processor was seen to read a stale one.
+ */
+static bool names_no_register(const struct insn *in)
+{
+    return in->encoding == INSN_EVEX && in->mode == 8 && in->gpr_rm.reg != INSN_NO_REG &&
+           !(in->bytes[in->vex_off + 1] & 0x40);
+}
+
 /* Append `bytes`; false when this draw is no good. */
 static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LEN], bool is_last,
                    const struct cpu_model *model, uint16_t *pointers)
@@ -91,7 +101,7 @@ static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LE
         return true;
     }
     enum draw_kind kind = draw_classify(&in);
-    if (kind == DRAW_REFUSED || (kind == DRAW_FIRST && !is_first) ||
+    if (kind == DRAW_REFUSED || names_no_register(&in) || (kind == DRAW_FIRST && !is_first) ||
         (kind == DRAW_LAST && !is_last))
         return false;
     struct steer s = {.r = r,

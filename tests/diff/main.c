@@ -126,6 +126,13 @@ static void normalise(struct diff_state *st, const struct cpu_model *model)
         memset(x + 32 + 16 * i + 10, 0, 6);
 }
 
+/* 32-bit code neither sees nor defines the upper halves (SDM vol. 1, 3.4.1.1). */
+static void clear_upper_halves(struct diff_state *st)
+{
+    for (unsigned i = 0; i < CPU_GPR_COUNT; i++)
+        st->gpr[i] = (uint32_t)st->gpr[i];
+}
+
 static bool states_differ(const char *who, const struct diff_state *got,
                           const struct diff_state *want, const struct cpu_model *model,
                           bool is_loud)

@@ -116,8 +116,11 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
 {
     if (v->st.cr0 & (CR0_EM | CR0_TS))
         return soft_raise(v, VEC_NM);
-    gva_t linear = soft_effective_address(v, in) + v->st.seg[in->seg].base;
+    gva_t linear;
 
+    /* the segment, and the address's form, come before alignment */
+    if (soft_linear(v, in->seg, soft_effective_address(v, in), 1, access, &linear))
+        return SOFT_FAULT;
     /* AMD: #AC, which asks for 4 bytes, goes first where alignment is checked */
     if (v->is_ac_set && v->model->is_amd && (linear & 3))
         return soft_raise_error(v, VEC_AC, 0);
