@@ -405,6 +405,16 @@ static unsigned unit_of(const ZydisDecodedInstruction *in, const struct classes 
 /* Classes whose loads fault whatever the mask says (SDM vol. 2, 2.8). */
 static bool has_no_fault_suppression(const ZydisDecodedInstruction *in)
 {
+    /* E4NF, too: an element of memory serves several lanes, or parts of them */
+    switch (in->mnemonic) {
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+        return true;
+    default:
+        break;
+    }
     switch (in->meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
     case ZYDIS_EXCEPTION_CLASS_E2NF:
@@ -430,24 +440,7 @@ static bool is_vector(const ZydisDecodedOperand *o)
     return c == ZYDIS_REGCLASS_XMM || c == ZYDIS_REGCLASS_YMM || c == ZYDIS_REGCLASS_ZMM;
 }
 
-/*
- * Elements in memory and of the result are not of a size, so that one of memory serves several
- * lanes or parts of them (GF2P8AFFINEQB, VDBPSADBW, VCVTNE2PS2BF16): class E4NF, even where
- * Zydis says E4.
- */
-static bool has_other_lanes(const struct insn *out, const ZydisDecodedInstruction *in,
-                            const ZydisDecodedOperand *operands)
-{
-    unsigned size = out->mem_element_size, count;
-
-    if (size == 0 || !is_vector(&operands[0]) || in->avx.broadcast.is_static)
-        return false;
-    count = in->raw.evex.b ? in->avx.vector_length / 8 / size : out->mem_size / size;
-    return count > 1 && count != operands[0].element_count;
-}
-
-static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in,
-                      const ZydisDecodedOperand *operands)
+static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in)
 {
     switch (in->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
@@ -461,8 +454,7 @@ static bool is_masked(const struct insn *out, const ZydisDecodedInstruction *in,
     if (in->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || in->avx.mask.reg == ZYDIS_REGISTER_K0 ||
         in->avx.mask.reg == ZYDIS_REGISTER_NONE)
         return false;
-    return (out->mem_access & INSN_ACCESS_WRITE) ||
-           !(has_no_fault_suppression(in) || has_other_lanes(out, in, operands));
+    return (out->mem_access & INSN_ACCESS_WRITE) || !has_no_fault_suppression(in);
 }
 
 /* How many bits of the mask count: the elements of the operation, more than memory's in a
@@ -473,11 +465,11 @@ static unsigned mask_lanes(const struct insn *out, const ZydisDecodedInstruction
     unsigned in_memory = out->mem_element_size != 0 ? out->mem_size / out->mem_element_size : 1;
     bool is_embedded = in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->raw.evex.b;
 
-    if (!is_embedded && !in->avx.broadcast.is_static)
-        return in_memory;
-    /* else a comparison into an opmask register */
-    return is_vector(&operands[0]) ? operands[0].element_count
-                                   : in->avx.vector_length / 8 / out->mem_element_size;
+    if (!is_embedded)
+        return in->avx.broadcast.is_static ? operands[0].element_count : in_memory;
+    /* of an embedded one, the vector full of it; a wider result, or a narrower one, has fewer */
+    unsigned full = in->avx.vector_length / 8 / out->mem_element_size;
+    return is_vector(&operands[0]) ? MIN(full, operands[0].element_count) : full;
 }
 
 /* Does the model offer it? Without a model, everything is there. */
@@ -704,6 +696,23 @@ static int refused(const ZydisDecoder *decoder, ZyanStatus status, const uint8_t
     }
 }
 
+/*
+ * VPERMQ and VPERMPD with an immediate: AMD's CPUs ignore VEX.W, which the manuals want set.
+ * Copies the n bytes with it set; false for other instructions.
+ */
+static bool set_ignored_w(uint8_t *copy, const uint8_t *bytes, size_t n, unsigned mode)
+{
+    size_t at = insn_prefix_count(bytes, n, mode);
+
+    if (n < at + 4 || bytes[at] != 0xc4 || (bytes[at + 1] & 0x1f) != 3 || bytes[at + 3] > 1 ||
+        (bytes[at + 2] & 0x80))
+        return false;
+    for (size_t i = 0; i < n; i++)
+        copy[i] = bytes[i];
+    copy[at + 2] |= 0x80;
+    return true;
+}
+
 int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned mode,
                 const struct cpu_model *model)
 {
@@ -715,7 +724,11 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     if (!decoder_init(&decoder, mode, model))
         return -1;
     size_t n = avail < INSN_MAX_LEN ? avail : INSN_MAX_LEN;
+    uint8_t copy[INSN_MAX_LEN];
     ZyanStatus status = ZydisDecoderDecodeFull(&decoder, bytes, n, &in, operands);
+    if (!ZYAN_SUCCESS(status) && model != NULL && model->is_amd &&
+        set_ignored_w(copy, bytes, n, mode))
+        status = ZydisDecoderDecodeFull(&decoder, copy, n, &in, operands);
     if (!ZYAN_SUCCESS(status))
         return refused(&decoder, status, bytes, n, mode);
 
@@ -743,7 +756,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         (in.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in.raw.rex.W)
         out->op_size = 2;
     out->unit = (uint8_t)unit_of(&in, &classes);
-    out->is_mem_masked = out->has_mem && is_masked(out, &in, operands);
+    out->is_mem_masked = out->has_mem && is_masked(out, &in);
     out->is_fault_unmasked = out->is_mem_masked && has_no_fault_suppression(&in);
     if (out->is_mem_masked && out->mem_element_size == 0)
         out->mem_element_size = (uint8_t)out->mem_size;

@@ -170,13 +170,14 @@ static int exec_by_element(struct soft_vcpu *v, const struct insn *in)
 
 /*
  * #AC: AMD's CPUs check an EVEX operand of dwords or qwords as a whole, when any element is
- * accessed and nothing faults; else, and with bytes and words, by element. Operands of VMASKMOV
- * are never checked.
+ * accessed, nothing faults and it lies in one page; else, and with bytes and words, by element.
+ * Operands of VMASKMOV are never checked.
  */
 static bool is_checked_as_whole(struct soft_vcpu *v, const struct insn *in, gva_t addr)
 {
     if (LIKELY(!v->is_ac_set) || !v->model->is_amd || in->encoding != INSN_EVEX ||
         in->mem_element_size < 4 || !is_pow2(in->mem_size) ||
+        (addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE ||
         !(addr & (MIN(in->mem_size, 16u) - 1)))
         return false;
     soft_fpu_save(v);
