@@ -39,7 +39,8 @@ enum diff_image { DIFF_IMAGE_NONE, DIFF_IMAGE_FXSAVE, DIFF_IMAGE_ENV16, DIFF_IMA
 
 struct diff_case {
     uint64_t seed;
-    unsigned mode; /* 8: 64-bit code, 4: 32-bit code in compatibility mode */
+    unsigned mode;      /* 8: 64-bit code, 4: 32-bit code in compatibility mode */
+    bool is_without_ac; /* given: leave RFLAGS.AC clear */
     uint8_t code[DIFF_CODE_MAX];
     unsigned code_size;
     enum diff_image image; /* the last instruction stores one at image_addr */

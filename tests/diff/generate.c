@@ -84,6 +84,17 @@ static bool names_no_register(const struct insn *in)
            !(in->bytes[in->vex_off + 1] & 0x40);
 }
 
+/* AMD reads LOCK MOV CR0 as MOV CR8 (APM vol. 3); no CPU model offers that. */
+static bool is_locked_mov_cr(const uint8_t bytes[INSN_MAX_LEN])
+{
+    bool has_lock = false;
+    unsigned i = 0;
+
+    while (i < 12 && bytes[i] != 0x0f)
+        has_lock |= bytes[i++] == 0xf0;
+    return has_lock && (bytes[i + 1] & 0xfc) == 0x20;
+}
+
 /* Append `bytes`; false when this draw is no good. */
 static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LEN], bool is_last,
                    const struct cpu_model *model, uint16_t *pointers)
@@ -93,7 +104,7 @@ static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LE
     int len = insn_decode(&in, bytes, INSN_MAX_LEN, c->mode, model);
 
     if (len < 0) { /* no instruction, or too long a one: alone in its case */
-        if (!is_first || !is_last || !rng_percent(r, 2))
+        if (!is_first || !is_last || !rng_percent(r, 2) || is_locked_mov_cr(bytes))
             return false;
         memcpy(c->code, bytes, INSN_MAX_LEN);
         memset(c->code + 10, 0xcc, len == -1 ? INSN_MAX_LEN - 10 : 0);
@@ -191,7 +202,7 @@ static void draw_state(struct rng *r, struct diff_case *c, const struct cpu_mode
     struct diff_state *st = &c->before;
 
     st->rflags = RFLAGS_FIXED | (rng_next(r) & RFLAGS_STATUS);
-    if (rng_percent(r, 3))
+    if (rng_percent(r, 3) && !c->is_without_ac)
         st->rflags |= RFLAGS_AC;
     st->cr2 = 0;
     st->vector = st->error = 0;

@@ -1,7 +1,7 @@
 /*
  * main.c - random instructions on bt, interp and the host CPU, compared bit by bit
  *
- * usage: diff [--cases N] [--seed S] [--replay CASE_SEED] [--keep-going]
+ * usage: diff [--cases N] [--seed S] [--replay CASE_SEED] [--keep-going] [--without-ac]
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -251,11 +251,10 @@ static int open_all(struct run *run, struct err *e)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"cases", required_argument, NULL, 'c'},
-                                            {"seed", required_argument, NULL, 's'},
-                                            {"replay", required_argument, NULL, 'r'},
-                                            {"keep-going", no_argument, NULL, 'k'},
-                                            {0}};
+    static const struct option options[] = {
+        {"cases", required_argument, NULL, 'c'},  {"seed", required_argument, NULL, 's'},
+        {"replay", required_argument, NULL, 'r'}, {"keep-going", no_argument, NULL, 'k'},
+        {"without-ac", no_argument, NULL, 'a'},   {0}};
     static struct run run;
     uint64_t cases = DEFAULT_CASES, seed = (uint64_t)time(NULL) << 20, failed = 0, done = 0;
     bool keeps_going = false, is_replay = false;
@@ -275,11 +274,15 @@ int main(int argc, char **argv)
         case 's':
             seed = strtoull(optarg, NULL, 0);
             break;
+        case 'a': /* vendors and models check alignment of vector operands differently */
+            run.c.is_without_ac = true;
+            break;
         case 'k':
             keeps_going = true;
             break;
         default:
-            fprintf(stderr, "usage: diff [--cases N] [--seed S] [--replay CASE] [--keep-going]\n");
+            fprintf(stderr, "usage: diff [--cases N] [--seed S] [--replay CASE] [--keep-going] "
+                            "[--without-ac]\n");
             return 2;
         }
     }
