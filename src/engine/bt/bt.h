@@ -253,6 +253,8 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
 #define BT_SHARES 6
 #define BT_SHARE_SPAN_MAX 256
 #define BT_SHARE_RSP_MAX 0x10000
+/* Leaves room for a block's movements of RSP: a share that wrapped at 32 bits would be elsewhere. */
+#define BT_SHARE_DISP_MAX 0x40000000
 
 struct bt_share {
     bool is_live, is_write;

@@ -66,7 +66,8 @@ static bool describe(const struct bt_tr *t, const struct insn *in, struct access
     }
     if (in->cls != INSN_DATA || in->is_hidden || !in->has_mem || in->is_agen || in->mem_size == 0 ||
         in->is_mem_masked || in->uses_high_byte || in->addr_size != t->size ||
-        in->mem_base >= CPU_GPR_COUNT)
+        in->mem_base >= CPU_GPR_COUNT || in->mem_disp < -BT_SHARE_DISP_MAX ||
+        in->mem_disp > BT_SHARE_DISP_MAX)
         return false;
     *a = (struct access){.base = in->mem_base,
                          .index = in->mem_index,
@@ -238,10 +239,12 @@ void bt_shares_after(struct bt_tr *t, const struct insn *in)
 
     for (unsigned i = 0; i < BT_SHARES; i++) {
         struct bt_share *s = &t->shares[i];
+        if (!s->is_live)
+            continue;
         uint32_t registers =
             (uint32_t)BIT(s->base) | (s->index != INSN_NO_REG ? (uint32_t)BIT(s->index) : 0);
         uint32_t written = in->gpr_written & registers;
-        if (!s->is_live || written == 0)
+        if (written == 0)
             continue;
         if (written == BIT(CPU_RSP) && s->base == CPU_RSP && s->index == INSN_NO_REG &&
             is_constant) {
