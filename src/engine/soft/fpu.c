@@ -151,8 +151,11 @@ int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, 
 
     if (LIKELY(in->mode == 8 || seg->limit != UINT32_MAX || offset + size - 1 <= UINT32_MAX))
         return soft_operand_address(v, in, size, access, addr);
-    if (soft_linear(v, in->seg, (uint32_t)(offset + first), piece_size, access, &piece) ||
-        soft_probe(v, piece, 1, access, SOFT_AS_CPL))
+    if (soft_linear(v, in->seg, (uint32_t)(offset + first), piece_size, access, &piece))
+        return SOFT_FAULT;
+    if (UNLIKELY(v->is_ac_set) && (piece & (piece_size - 1)))
+        return soft_raise_error(v, VEC_AC, 0);
+    if (soft_probe(v, piece, 1, access, SOFT_AS_CPL))
         return SOFT_FAULT;
     return soft_operand_address(v, in, size, access, addr);
 }

@@ -38,13 +38,7 @@ static int environment_operand(struct soft_vcpu *v, const struct insn *in, unsig
 {
     unsigned word = in->op_size == 2 ? 2 : 4;
 
-    if (soft_fpu_check(v, INSN_UNIT_X87))
-        return SOFT_FAULT;
-    /* no limit is exceeded by an operand that wraps around: alignment is what it fails first */
-    if (UNLIKELY(v->is_ac_set) && v->st.seg[in->seg].limit == UINT32_MAX && in->mode != 8 &&
-        ((soft_effective_address(v, in) + v->st.seg[in->seg].base) & (word - 1)))
-        return soft_raise_error(v, VEC_AC, 0);
-    if (soft_fpu_operand(v, in, size, 0, word, access, addr))
+    if (soft_fpu_check(v, INSN_UNIT_X87) || soft_fpu_operand(v, in, size, 0, word, access, addr))
         return SOFT_FAULT;
     if (UNLIKELY(v->is_ac_set) && (*addr & (word - 1)))
         return soft_raise_error(v, VEC_AC, 0);
