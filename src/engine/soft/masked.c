@@ -169,26 +169,13 @@ static int exec_by_element(struct soft_vcpu *v, const struct insn *in)
 }
 
 /*
- * #AC: AMD's CPUs check an EVEX operand of dwords or qwords as a whole, when any element is
- * accessed, nothing faults and it lies in one page; else, and with bytes and words, by element.
- * Operands of VMASKMOV are never checked.
+ * Data breakpoints, and #AC of misaligned elements, are for those elements only that are accessed.
+ * (Operands of VMASKMOV are never checked for alignment.)
  */
-static bool is_checked_as_whole(struct soft_vcpu *v, const struct insn *in, gva_t addr)
+static bool is_checked_by_element(const struct soft_vcpu *v, const struct insn *in, gva_t addr)
 {
-    if (LIKELY(!v->is_ac_set) || !v->model->is_amd || in->encoding != INSN_EVEX ||
-        in->mem_element_size < 4 || !is_pow2(in->mem_size) ||
-        (addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE ||
-        !(addr & (MIN(in->mem_size, 16u) - 1)))
-        return false;
-    soft_fpu_save(v);
-    return evex_mask(v, in, in->mem_element_size) != 0;
-}
-
-/* Elements are checked on their own although the operand could be accessed as a whole. */
-static bool is_checked_by_element(const struct soft_vcpu *v, const struct insn *in)
-{
-    return soft_debug_is_armed(v) ||
-           (v->is_ac_set && in->encoding == INSN_EVEX && in->mem_element_size == 2);
+    return soft_debug_is_armed(v) || (UNLIKELY(v->is_ac_set) && in->encoding == INSN_EVEX &&
+                                      (addr & (in->mem_element_size - 1u)));
 }
 
 /* An aligned move of no element at all does not mind. */
@@ -215,10 +202,8 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     if (soft_operand_address(v, in, in->mem_size, access, &addr) != 0 ||
         soft_probe(v, addr, in->mem_size, access, SOFT_AS_CPL) != 0)
         return in->is_fault_unmasked ? SOFT_FAULT : exec_by_element(v, in);
-    if (is_checked_as_whole(v, in, addr))
-        return soft_raise_error(v, VEC_AC, 0);
     if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE ||
-        (in->is_mem_aligned && (addr & (in->mem_size - 1u))) || is_checked_by_element(v, in))
+        (in->is_mem_aligned && (addr & (in->mem_size - 1u))) || is_checked_by_element(v, in, addr))
         return exec_by_element(v, in);
     if (soft_translate(v, addr, access, SOFT_AS_CPL, &place))
         return SOFT_FAULT;
