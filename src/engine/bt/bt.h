@@ -327,6 +327,9 @@ void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta);
 /* The same for a range that several accesses share. */
 void bt_emit_check_shared(struct bt_tr *t, unsigned size, bool is_write);
 
+/* emit_x87.c: behind an x87 instruction, what FNSTENV shows of it. S1 and S2 are lost. */
+void bt_emit_note_x87(struct bt_tr *t, const struct insn *in);
+
 /* share.c */
 /* The checked operand of *in, when a live share covers it or a new one pays; else false. */
 bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *place);

@@ -244,6 +244,8 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
     }
     emit_bytes(e, code, n);
     temps_put_back(t, &temps);
+    if (in->unit == INSN_UNIT_X87)
+        bt_emit_note_x87(t, in);
     if (is_rcx_implicit && (in->gpr_written & BIT(CPU_RCX)) && in->gpr_rm.reg != CPU_RCX)
         emit_mov(e, true, H_GUEST_RCX, H_RCX);
 }

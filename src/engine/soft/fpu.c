@@ -161,7 +161,7 @@ int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, 
 }
 
 /* Control instructions leave the pointers alone (SDM vol. 1, 8.1.8). */
-static bool sets_pointers(const struct insn *in)
+bool soft_fpu_sets_pointers(const struct insn *in)
 {
     switch (in->op) {
     case ZYDIS_MNEMONIC_FNCLEX:
@@ -191,7 +191,7 @@ void soft_fpu_note_x87(struct soft_vcpu *v, const struct insn *in)
         store_le64(image + FPU_FDP, 0);
         return;
     }
-    if (!sets_pointers(in))
+    if (!soft_fpu_sets_pointers(in))
         return;
     store_le16(image + FPU_FOP, (uint16_t)((in->opcode & 7) << 8 | in->modrm));
     store_le64(image + FPU_FIP, in->mode == 8 ? v->st.rip : (uint32_t)v->st.rip | cs << 32);

@@ -78,6 +78,8 @@ int soft_fpu_raise_pending(struct soft_vcpu *v);
 int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, unsigned first,
                      unsigned piece_size, enum soft_access access, gva_t *addr) SOFT_MUST_CHECK;
 
+/* Does it set the instruction and data pointers? Of x87 instructions but FNINIT, which zeroes them. */
+bool soft_fpu_sets_pointers(const struct insn *in);
 /* An x87 instruction that sets the instruction and data pointers has run. */
 void soft_fpu_note_x87(struct soft_vcpu *v, const struct insn *in);
 
