@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""nested.py [options] -- COMMAND - run a command on a host with a KVM of its own
+
+The host is a stock Debian kernel under QEMU's translator with a CPU model that has SVM, so that
+kvm-amd works in it: slow, but a real KVM. It has busybox, /doppel (with the libraries it needs),
+/kernel (the same kernel) and /initrd (guests/init), and what --file adds. COMMAND is run by its
+shell. The exit status is the command's; 125 when the host itself failed.
+"""
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+HOST_FAILED = 125
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(usage="nested.py [options] -- COMMAND...")
+    parser.add_argument("--doppel", required=True)
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--memory-mib", type=int, default=2048)
+    parser.add_argument("--timeout", type=float, default=600)
+    parser.add_argument("--cpu", default="EPYC,+svm,+npt")
+    parser.add_argument("--file", action="append", default=[], metavar="FILE=PATH",
+                        help="a further file, and where it is in the host")
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args()
+
+
+def run_tool(*command):
+    path = os.path.join(TOP, "tools", command[0])
+    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def libraries(program):
+    """FILE=PATH of the shared libraries of a program."""
+    listing = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             text=True).stdout
+    for path in re.findall(r"(?:=> |^\s*)(/\S+)", listing, re.MULTILINE):
+        yield "%s=%s" % (os.path.realpath(path), path.lstrip("/"))
+
+
+def pack(args, kernel, work):
+    inner = os.path.join(work, "inner.cpio")
+    outer = os.path.join(work, "outer.cpio")
+    run_tool("make-initramfs", inner)
+    job = os.path.join(work, "job")
+    with open(job, "w", encoding="utf-8") as out:
+        out.write("\n".join(args.command) + "\n")
+    modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
+    files = [os.path.join(TOP, "tests/nested/init=init"), job + "=job", inner + "=initrd",
+             kernel + "=kernel", args.doppel + "=doppel"]
+    files += ["%s/%s.ko=modules/%s.ko" % (modules, name, name)
+              for name in ("irqbypass", "kvm", "kvm-amd")]
+    files += list(libraries(args.doppel)) + args.file
+    run_tool("make-initramfs", outer, *files)
+    return outer
+
+
+def run(args, kernel, initrd):
+    """Prints what the host prints; returns the command's status."""
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", args.cpu,
+               "-smp", str(args.cpus), "-m", str(args.memory_mib), "-nodefaults", "-display", "none",
+               "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd,
+               "-append", "console=ttyS0 quiet panic=-1 tsc=reliable"]
+    status = HOST_FAILED
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        timer = threading.Timer(args.timeout, process.kill)
+        timer.start()
+        for raw in process.stdout:
+            line = raw.decode("utf-8", "replace").rstrip("\r\n")
+            match = re.search(r"nested: status (\d+)", line)
+            if match:
+                status = int(match.group(1))
+            elif "warning: TCG doesn't support requested feature" not in line:
+                print(line, flush=True)
+        process.wait()
+        if not timer.is_alive():
+            print("nested.py: killed after %g s" % args.timeout)
+            status = HOST_FAILED
+        timer.cancel()
+    return status
+
+
+def main():
+    args = parse_arguments()
+    kernel = run_tool("fetch-kernel", "cloud")
+    with tempfile.TemporaryDirectory(prefix="doppel-nested-") as work:
+        return run(args, kernel, pack(args, kernel, work))
+
+
+sys.exit(main())
