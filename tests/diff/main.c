@@ -1,14 +1,16 @@
 /*
  * main.c - random instructions on bt, interp and the host CPU, compared bit by bit
  *
- * usage: diff [--cases N] [--seed S] [--replay CASE_SEED] [--keep-going] [--without-ac]
+ * usage: diff [--cases N] [--seed S] [--jobs N] [--replay CASE_SEED] [--keep-going] [--without-ac]
  */
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <Zydis/Zydis.h>
 
@@ -92,18 +94,17 @@ static bool bytes_differ(const char *what, const char *who, const uint8_t *got, 
                          unsigned n, bool is_loud)
 {
     unsigned count = 0;
-    for (unsigned i = 0; i < n; i++) {
+    if (memcmp(got, want, n) == 0)
+        return false;
+    for (unsigned i = 0; i < n && is_loud; i++) {
         if (got[i] == want[i])
             continue;
-        count++;
-        if (!is_loud)
-            break;
-        if (count <= 4)
+        if (++count <= 4)
             printf("  %s: %s+%#x is %02x, CPU %02x\n", who, what, i, got[i], want[i]);
     }
-    if (is_loud && count > 4)
+    if (count > 4)
         printf("  %s: %s: %u bytes differ\n", who, what, count);
-    return count != 0;
+    return true;
 }
 
 /* Components that XSTATE_BV leaves out are in their initial state: zero, but for FCW. */
@@ -249,16 +250,64 @@ static int open_all(struct run *run, struct err *e)
     return r;
 }
 
+/* Run the cases `seed` to `seed + cases`; the process's exit status. */
+static int run_range(struct run *run, uint64_t seed, uint64_t cases, bool is_replay,
+                     bool keeps_going)
+{
+    uint64_t failed = 0, done = 0;
+    struct err e;
+
+    if (open_all(run, &e) != 0) {
+        fprintf(stderr, "diff: %s\n", e.msg);
+        return 2;
+    }
+    printf("seed %" PRIu64 ", %" PRIu64 " cases%s\n", seed, cases, is_replay ? " (replay)" : "");
+    unsigned regressed = is_replay ? 0 : run_regressions(run, seed);
+    for (; done < cases && (failed == 0 || (keeps_going && failed < 50)); done++)
+        if (!run_case(run, seed + done))
+            failed++;
+    printf("%" PRIu64 " cases ran, %" PRIu64 " differ%s\n", done, failed,
+           failed != 0 ? "; run one again with --replay CASE" : "");
+    diff_guest_close(run->interp);
+    diff_guest_close(run->bt);
+    return failed != 0 || regressed != 0;
+}
+
+/* Split the range among processes. */
+static int run_jobs(struct run *run, unsigned jobs, uint64_t seed, uint64_t cases, bool keeps_going)
+{
+    int worst = 0, status;
+
+    for (unsigned i = 0; i < jobs; i++) {
+        uint64_t first = cases * i / jobs;
+        pid_t pid = fork();
+        if (pid == 0)
+            exit(run_range(run, seed + first, cases * (i + 1) / jobs - first, false, keeps_going));
+        if (pid < 0) {
+            perror("diff: fork");
+            worst = 2;
+            break;
+        }
+    }
+    while (wait(&status) > 0) {
+        int code = WIFEXITED(status) ? WEXITSTATUS(status) : 2;
+        worst = code > worst ? code : worst;
+    }
+    return worst;
+}
+
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"cases", required_argument, NULL, 'c'},  {"seed", required_argument, NULL, 's'},
-        {"replay", required_argument, NULL, 'r'}, {"keep-going", no_argument, NULL, 'k'},
-        {"without-ac", no_argument, NULL, 'a'},   {0}};
+    static const struct option options[] = {{"cases", required_argument, NULL, 'c'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"replay", required_argument, NULL, 'r'},
+                                            {"keep-going", no_argument, NULL, 'k'},
+                                            {"without-ac", no_argument, NULL, 'a'},
+                                            {"jobs", required_argument, NULL, 'j'},
+                                            {0}};
     static struct run run;
-    uint64_t cases = DEFAULT_CASES, seed = (uint64_t)time(NULL) << 20, failed = 0, done = 0;
+    uint64_t cases = DEFAULT_CASES, seed = (uint64_t)time(NULL) << 20, jobs = 1;
     bool keeps_going = false, is_replay = false;
-    struct err e;
     int opt;
 
     while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -280,25 +329,17 @@ int main(int argc, char **argv)
         case 'k':
             keeps_going = true;
             break;
+        case 'j':
+            jobs = strtoull(optarg, NULL, 0);
+            break;
         default:
-            fprintf(stderr, "usage: diff [--cases N] [--seed S] [--replay CASE] [--keep-going] "
-                            "[--without-ac]\n");
+            fprintf(stderr, "usage: diff [--cases N] [--seed S] [--jobs N] [--replay CASE] "
+                            "[--keep-going] [--without-ac]\n");
             return 2;
         }
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (open_all(&run, &e) != 0) {
-        fprintf(stderr, "diff: %s\n", e.msg);
-        return 2;
-    }
-    printf("seed %" PRIu64 ", %" PRIu64 " cases%s\n", seed, cases, is_replay ? " (replay)" : "");
-    unsigned regressed = is_replay ? 0 : run_regressions(&run, seed);
-    for (; done < cases && (failed == 0 || (keeps_going && failed < 50)); done++)
-        if (!run_case(&run, seed + done))
-            failed++;
-    printf("%" PRIu64 " cases ran, %" PRIu64 " differ%s\n", done, failed,
-           failed != 0 ? "; run one again with --replay CASE" : "");
-    diff_guest_close(run.interp);
-    diff_guest_close(run.bt);
-    return failed != 0 || regressed != 0;
+    if (jobs > 1 && jobs <= 1024 && !is_replay)
+        return run_jobs(&run, (unsigned)jobs, seed, cases, keeps_going);
+    return run_range(&run, seed, cases, is_replay, keeps_going);
 }
