@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """Runs the same rows natively, under QEMU's translator and under doppel, in turn, and compares.
 
-usage: bench.py --doppel PATH --kernel FILE --rows PATH [--rounds N] [--json FILE] [--memory MiB]
-
 The guest's initramfs holds the static program `rows` (bench/rows.c) as /init. "boot" is the time
-from starting the monitor to the first line of that program. A row is called noisy when its
-rounds differ by more than a quarter.
+from starting the monitor to the first line of that program, "total" that to its end. A row is
+called noisy when its rounds under doppel differ by more than a quarter.
 """
 import argparse
 import json
@@ -17,9 +15,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
-RATES = {"MB/s", "MFLOP/s"}
+NOISY = 0.25
+MACHINE_ROWS = {"boot": ("s", "time"), "total": ("s", "time")}
 
 
 def cpio_entry(name, mode, data, ino, rdev=(0, 0)):
@@ -30,139 +30,210 @@ def cpio_entry(name, mode, data, ino, rdev=(0, 0)):
     return out + b"\0" * (-len(out) % 4)
 
 
-def make_initramfs(path, rows):
-    with open(rows, "rb") as f:
-        program = f.read()
+def make_initramfs(path, program):
+    with open(program, "rb") as f:
+        data = f.read()
     with open(path, "wb") as f:
         f.write(cpio_entry("dev", 0o040755, b"", 1))
         f.write(cpio_entry("dev/console", 0o020600, b"", 2, (5, 1)))
-        f.write(cpio_entry("init", 0o100755, program, 3))
+        f.write(cpio_entry("init", 0o100755, data, 3))
         f.write(cpio_entry("TRAILER!!!", 0, b"", 0))
 
 
-def run(command, timeout=600):
-    """Run it; returns {row: (value, unit)}. Ends at "rows: done"."""
+def list_rows(program):
+    """{row: (unit, kind)} in the program's order."""
+    out = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout
+    return {w[0]: (w[1], w[2]) for w in map(str.split, out.splitlines())}
+
+
+def run(command, timeout):
+    """Run it; returns {row: value}. Ends at "rows: done" and the end of the process."""
     result = {}
+    errors = tempfile.TemporaryFile()
     begin = time.monotonic()
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         stdin=subprocess.DEVNULL)
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL)
+    watchdog = threading.Timer(timeout, p.kill)
+    watchdog.start()
+    is_done = False
     try:
         for raw in p.stdout:
             line = raw.decode(errors="replace").strip()
             words = line.split()
             if "rows: first process" in line:
-                result["boot"] = (time.monotonic() - begin, "s")
+                result["boot"] = time.monotonic() - begin
             elif len(words) == 4 and words[0] == "row":
-                result[words[1]] = (float(words[2]), words[3])
+                result[words[1]] = float(words[2])
             elif "rows: done" in line:
-                break
-            if time.monotonic() - begin > timeout:
-                raise RuntimeError("timed out: " + " ".join(command))
-        p.stdout.close()
-        p.wait(timeout=30)
-        result["total"] = (time.monotonic() - begin, "s")
+                is_done = True
+        p.wait()
+        result["total"] = time.monotonic() - begin
     finally:
+        watchdog.cancel()
         if p.poll() is None:
             p.kill()
             p.wait()
-    if "total" not in result or len(result) < 3:
-        raise RuntimeError("no rows came from: " + " ".join(command) + "\n" +
-                           p.stderr.read().decode(errors="replace"))
+    if not is_done:
+        errors.seek(0)
+        raise RuntimeError(f"no end within {timeout} s, or it died: {' '.join(command)}\n" +
+                           errors.read().decode(errors="replace"))
     return result
 
 
-def median(values):
-    return statistics.median(values) if values else None
+def doppel_command(binary, args, initrd, cmdline):
+    return [binary, "run", "--engine", "bt", "--cpus", "1", "--memory", f"{args.memory}M",
+            "--kernel", args.kernel, "--initrd", initrd, "--cmdline", cmdline]
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--doppel", required=True)
-    ap.add_argument("--kernel", required=True)
-    ap.add_argument("--rows", required=True)
-    ap.add_argument("--rounds", type=int, default=3)
-    ap.add_argument("--memory", type=int, default=512)
-    ap.add_argument("--json")
-    args = ap.parse_args()
-
-    work = tempfile.mkdtemp(prefix="doppel-bench-")
-    initrd = os.path.join(work, "initrd")
-    make_initramfs(initrd, args.rows)
+def make_runners(args, initrd, chosen):
+    """{name: command}, those that are asked for and installed."""
     cmdline = "console=ttyS0 quiet"
+    if args.rows:
+        cmdline += " rows=" + ",".join(chosen)
     qemu = shutil.which("qemu-system-x86_64")
-    runners = {
-        "native": [args.rows],
-        "doppel": [args.doppel, "run", "--engine", "bt", "--cpus", "1", "--memory",
-                   f"{args.memory}M", "--kernel", args.kernel, "--initrd", initrd, "--cmdline",
-                   cmdline],
-    }
+    runners = {"native": [args.program, ",".join(chosen)]}
     if qemu:
         runners["tcg"] = [qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m",
                           str(args.memory), "-kernel", args.kernel, "-initrd", initrd, "-append",
                           cmdline, "-nographic", "-no-reboot", "-net", "none"]
-    samples = {name: {} for name in runners}
-    for _ in range(args.rounds):
-        for name, command in runners.items():
-            for row, (value, unit) in run(command).items():
-                samples[name].setdefault(row, []).append(value)
-                samples.setdefault("unit", {})[row] = unit
-    shutil.rmtree(work)
-    report(args, samples, qemu)
+    if args.against:
+        runners["against"] = doppel_command(args.against, args, initrd, cmdline)
+    runners["doppel"] = doppel_command(args.doppel, args, initrd, cmdline)
+    if args.on:
+        wanted = args.on.split(",") + ["doppel"] + (["against"] if args.against else [])
+        runners = {n: c for n, c in runners.items() if n in wanted}
+    return runners
 
 
-def report(args, samples, qemu):
-    units = samples["unit"]
-    names = [n for n in ("native", "tcg", "doppel") if n in samples]
+def options():
+    ap = argparse.ArgumentParser(prog="bench/run", description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--doppel", required=True, help="the doppel to measure")
+    ap.add_argument("--program", required=True, help="the compiled bench/rows.c")
+    ap.add_argument("--kernel", help="guest kernel")
+    ap.add_argument("--rows", help="only these rows, as in matrix,libm")
+    ap.add_argument("--on", help="beside doppel only these of native,tcg")
+    ap.add_argument("--against", metavar="DOPPEL", help="another doppel to measure beside it")
+    ap.add_argument("--rounds", type=int, default=3)
+    ap.add_argument("--best", action="store_true", help="take the best round, not the median")
+    ap.add_argument("--memory", type=int, default=512, metavar="MIB")
+    ap.add_argument("--timeout", type=int, default=600, metavar="SECONDS", help="for one machine")
+    ap.add_argument("--list", action="store_true", help="print the rows and end")
+    ap.add_argument("--json", metavar="FILE", help="all samples and results")
+    return ap.parse_args()
+
+
+def main():
+    args = options()
+    known = list_rows(args.program)
+    if args.list:
+        for row, (unit, kind) in known.items():
+            print(f"{row:<12}{unit:>9}  {kind}")
+        return 0
+    chosen = args.rows.split(",") if args.rows else list(known)
+    for row in chosen:
+        if row not in known and row not in MACHINE_ROWS:
+            sys.exit(f"bench: no row '{row}'; --list prints them")
+    work = tempfile.mkdtemp(prefix="doppel-bench-")
+    samples = {}
+    try:
+        initrd = os.path.join(work, "initrd")
+        make_initramfs(initrd, args.program)
+        runners = make_runners(args, initrd, chosen)
+        for _ in range(args.rounds):
+            for name, command in runners.items():
+                for row, value in run(command, args.timeout).items():
+                    samples.setdefault(name, {}).setdefault(row, []).append(value)
+    finally:
+        shutil.rmtree(work)
+    known = {**MACHINE_ROWS, **known}
+    results = compare(args, {r: known[r] for r in known if r in chosen or r in MACHINE_ROWS},
+                      samples)
+    head = header(args)
+    print_table(args, head, results, [n for n in runners])
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump({"header": head, "rows": results, "samples": samples}, f, indent=1)
+    return 0
+
+
+def faster(a, b, kind):
+    """How many times a is faster than b; None when one is missing."""
+    if not a or not b:
+        return None
+    return a / b if kind == "rate" else b / a
+
+
+def compare(args, rows, samples):
+    results = []
+    for row, (unit, kind) in rows.items():
+        values = {}
+        for name, by_row in samples.items():
+            if row in by_row and not (name == "native" and row in MACHINE_ROWS):
+                best = max if kind == "rate" else min
+                values[name] = (best if args.best else statistics.median)(by_row[row])
+        d = values.get("doppel")
+        if d is None:
+            continue
+        of_doppel = samples["doppel"][row]
+        results.append({
+            "row": row, "unit": unit, "kind": kind, "values": values,
+            "vs_native": faster(values.get("native"), d, kind),
+            "vs_tcg": faster(d, values.get("tcg"), kind),
+            "vs_against": faster(d, values.get("against"), kind),
+            "spread": (max(of_doppel) - min(of_doppel)) / d if d else 0,
+        })
+    return results
+
+
+def header(args):
     cpu = ""
-    with open("/proc/cpuinfo") as f:
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
         for line in f:
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
                 break
-    version = subprocess.run([args.doppel, "--version"], capture_output=True, text=True).stdout.strip()
-    qemu_version = ""
-    if qemu:
-        qemu_version = subprocess.run([qemu, "--version"], capture_output=True,
-                                      text=True).stdout.splitlines()[0]
-    print(f"host: {cpu}, {os.cpu_count()} CPUs, Linux {platform.release()}")
-    print(f"guest: {os.path.basename(args.kernel)}, {args.memory} MiB, 1 CPU; "
-          f"{args.rounds} rounds, medians")
-    print(f"{version}; {qemu_version or 'QEMU is not installed'}")
-    print(f"{'row':<12}{'unit':>9}" + "".join(f"{n:>12}" for n in names) +
-          f"{'vs native':>12}{'vs tcg':>10}  spread")
-    ratios, table = [], []
-    for row in units:
-        unit = units[row]
-        values = {n: median(samples[n].get(row, [])) for n in names}
-        d = values["doppel"]
-        is_rate = unit in RATES
-        vs_native = vs_tcg = None
-        if d and values["native"]:
-            vs_native = values["native"] / d if is_rate else d / values["native"]
-        if d and values.get("tcg"):
-            vs_tcg = d / values["tcg"] if is_rate else values["tcg"] / d
-        if row in ("boot", "total"):
-            vs_native = None
-        spread = samples["doppel"].get(row, [0])
-        rel = (max(spread) - min(spread)) / d if d else 0
-        if vs_tcg is not None and row != "total":
-            ratios.append(vs_tcg)
-        print(f"{row:<12}{unit:>9}" +
-              "".join(f"{values[n]:>12.3f}" if values[n] is not None else f"{'-':>12}" for n in names) +
-              (f"{vs_native:>11.2f}x" if vs_native else f"{'-':>12}") +
-              (f"{vs_tcg:>9.2f}x" if vs_tcg else f"{'-':>10}") +
-              f"  {100 * rel:.0f}%" + (" noisy" if rel > 0.25 else ""))
-        table.append({"row": row, "unit": unit, **values, "vs_native": vs_native, "vs_tcg": vs_tcg,
-                      "spread": rel})
-    if ratios:
-        mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
-        print(f"geometric mean of speed against QEMU's translator: {mean:.2f}x")
-    print("vs native: how many times slower than the host; vs tcg: how many times faster than QEMU")
-    if args.json:
-        with open(args.json, "w") as f:
-            json.dump({"rows": table, "version": version, "qemu": qemu_version, "cpu": cpu}, f,
-                      indent=1)
+
+    def first_line(*command):
+        if not shutil.which(command[0]):
+            return f"{command[0]} is not installed"
+        return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0]
+
+    return {"cpu": cpu, "cpus": os.cpu_count(), "host": platform.release(),
+            "kernel": os.path.basename(args.kernel), "memory": args.memory, "rounds": args.rounds,
+            "of_rounds": "best" if args.best else "median",
+            "doppel": first_line(args.doppel, "--version"),
+            "qemu": first_line("qemu-system-x86_64", "--version")}
+
+
+def geometric_mean(ratios):
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+
+
+def print_table(args, head, results, names):
+    print(f"host:  {head['cpu']}, {head['cpus']} CPUs, Linux {head['host']}")
+    print(f"guest: {head['kernel']}, {head['memory']} MiB, 1 CPU; {head['rounds']} rounds, "
+          f"{head['of_rounds']} of each")
+    print(f"{head['doppel']}; {head['qemu']}")
+    ratios = [("vs_native", "vs native", "native"), ("vs_tcg", "vs tcg", "tcg"),
+              ("vs_against", "vs other", "against")]
+    ratios = [r for r in ratios if r[2] in names]
+    print(f"{'row':<10}{'unit':>8}" + "".join(f"{n:>12}" for n in names) +
+          "".join(f"{title:>11}" for _, title, _ in ratios) + "  spread")
+
+    def cell(value, form, width, suffix=""):
+        return f"{format(value, form) + suffix if value is not None else '-':>{width}}"
+
+    for r in results:
+        print(f"{r['row']:<10}{r['unit']:>8}" +
+              "".join(cell(r["values"].get(n), ".3f", 12) for n in names) +
+              "".join(cell(r[key], ".2f", 11, "x") for key, _, _ in ratios) +
+              f"  {100 * r['spread']:.0f}%" + (" noisy" if r["spread"] > NOISY else ""))
+    for key, _, name in ratios[1 if "native" in names else 0:]:
+        mean = geometric_mean([r[key] for r in results if r[key] and r["row"] != "total"])
+        if mean:
+            print(f"geometric mean: {mean:.2f} times as fast as "
+                  f"{'QEMU' if name == 'tcg' else args.against}")
+    print("vs native: times slower than the host; vs tcg, vs other: times faster than those")
 
 
 if __name__ == "__main__":

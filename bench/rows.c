@@ -1,8 +1,12 @@
 /*
  * rows.c - what the benchmark measures, as one static program
  *
- * Runs natively, and as /init of a guest (it then powers the machine off). Each row prints
- * "row NAME VALUE UNIT"; a row is repeated until it has run long enough, and the best pass counts.
+ * usage: rows [--list] [NAME,NAME...]
+ *
+ * Runs natively, and as /init of a guest (it then powers the machine off); there the names come
+ * from "rows=NAME,NAME" on the kernel's command line. Each row prints "row NAME VALUE UNIT": the
+ * best of several passes. --list prints "NAME UNIT KIND" for each row, KIND being "rate" when more
+ * is better, else "time".
  */
 #include <math.h>
 #include <spawn.h>
@@ -308,26 +312,57 @@ static const struct row {
     {"jit", "us", row_jit, 0},
 };
 
+/* Is the row called `name` in the comma-separated list? No list means all rows. */
+static int is_chosen(const char *list, const char *name)
+{
+    size_t n = strlen(name);
+    if (!list || !*list)
+        return 1;
+    for (const char *p = list; p; p = strchr(p, ',')) {
+        p += *p == ',';
+        if (strncmp(p, name, n) == 0 && (p[n] == ',' || p[n] == 0))
+            return 1;
+    }
+    return 0;
+}
+
+static void print_list(void)
+{
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        printf("%s %s %s\n", rows[i].name, rows[i].unit, rows[i].is_rate ? "rate" : "time");
+}
+
+static void run_row(const struct row *row)
+{
+    double best = 0;
+    for (int pass = 0; pass < PASSES; pass++) {
+        double v = row->run();
+        if (pass == 0 || (row->is_rate ? v > best : v < best))
+            best = v;
+    }
+    printf("row %s %.4f %s\n", row->name, best, row->unit);
+    fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
+    int is_init = getpid() == 1;
+    const char *chosen = is_init ? getenv("rows") : argc > 1 ? argv[1] : NULL;
+
     if (argc > 1 && strcmp(argv[1], "exit") == 0)
         return 0;
-    int is_init = getpid() == 1;
+    if (argc > 1 && strcmp(argv[1], "--list") == 0) {
+        print_list();
+        return 0;
+    }
     if (!is_init)
         self = argv[0];
     printf("rows: first process\n");
     fflush(stdout);
     memset(big, 1, sizeof(big));
-    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-        double best = 0;
-        for (int pass = 0; pass < PASSES; pass++) {
-            double v = rows[i].run();
-            if (pass == 0 || (rows[i].is_rate ? v > best : v < best))
-                best = v;
-        }
-        printf("row %s %.3f %s\n", rows[i].name, best, rows[i].unit);
-        fflush(stdout);
-    }
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        if (is_chosen(chosen, rows[i].name))
+            run_row(&rows[i]);
     printf("rows: done\n");
     fflush(stdout);
     if (is_init)
