@@ -305,6 +305,10 @@ enum { BT_COLD_TLB, BT_COLD_CHAIN, BT_COLD_INDIRECT };
 
 /* Emit one instruction. */
 void bt_emit_insn(struct bt_tr *t, const struct insn *in);
+/* It runs in C; host code goes on behind it unless control has gone elsewhere. */
+void bt_emit_soft(struct bt_tr *t);
+/* The same, and the block ends. */
+void bt_emit_end_soft(struct bt_tr *t);
 /* A jump to a guest address, linked later. */
 void bt_emit_exit(struct bt_tr *t, uint64_t target);
 /* st.rip = rip, without touching flags or registers other than S1. */
@@ -326,6 +330,31 @@ void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta);
 /* The same for a range that several accesses share. */
 void bt_emit_check_shared(struct bt_tr *t, unsigned size, bool is_write);
+
+/* emit_stack.c */
+void bt_emit_push(struct bt_tr *t, const struct insn *in);
+void bt_emit_pushf(struct bt_tr *t, const struct insn *in);
+void bt_emit_pop(struct bt_tr *t, const struct insn *in);
+void bt_emit_leave(struct bt_tr *t, const struct insn *in);
+/* Push a constant for *in, whichever instruction that is. */
+void bt_emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value);
+/* Check the stack slot at [reg] for a pop of *in. */
+struct bt_place bt_emit_pop_check(struct bt_tr *t, const struct insn *in, unsigned reg);
+/* opcode reg, the checked operand, as wide as the stack */
+void bt_emit_stack_op(struct bt_tr *t, uint8_t opcode, unsigned reg, struct bt_place place);
+void bt_emit_move_rsp(struct bt_tr *t, int32_t delta);
+
+/* emit_branch.c */
+void bt_emit_jcc(struct bt_tr *t, const struct insn *in);
+void bt_emit_jump(struct bt_tr *t, const struct insn *in);
+void bt_emit_call(struct bt_tr *t, const struct insn *in);
+void bt_emit_ret(struct bt_tr *t, const struct insn *in);
+
+/* emit_system.c */
+void bt_emit_cli(struct bt_tr *t);
+void bt_emit_sti(struct bt_tr *t);
+void bt_emit_swapgs(struct bt_tr *t);
+void bt_emit_rdtsc(struct bt_tr *t);
 
 /* emit_x87.c: behind an x87 instruction, what FNSTENV shows of it. S1 and S2 are lost. */
 void bt_emit_note_x87(struct bt_tr *t, const struct insn *in);

@@ -9,7 +9,7 @@
 #include "engine/bt/bt.h"
 
 /* The instruction runs in C; host code goes on behind it unless control has gone elsewhere. */
-static void emit_soft(struct bt_tr *t)
+void bt_emit_soft(struct bt_tr *t)
 {
     struct emit *e = &t->e;
     bt_shares_forget(t);
@@ -19,6 +19,14 @@ static void emit_soft(struct bt_tr *t)
     uint8_t *disp = e->p - 4;
     emit_jmp_to(e, bt_rw(t->be, t->be->stub_soft));
     emit_patch32(e, disp, e->p);
+}
+
+void bt_emit_end_soft(struct bt_tr *t)
+{
+    bt_emit_soft(t);
+    t->is_end = true;
+    /* the C code has gone to the dispatcher; an instruction that did not branch lands here */
+    emit_jmp_to(&t->e, bt_rw(t->be, t->be->stub_dispatch));
 }
 
 static bool unit_is_enabled(const struct bt_tr *t, unsigned unit)
@@ -211,7 +219,7 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
 
     if (in->has_mem && !in->is_agen) {
         if (!emit_operand(t, in, is_rcx_implicit, &r, &temps)) {
-            emit_soft(t);
+            bt_emit_soft(t);
             return;
         }
     } else {
@@ -231,7 +239,7 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
             continue;
         unsigned h = temp_take(t, &temps, in, fields[i], false);
         if (h == H_NONE) {
-            emit_soft(t);
+            bt_emit_soft(t);
             return;
         }
         *hosts[i] = (uint8_t)h;
@@ -239,7 +247,7 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
 
     size_t n = insn_recode(code, in, &r);
     if (n == 0) {
-        emit_soft(t);
+        bt_emit_soft(t);
         return;
     }
     emit_bytes(e, code, n);
@@ -258,7 +266,7 @@ static void emit_lea_insn(struct bt_tr *t, const struct insn *in)
     bool is_wide = in->op_size == 8 && in->addr_size == 8;
 
     if (in->addr_size == 2) {
-        emit_soft(t);
+        bt_emit_soft(t);
         return;
     }
     if (in->op_size == 2 && g == CPU_RCX)
@@ -287,286 +295,6 @@ static void emit_lea_insn(struct bt_tr *t, const struct insn *in)
     }
 }
 
-static void emit_move_rsp(struct bt_tr *t, int32_t delta)
-{
-    emit_lea(&t->e, t->size == 8, H_RSP, H_RSP, H_NONE, 1, delta);
-}
-
-/* Check the slot below RSP for a push of *in. */
-static struct bt_place emit_push_check(struct bt_tr *t, const struct insn *in)
-{
-    struct bt_place place = {.index = S2};
-    if (bt_share_access(t, in, &place))
-        return place;
-    t->retry = t->e.p;
-    emit_lea(&t->e, t->size == 8, S1, H_RSP, H_NONE, 1, -(int32_t)t->size);
-    bt_emit_check(t, t->size, true);
-    return place;
-}
-
-/* Check the stack slot at [reg] for a pop of *in. */
-static struct bt_place emit_pop_check(struct bt_tr *t, const struct insn *in, unsigned reg)
-{
-    struct bt_place place = {.index = S2};
-    if (reg == H_RSP && bt_share_access(t, in, &place))
-        return place;
-    t->retry = t->e.p;
-    emit_lea(&t->e, t->size == 8, S1, reg, H_NONE, 1, 0);
-    bt_emit_check(t, t->size, false);
-    return place;
-}
-
-/* opcode reg, the checked operand, as wide as the stack */
-static void emit_stack_op(struct bt_tr *t, uint8_t opcode, unsigned reg, struct bt_place place)
-{
-    emit_op_mem(&t->e, t->size == 8, opcode, reg, S1, place.index, 1, place.disp);
-}
-
-static void emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value)
-{
-    struct emit *e = &t->e;
-    struct bt_place place = emit_push_check(t, in);
-    if (t->size == 4 || (int64_t)value == (int32_t)value) {
-        emit_stack_op(t, 0xc7, 0, place);
-        emit32(e, (uint32_t)value);
-    } else {
-        emit_mov_imm(e, S0, value);
-        emit_stack_op(t, 0x89, S0, place);
-    }
-    emit_move_rsp(t, -(int32_t)t->size);
-}
-
-/* PUSH from memory: the value waits in the vCPU block while the stack is checked. */
-static void emit_push_mem(struct bt_tr *t, const struct insn *in)
-{
-    struct emit *e = &t->e;
-    if (!bt_emit_address(t, in)) {
-        emit_soft(t);
-        return;
-    }
-    bt_emit_check(t, t->size, false);
-    emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
-    emit_gs_store(e, true, S1, BT_OFFSET(pushed));
-    struct bt_place place = emit_push_check(t, in);
-    emit_gs_load(e, true, S0, BT_OFFSET(pushed));
-    emit_stack_op(t, 0x89, S0, place);
-    emit_move_rsp(t, -(int32_t)t->size);
-}
-
-static void emit_push(struct bt_tr *t, const struct insn *in)
-{
-    unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
-
-    if (in->op_size != t->size) {
-        emit_soft(t);
-    } else if (in->has_mem) {
-        emit_push_mem(t, in);
-    } else if (in->opcode == 0x68 || in->opcode == 0x6a) {
-        emit_push_imm(t, in, in->imm);
-    } else if (g != INSN_NO_REG) {
-        struct bt_place place = emit_push_check(t, in);
-        emit_stack_op(t, 0x89, bt_emit_gpr_get(t, g, S0), place);
-        emit_move_rsp(t, -(int32_t)t->size);
-    } else {
-        emit_soft(t); /* segment registers */
-    }
-}
-
-/* The image has IF and its like from st.rflags, the status flags from the host; RF and VM clear. */
-static void emit_pushf(struct bt_tr *t, const struct insn *in)
-{
-    static const uint8_t lahf_seto[] = {0x9f, 0x0f, 0x90, 0xc0};
-    static const uint8_t add_sahf[] = {0x04, 0x7f, 0x9e};
-    struct emit *e = &t->e;
-
-    if (in->op_size != 8 || t->size != 8) {
-        emit_soft(t);
-        return;
-    }
-    struct bt_place place = emit_push_check(t, in);
-    emit_mov(e, true, S0, H_RAX);
-    emit_bytes(e, lahf_seto, sizeof(lahf_seto));
-    emit_gs_store(e, false, H_RAX, BT_OFFSET(flags_ax));
-    emit_lea(e, true, S1, S1, place.index, 1, place.disp);
-    /* status bits of AH, OF from AL, the rest from memory: flags are free here */
-    emit_mov(e, false, S2, H_RAX);
-    emit8(e, 0x41); /* shr r15d, 8 */
-    emit8(e, 0xc1);
-    emit8(e, emit_modrm(3, 5, S2));
-    emit8(e, 8);
-    emit8(e, 0x41); /* and r15d, 0xd5 */
-    emit8(e, 0x81);
-    emit8(e, emit_modrm(3, 4, S2));
-    emit32(e, 0xd5);
-    emit8(e, 0x0f); /* movzx eax, al */
-    emit8(e, 0xb6);
-    emit8(e, emit_modrm(3, H_RAX, H_RAX));
-    emit8(e, 0xc1); /* shl eax, 11 */
-    emit8(e, emit_modrm(3, 4, H_RAX));
-    emit8(e, 11);
-    emit8(e, 0x44); /* or eax, r15d */
-    emit8(e, 0x09);
-    emit8(e, emit_modrm(3, S2, H_RAX));
-    emit_gs_load(e, true, S2, BT_OFFSET(soft.st.rflags));
-    emit8(e, 0x49); /* and r15, ~(status, RF, VM) */
-    emit8(e, 0x81);
-    emit8(e, emit_modrm(3, 4, S2));
-    emit32(e, ~(uint32_t)(RFLAGS_STATUS | RFLAGS_RF | RFLAGS_VM));
-    emit8(e, 0x4c); /* or rax, r15 */
-    emit8(e, 0x09);
-    emit8(e, emit_modrm(3, S2, H_RAX));
-    emit_op_mem(e, true, 0x89, H_RAX, S1, H_NONE, 1, 0);
-    emit_gs_load(e, false, H_RAX, BT_OFFSET(flags_ax));
-    emit_bytes(e, add_sahf, sizeof(add_sahf));
-    emit_mov(e, true, H_RAX, S0);
-    emit_move_rsp(t, -8);
-}
-
-static void emit_pop(struct bt_tr *t, const struct insn *in)
-{
-    struct emit *e = &t->e;
-    unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
-    bool is_wide = t->size == 8;
-
-    if (in->op_size != t->size || in->has_mem || g == INSN_NO_REG) {
-        emit_soft(t);
-        return;
-    }
-    struct bt_place place = emit_pop_check(t, in, H_RSP);
-    unsigned h = g == CPU_RCX ? H_GUEST_RCX : BT_IN_MEMORY(g) || g == CPU_RSP ? S0 : g;
-    emit_stack_op(t, 0x8b, h, place);
-    if (g == CPU_RSP) {
-        emit_mov(e, is_wide, H_RSP, S0);
-        return;
-    }
-    emit_move_rsp(t, (int32_t)t->size);
-    if (BT_IN_MEMORY(g))
-        emit_gs_store(e, true, S0, BT_GPR_OFFSET(g));
-}
-
-static void emit_leave(struct bt_tr *t, const struct insn *in)
-{
-    if (in->op_size != t->size) {
-        emit_soft(t);
-        return;
-    }
-    struct bt_place place = emit_pop_check(t, in, H_RBP);
-    emit_lea(&t->e, t->size == 8, H_RSP, H_RBP, H_NONE, 1, (int32_t)t->size);
-    emit_stack_op(t, 0x8b, H_RBP, place);
-}
-
-static uint64_t branch_target(const struct bt_tr *t, const struct insn *in)
-{
-    uint64_t target = t->rip + in->len + in->imm;
-    return t->size == 8 ? target : (uint32_t)target;
-}
-
-/*
- * S1 = target of an indirect CALL or JMP. A memory operand's value waits in the vCPU block
- * while the stack is checked.
- */
-static bool emit_indirect_target(struct bt_tr *t, const struct insn *in)
-{
-    struct emit *e = &t->e;
-    if (in->has_mem) {
-        if (!bt_emit_address(t, in))
-            return false;
-        bt_emit_check(t, t->size, false);
-        emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
-    } else {
-        unsigned h = bt_emit_gpr_get(t, in->gpr_rm.reg, S1);
-        if (h != S1)
-            emit_mov(e, t->size == 8, S1, h);
-        else if (t->size == 4)
-            emit_mov(e, false, S1, S1);
-    }
-    return true;
-}
-
-static void emit_end_soft(struct bt_tr *t)
-{
-    emit_soft(t);
-    t->is_end = true;
-    /* the C code has gone to the dispatcher; an instruction that did not branch lands here */
-    emit_jmp_to(&t->e, bt_rw(t->be, t->be->stub_dispatch));
-}
-
-static void emit_call(struct bt_tr *t, const struct insn *in)
-{
-    struct emit *e = &t->e;
-    uint64_t next = t->rip + in->len;
-    bool is_direct = in->opcode == 0xe8;
-
-    if (in->op_size != t->size || (!is_direct && in->opcode != 0xff) ||
-        in->op != ZYDIS_MNEMONIC_CALL || (in->opcode == 0xff && (in->modrm >> 3 & 7) != 2)) {
-        emit_end_soft(t);
-        return;
-    }
-    if (is_direct) {
-        emit_push_imm(t, in, t->size == 8 ? next : (uint32_t)next);
-        bt_emit_exit(t, branch_target(t, in));
-        t->is_end = true;
-        return;
-    }
-    if (!emit_indirect_target(t, in)) {
-        emit_end_soft(t);
-        return;
-    }
-    /* a target that is not canonical must be found before the return address is pushed */
-    bt_emit_lookup(t, BT_INDIRECT_REDO);
-    emit_op_gs(e, true, 0x8b, S0, S2, BT_JC_OFFSET(t->set, host));
-    emit_gs_store(e, true, S0, BT_OFFSET(pushed));
-    emit_push_imm(t, in, t->size == 8 ? next : (uint32_t)next);
-    emit_op_gs(e, false, 0xff, 4, H_NONE, BT_OFFSET(pushed)); /* jmp [...] */
-    t->is_end = true;
-}
-
-static void emit_jump(struct bt_tr *t, const struct insn *in)
-{
-    bool is_direct = in->opcode == 0xe9 || in->opcode == 0xeb;
-
-    if (is_direct && in->op_size == t->size) {
-        bt_emit_exit(t, branch_target(t, in));
-        t->is_end = true;
-    } else if (in->opcode == 0xff && (in->modrm >> 3 & 7) == 4 && in->op_size == t->size &&
-               emit_indirect_target(t, in)) {
-        bt_emit_indirect(t, 0);
-    } else {
-        emit_end_soft(t);
-    }
-}
-
-static void emit_ret(struct bt_tr *t, const struct insn *in)
-{
-    int32_t delta = (int32_t)t->size;
-
-    if (in->op_size != t->size || (in->opcode != 0xc3 && in->opcode != 0xc2)) {
-        emit_end_soft(t);
-        return;
-    }
-    if (in->opcode == 0xc2)
-        delta += (int32_t)(in->imm & 0xffff);
-    struct bt_place place = emit_pop_check(t, in, H_RSP);
-    emit_stack_op(t, 0x8b, S1, place);
-    emit_move_rsp(t, delta);
-    bt_emit_indirect(t, delta);
-}
-
-/* The taken side leaves the block; the other goes on in it. */
-static void emit_jcc(struct bt_tr *t, const struct insn *in)
-{
-    struct emit *e = &t->e;
-    if (in->op_size != t->size && in->op_size == 2) {
-        emit_soft(t);
-        return;
-    }
-    emit_nops(e, (unsigned)(-(uintptr_t)(e->p + 2) & 3));
-    emit8(e, 0x0f);
-    emit8(e, (uint8_t)(0x80 | (in->opcode & 15)));
-    emit32(e, 0);
-    bt_cold_add(t, BT_COLD_CHAIN, e->p - 4)->rip = branch_target(t, in);
-}
-
 /* MOV between the accumulator and an absolute address (A0..A3). */
 static void emit_mov_special(struct bt_tr *t, const struct insn *in)
 {
@@ -575,7 +303,7 @@ static void emit_mov_special(struct bt_tr *t, const struct insn *in)
 
     if (in->opcode < 0xa0 || in->opcode > 0xa3 || !in->has_mem || in->opcode_map != 0 ||
         !bt_emit_address(t, in)) {
-        emit_soft(t);
+        bt_emit_soft(t);
         return;
     }
     bt_emit_check(t, in->op_size, is_store);
@@ -650,160 +378,57 @@ bool bt_is_jcc(const struct insn *in)
            (in->opcode_map == ZYDIS_OPCODE_MAP_0F && in->opcode >= 0x80 && in->opcode <= 0x8f);
 }
 
-#define RFLAGS_BYTE_1 (BT_OFFSET(soft.st.rflags) + 1)
-
-/* RFLAGS.IF = 0 or 1, by a table of bytes so that the status flags stay. */
-static void emit_set_if(struct bt_tr *t, bool is_set)
-{
-    struct emit *e = &t->e;
-    uint32_t table = is_set ? BT_OFFSET(set_bit_1) : BT_OFFSET(clear_bit_1);
-
-    emit8(e, 0x65); /* movzx ecx, byte gs:[rflags + 1] */
-    emit8(e, 0x0f);
-    emit8(e, 0xb6);
-    emit_address(e, S0, H_NONE, H_NONE, 1, (int32_t)RFLAGS_BYTE_1);
-    emit8(e, 0x65); /* mov cl, gs:[rcx + table] */
-    emit8(e, 0x8a);
-    emit_address(e, S0, S0, H_NONE, 1, (int32_t)table);
-    emit_op_gs(e, false, 0x88, S0, H_NONE, RFLAGS_BYTE_1);
-}
-
-static void emit_cli(struct bt_tr *t)
-{
-    if (t->mode & BT_MODE_CPL0)
-        emit_set_if(t, false);
-    else
-        emit_soft(t);
-}
-
-/*
- * Nothing pending: no shadow is needed, since whatever comes now is taken at the next block.
- * Something pending: C does it, with the shadow.
- */
-static void emit_sti(struct bt_tr *t)
-{
-    struct emit *e = &t->e;
-
-    if (!(t->mode & BT_MODE_CPL0)) {
-        emit_soft(t);
-        return;
-    }
-    emit_gs_load(e, true, S1, BT_OFFSET(soft.pins));
-    emit_op_mem(e, false, 0x8b, S0, S1, H_NONE, 1, 0);
-    uint8_t *quiet = emit_jrcxz(e);
-    emit_soft(t);
-    uint8_t *done = emit_jmp(e);
-    emit_patch8(e, quiet, e->p);
-    emit_set_if(t, true);
-    emit_patch32(e, done, e->p);
-}
-
-static void emit_swapgs(struct bt_tr *t)
-{
-    struct emit *e = &t->e;
-
-    if (!(t->mode & BT_MODE_CPL0) || t->size != 8) {
-        emit_soft(t);
-        return;
-    }
-    emit_gs_load(e, true, S1, BT_SEG_BASE_OFFSET(CPU_GS));
-    emit_gs_load(e, true, S2, BT_OFFSET(soft.st.kernel_gs_base));
-    emit_gs_store(e, true, S2, BT_SEG_BASE_OFFSET(CPU_GS));
-    emit_gs_store(e, true, S1, BT_OFFSET(soft.st.kernel_gs_base));
-}
-
-/* rorx dst, src, imm (VEX.LZ.F2.0F3A.W1 F0) and shlx dst, src, count (VEX.LZ.66.0F38.W1 F7) */
-static void emit_rorx(struct emit *e, unsigned dst, unsigned src, unsigned imm)
-{
-    emit8(e, 0xc4);
-    emit8(e, (uint8_t)((dst < 8 ? 0x80 : 0) | 0x40 | (src < 8 ? 0x20 : 0) | 0x03));
-    emit8(e, 0xfb);
-    emit8(e, 0xf0);
-    emit8(e, emit_modrm(3, dst, src));
-    emit8(e, (uint8_t)imm);
-}
-
-static void emit_shlx(struct emit *e, unsigned dst, unsigned src, unsigned count)
-{
-    emit8(e, 0xc4);
-    emit8(e, (uint8_t)((dst < 8 ? 0x80 : 0) | 0x40 | (src < 8 ? 0x20 : 0) | 0x02));
-    emit8(e, (uint8_t)(0x80 | (~count & 15) << 3 | 0x01));
-    emit8(e, 0xf7);
-    emit8(e, emit_modrm(3, dst, src));
-}
-
-/* EDX:EAX = host TSC + offset, without touching flags. */
-static void emit_rdtsc(struct bt_tr *t)
-{
-    struct emit *e = &t->e;
-
-    if (!(t->mode & BT_MODE_RDTSC)) {
-        emit_soft(t);
-        return;
-    }
-    emit8(e, 0x0f);
-    emit8(e, 0x31);
-    emit_mov_imm(e, S0, 32);
-    emit_shlx(e, S1, H_RDX, S0);
-    emit_lea(e, true, S1, S1, H_RAX, 1, 0);
-    emit_gs_load(e, true, S2, BT_OFFSET(soft.st.tsc_offset));
-    emit_lea(e, true, S1, S1, S2, 1, 0);
-    emit_mov(e, false, H_RAX, S1);
-    emit_rorx(e, S1, S1, 32);
-    emit_mov(e, false, H_RDX, S1);
-}
-
 static void emit_special(struct bt_tr *t, const struct insn *in)
 {
     if (bt_is_jcc(in) && in->encoding == INSN_LEGACY) {
-        emit_jcc(t, in);
+        bt_emit_jcc(t, in);
         return;
     }
     switch (in->op) {
     case ZYDIS_MNEMONIC_PUSH:
-        emit_push(t, in);
+        bt_emit_push(t, in);
         break;
     case ZYDIS_MNEMONIC_POP:
-        emit_pop(t, in);
+        bt_emit_pop(t, in);
         break;
     case ZYDIS_MNEMONIC_LEAVE:
-        emit_leave(t, in);
+        bt_emit_leave(t, in);
         break;
     case ZYDIS_MNEMONIC_CALL:
-        emit_call(t, in);
+        bt_emit_call(t, in);
         break;
     case ZYDIS_MNEMONIC_JMP:
-        emit_jump(t, in);
+        bt_emit_jump(t, in);
         break;
     case ZYDIS_MNEMONIC_RET:
-        emit_ret(t, in);
+        bt_emit_ret(t, in);
         break;
     case ZYDIS_MNEMONIC_PUSHFQ:
-        emit_pushf(t, in);
+        bt_emit_pushf(t, in);
         break;
     case ZYDIS_MNEMONIC_CLI:
-        emit_cli(t);
+        bt_emit_cli(t);
         break;
     case ZYDIS_MNEMONIC_STI:
-        emit_sti(t);
+        bt_emit_sti(t);
         break;
     case ZYDIS_MNEMONIC_SWAPGS:
-        emit_swapgs(t);
+        bt_emit_swapgs(t);
         break;
     case ZYDIS_MNEMONIC_RDTSC:
-        emit_rdtsc(t);
+        bt_emit_rdtsc(t);
         break;
     case ZYDIS_MNEMONIC_MOV:
         if (ends_block(in))
-            emit_end_soft(t);
+            bt_emit_end_soft(t);
         else
             emit_mov_special(t, in);
         break;
     default:
         if (ends_block(in))
-            emit_end_soft(t);
+            bt_emit_end_soft(t);
         else
-            emit_soft(t);
+            bt_emit_soft(t);
         break;
     }
 }
@@ -811,13 +436,13 @@ static void emit_special(struct bt_tr *t, const struct insn *in)
 void bt_emit_insn(struct bt_tr *t, const struct insn *in)
 {
     if (in->is_hidden || in->cls == INSN_INVALID)
-        emit_end_soft(t);
+        bt_emit_end_soft(t);
     else if (is_hint(in) && !in->has_lock)
         ; /* nothing to do, and nothing that can fault */
     else if (in->cls == INSN_SPECIAL)
         emit_special(t, in);
     else if (!unit_is_enabled(t, in->unit))
-        emit_soft(t);
+        bt_emit_soft(t);
     else if (in->op == ZYDIS_MNEMONIC_LEA)
         emit_lea_insn(t, in);
     else
