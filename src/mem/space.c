@@ -21,11 +21,8 @@ struct region {
     uint64_t addr;
     uint64_t size;
     enum region_kind kind;
-    uint8_t *host;               /* RAM and ROM */
-    const struct space_ops *ops; /* I/O, as the rest */
-    void *ctx;
-    pthread_mutex_t *lock;
-    unsigned min_size, max_size;
+    uint8_t *host;              /* RAM and ROM */
+    struct space_window window; /* I/O */
 };
 
 struct space_table {
@@ -124,6 +121,16 @@ int space_add_ram(struct space *space, uint64_t addr, void *host, uint64_t size,
     return space_add(space, &region, e);
 }
 
+static unsigned ops_min_size(const struct space_ops *ops)
+{
+    return ops->min_size != 0 ? ops->min_size : 1;
+}
+
+static unsigned ops_max_size(const struct space_ops *ops)
+{
+    return ops->max_size != 0 ? ops->max_size : 4;
+}
+
 int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct space_ops *ops,
                  void *ctx, pthread_mutex_t *lock, struct err *e)
 {
@@ -131,15 +138,12 @@ int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct
         .addr = addr,
         .size = size,
         .kind = REGION_IO,
-        .ops = ops,
-        .ctx = ctx,
-        .lock = lock,
-        .min_size = ops->min_size != 0 ? ops->min_size : 1,
-        .max_size = ops->max_size != 0 ? ops->max_size : 4,
+        .window = {.ops = ops, .ctx = ctx, .lock = lock},
     };
+    unsigned min_size = ops_min_size(ops), max_size = ops_max_size(ops);
     /* A window that its own smallest access does not divide would be read past its end. */
-    if (!is_pow2(region.min_size) || !is_pow2(region.max_size) || region.max_size > 8 ||
-        region.min_size > region.max_size || size % region.min_size != 0)
+    if (!is_pow2(min_size) || !is_pow2(max_size) || max_size > 8 || min_size > max_size ||
+        size % min_size != 0)
         return err_set(e, 0, "%s: the device at %#" PRIx64 " declares impossible access sizes",
                        space->name, addr);
     return space_add(space, &region, e);
@@ -230,51 +234,42 @@ void *space_ram_ptr(struct space *space, uint64_t addr, uint64_t size, bool is_w
 
 /* ---- device windows ---- */
 
-static void region_lock(const struct region *r)
-{
-    if (r->lock != NULL)
-        pthread_mutex_lock(r->lock);
-}
-
-static void region_unlock(const struct region *r)
-{
-    if (r->lock != NULL)
-        pthread_mutex_unlock(r->lock);
-}
-
 /* The largest access that the device takes at `offset` when `size` bytes are still wanted. */
-static unsigned region_step(const struct region *r, uint64_t offset, unsigned size)
+static unsigned window_step(const struct space_window *w, uint64_t offset, unsigned size)
 {
-    unsigned step = MIN(size, r->max_size);
+    unsigned min_size = ops_min_size(w->ops);
+    unsigned step = MIN(size, ops_max_size(w->ops));
     while (!is_pow2(step))
         step &= step - 1;
     /* A device that does not take bytes decodes aligned registers only. */
-    if (r->min_size > 1)
-        while (step > r->min_size && (offset & (step - 1)) != 0)
+    if (min_size > 1)
+        while (step > min_size && (offset & (step - 1)) != 0)
             step >>= 1;
     return step;
 }
 
 /* Does [offset, offset + step) cut a register that the device takes only whole? */
-static bool region_is_partial(const struct region *r, uint64_t offset, unsigned step)
+static bool window_is_partial(const struct space_window *w, uint64_t offset, unsigned step)
 {
-    return step < r->min_size || (offset & (r->min_size - 1)) != 0;
+    unsigned min_size = ops_min_size(w->ops);
+    return step < min_size || (offset & (min_size - 1)) != 0;
 }
 
-/* Under the region's lock. */
-static uint64_t region_read(const struct region *r, uint64_t offset, unsigned size)
+/* Under the window's lock. */
+static uint64_t window_read(const struct space_window *w, uint64_t offset, unsigned size)
 {
     uint64_t value = 0;
     for (unsigned done = 0; done < size;) {
         uint64_t at = offset + done;
-        unsigned step = region_step(r, at, size - done);
+        unsigned step = window_step(w, at, size - done);
         uint64_t part;
-        if (LIKELY(!region_is_partial(r, at, step))) {
-            part = r->ops->read(r->ctx, at, step);
+        if (LIKELY(!window_is_partial(w, at, step))) {
+            part = w->ops->read(w->ctx, at, step);
         } else {
-            unsigned skip = (unsigned)(at & (r->min_size - 1));
-            step = MIN(size - done, r->min_size - skip);
-            part = r->ops->read(r->ctx, at - skip, r->min_size) >> (8 * skip);
+            unsigned min_size = ops_min_size(w->ops);
+            unsigned skip = (unsigned)(at & (min_size - 1));
+            step = MIN(size - done, min_size - skip);
+            part = w->ops->read(w->ctx, at - skip, min_size) >> (8 * skip);
         }
         value |= (part & mask_bytes(step)) << (8 * done);
         done += step;
@@ -282,25 +277,47 @@ static uint64_t region_read(const struct region *r, uint64_t offset, unsigned si
     return value;
 }
 
-/* Under the region's lock. A part of a register is merged into what the device reads as. */
-static void region_write(const struct region *r, uint64_t offset, uint64_t value, unsigned size)
+/* Under the window's lock. A part of a register is merged into what the device reads as. */
+static void window_write(const struct space_window *w, uint64_t offset, uint64_t value,
+                         unsigned size)
 {
     for (unsigned done = 0; done < size;) {
         uint64_t at = offset + done;
         uint64_t part = value >> (8 * done);
-        unsigned step = region_step(r, at, size - done);
-        if (LIKELY(!region_is_partial(r, at, step))) {
-            r->ops->write(r->ctx, at, part & mask_bytes(step), step);
+        unsigned step = window_step(w, at, size - done);
+        if (LIKELY(!window_is_partial(w, at, step))) {
+            w->ops->write(w->ctx, at, part & mask_bytes(step), step);
         } else {
-            unsigned skip = (unsigned)(at & (r->min_size - 1));
-            step = MIN(size - done, r->min_size - skip);
+            unsigned min_size = ops_min_size(w->ops);
+            unsigned skip = (unsigned)(at & (min_size - 1));
+            step = MIN(size - done, min_size - skip);
             uint64_t mask = mask_bytes(step) << (8 * skip);
-            uint64_t old = r->ops->read(r->ctx, at - skip, r->min_size) & mask_bytes(r->min_size);
-            r->ops->write(r->ctx, at - skip, (old & ~mask) | ((part << (8 * skip)) & mask),
-                          r->min_size);
+            uint64_t old = w->ops->read(w->ctx, at - skip, min_size) & mask_bytes(min_size);
+            w->ops->write(w->ctx, at - skip, (old & ~mask) | ((part << (8 * skip)) & mask),
+                          min_size);
         }
         done += step;
     }
+}
+
+uint64_t space_window_load(const struct space_window *window, uint64_t offset, unsigned size)
+{
+    if (window->lock != NULL)
+        pthread_mutex_lock(window->lock);
+    uint64_t value = window_read(window, offset, size);
+    if (window->lock != NULL)
+        pthread_mutex_unlock(window->lock);
+    return value;
+}
+
+void space_window_store(const struct space_window *window, uint64_t offset, uint64_t value,
+                        unsigned size)
+{
+    if (window->lock != NULL)
+        pthread_mutex_lock(window->lock);
+    window_write(window, offset, value, size);
+    if (window->lock != NULL)
+        pthread_mutex_unlock(window->lock);
 }
 
 /* ---- one access ---- */
@@ -352,10 +369,7 @@ static uint64_t space_load_in(const struct region *r, uint64_t addr, unsigned si
     uint64_t offset = addr - r->addr;
     if (r->kind != REGION_IO)
         return host_load(r->host + offset, size);
-    region_lock(r);
-    uint64_t value = region_read(r, offset, size);
-    region_unlock(r);
-    return value;
+    return space_window_load(&r->window, offset, size);
 }
 
 static void space_store_in(struct space *space, const struct region *r, uint64_t addr,
@@ -370,9 +384,7 @@ static void space_store_in(struct space *space, const struct region *r, uint64_t
             space->written(space->written_ctx, addr, size);
         return;
     }
-    region_lock(r);
-    region_write(r, offset, value, size);
-    region_unlock(r);
+    space_window_store(&r->window, offset, value, size);
 }
 
 uint64_t space_load(struct space *space, uint64_t addr, unsigned size)

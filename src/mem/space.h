@@ -25,9 +25,23 @@ struct space;
 struct space_ops {
     uint64_t (*read)(void *ctx, uint64_t offset, unsigned size);
     void (*write)(void *ctx, uint64_t offset, uint64_t value, unsigned size);
-    uint8_t min_size;   /* 0 means 1 */
-    uint8_t max_size;   /* 0 means 4; larger accesses are split, low part first */
+    uint8_t min_size; /* 0 means 1 */
+    uint8_t max_size; /* 0 means 4; larger accesses are split, low part first */
 };
+
+/*
+ * A device window apart from a space: for bridges, which decode addresses themselves. Accesses
+ * take the lock and are split or widened as in a space; [offset, offset + size) is inside.
+ */
+struct space_window {
+    const struct space_ops *ops;
+    void *ctx;
+    pthread_mutex_t *lock; /* may be NULL */
+};
+
+uint64_t space_window_load(const struct space_window *window, uint64_t offset, unsigned size);
+void space_window_store(const struct space_window *window, uint64_t offset, uint64_t value,
+                        unsigned size);
 
 int space_create(const char *name, uint64_t limit, struct space **out, struct err *e);
 void space_destroy(struct space *space);

@@ -3,7 +3,8 @@
  *
  * All stand between MAP_TABLES_ADDR and 1 MiB, in RAM that the memory map calls reserved; the
  * RSDP comes first, where operating systems search for it.
- * Spec: ACPI 6.3, chapter 5; IA-PC HPET Specification 1.0a, 3.2.4.
+ * Spec: ACPI 6.3, chapter 5; IA-PC HPET Specification 1.0a, 3.2.4; PCI Firmware
+ * Specification 3.2, 4.1.
  */
 #include <string.h>
 
@@ -28,6 +29,7 @@ static const
 #define FACS_SIZE 64
 #define FADT_SIZE 276
 #define HPET_SIZE 56
+#define MCFG_SIZE 60
 #define MADT_SIZE_MAX (HEADER_SIZE + 8 + 256 * 8 + 64)
 
 #define FADT_WBINVD BIT(0)
@@ -209,6 +211,16 @@ static uint64_t acpi_write_hpet(struct acpi_writer *w)
     return acpi_append(w, hpet, sizeof(hpet));
 }
 
+/* One segment, bus 0 (PCI Firmware Specification 3.2, table 4-3). */
+static uint64_t acpi_write_mcfg(struct acpi_writer *w)
+{
+    uint8_t mcfg[MCFG_SIZE] = {0};
+
+    acpi_fill_header(mcfg, "MCFG", sizeof(mcfg), 1);
+    store_le64(mcfg + 44, MAP_ECAM_ADDR);
+    return acpi_append(w, mcfg, sizeof(mcfg));
+}
+
 /* RSDT (4-byte pointers) or XSDT (8). */
 static uint64_t acpi_write_root(struct acpi_writer *w, const char *signature, unsigned pointer_size,
                                 const uint64_t *tables, unsigned count)
@@ -246,6 +258,7 @@ uint64_t acpi_write_tables(struct space *memory, unsigned cpu_count)
         acpi_write_fadt(&w, facs, dsdt),
         acpi_write_madt(&w, cpu_count),
         acpi_write_hpet(&w),
+        acpi_write_mcfg(&w),
     };
     uint64_t rsdt = acpi_write_root(&w, "RSDT", 4, tables, ARRAY_SIZE(tables));
     uint64_t xsdt = acpi_write_root(&w, "XSDT", 8, tables, ARRAY_SIZE(tables));

@@ -198,6 +198,7 @@ static void iasl_reads_all(void **state)
     iasl_reads(dir, f->ram + load_le32(fadt + 36));
     iasl_reads(dir, find_table(f, "APIC"));
     iasl_reads(dir, find_table(f, "HPET"));
+    iasl_reads(dir, find_table(f, "MCFG"));
     iasl_reads(dir, table_at(f, load_le64(f->ram + f->rsdp + 24)));
     iasl_reads(dir, table_at(f, load_le32(f->ram + f->rsdp + 16)));
     snprintf(command, sizeof(command), "rm -r %s", dir);

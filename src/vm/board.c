@@ -32,6 +32,7 @@ _Static_assert(MAP_HPET_ADDR == HPET_DEFAULT_BASE, "the DSDT says where the HPET
 _Static_assert(MAP_COM1_PORT == UART16550_COM1_PORT, "the DSDT says where COM1 is");
 _Static_assert(MAP_PM_PORT == ACPI_PM_DEFAULT_BASE, "the DSDT says where the PM block is");
 _Static_assert(MAP_PM_SIZE == ACPI_PM_SIZE, "the DSDT says how large the PM block is");
+_Static_assert(MAP_ECAM_SIZE == PCI_HOST_ECAM_SIZE, "the DSDT says how large it is");
 _Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power off");
 
 /* BIOS data area and extended BIOS data area */
@@ -332,9 +333,17 @@ static int board_create_debug_exit(struct board *b, struct err *e)
     return ret;
 }
 
+static void board_send_msi(void *ctx, uint64_t address, uint32_t data)
+{
+    struct board *b = ctx;
+
+    apic_bus_send_msi(b->apic_bus, address, data);
+}
+
 static int board_create_pci(struct board *b, struct err *e)
 {
-    struct pci_host_config config = {.reset = board_reset_wanted, .ctx = b};
+    struct pci_host_config config = {
+        .reset = board_reset_wanted, .send_msi = board_send_msi, .ctx = b};
     struct irq_line pic_inputs[16] = {0};
     int ret;
 
@@ -350,6 +359,14 @@ static int board_create_pci(struct board *b, struct err *e)
     ret = pci_host_create(&config, &b->pci, e);
     if (ret == 0)
         ret = pci_host_map(b->pci, b->ports, PCI_HOST_PORT, e);
+    if (ret == 0)
+        ret = pci_host_map_ecam(b->pci, b->memory, MAP_ECAM_ADDR, e);
+    if (ret == 0)
+        ret = pci_host_map_window(b->pci, b->memory, false, MAP_PCI_WINDOW_ADDR,
+                                  MAP_PCI_WINDOW_SIZE, e);
+    if (ret == 0)
+        ret =
+            pci_host_map_window(b->pci, b->ports, true, MAP_PCI_PORTS_ADDR, MAP_PCI_PORTS_SIZE, e);
     if (ret == 0)
         ret = piix3_attach(b->isa_bridge, b->pci, MAP_ISA_BRIDGE_SLOT, e);
     return ret;

@@ -30,12 +30,12 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
             Name (_CRS, ResourceTemplate ()
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
-                    0, 0, 0xff, 0, 0x100)
+                    0, 0, 0, 0, 1)
                 IO (Decode16, 0xcf8, 0xcf8, 1, 8)
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
                     0, 0, 0xcf7, 0, 0xcf8)
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
-                    0, 0xd00, 0xffff, 0, 0xf300)
+                    0, MAP_PCI_PORTS_ADDR, MAP_PCI_PORTS_LAST, 0, MAP_PCI_PORTS_SIZE)
                 DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,
                     ReadWrite, 0, MAP_PCI_WINDOW_ADDR, MAP_PCI_WINDOW_LAST, 0,
                     MAP_PCI_WINDOW_SIZE)
@@ -232,6 +232,8 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
                 IO (Decode16, 0xb2, 0xb2, 1, 2)
                 IO (Decode16, 0x4d0, 0x4d0, 1, 2)
                 IO (Decode16, MAP_PM_PORT, MAP_PM_PORT, 1, MAP_PM_SIZE)
+                /* PCI Firmware Specification 3.2, 4.1.2: the window that MCFG tells of */
+                Memory32Fixed (ReadWrite, MAP_ECAM_ADDR, MAP_ECAM_SIZE)
             })
         }
 

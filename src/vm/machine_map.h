@@ -18,8 +18,13 @@
 
 /* the window for PCI BARs, up to the chips of the platform */
 #define MAP_PCI_WINDOW_ADDR 0xc0000000
-#define MAP_PCI_WINDOW_LAST 0xfebfffff
-#define MAP_PCI_WINDOW_SIZE 0x3ec00000
+#define MAP_PCI_WINDOW_LAST 0xfeafffff
+#define MAP_PCI_WINDOW_SIZE 0x3eb00000
+#define MAP_PCI_PORTS_ADDR 0x1000 /* below, chips of the platform decode ports */
+#define MAP_PCI_PORTS_LAST 0xffff
+#define MAP_PCI_PORTS_SIZE 0xf000
+#define MAP_ECAM_ADDR 0xfeb00000 /* configuration space of bus 0 */
+#define MAP_ECAM_SIZE 0x100000
 #define MAP_IOAPIC_ID 0
 #define MAP_HPET_ADDR 0xfed00000
 #define MAP_HPET_SIZE 0x400

@@ -9,19 +9,34 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "dev/pci/pci_host.h"
+#include "dev/pci/pci_msix.h"
 
 #define PCI_CACHE_LINE 0x0c
 #define PCI_LATENCY 0x0d
-#define PCI_BAR_COUNT 6
 #define BAR_SPACE_IO 0x1
 #define BAR_TYPE_64 0x4
 /* Status bits that hardware sets and software clears by writing one. */
 #define PCI_STATUS_CLEARABLE 0xf900
+#define CAPABILITIES_FIRST 0x40
+#define PM_SIZE 8
+#define PM_CAPABILITIES 2
+#define PM_VERSION 3
+#define PM_CONTROL 4
+#define PM_STATE 0x0003
+#define PM_NO_SOFT_RESET 0x0008
 
 void pci_device_init(struct pci_device *dev, const char *name, const struct pci_device_ops *ops,
                      const struct pci_ids *ids)
 {
-    *dev = (struct pci_device){.ops = ops, .name = name, .is_intx_enabled = true};
+    *dev = (struct pci_device){
+        .ops = ops,
+        .name = name,
+        .is_intx_enabled = true,
+        .capabilities_end = CAPABILITIES_FIRST,
+    };
+    for (unsigned i = 0; i < PCI_BAR_COUNT; i++)
+        atomic_init(&dev->bars[i].addr, UINT64_MAX);
     store_le16(dev->config + PCI_VENDOR_ID, ids->vendor);
     store_le16(dev->config + PCI_DEVICE_ID, ids->device);
     dev->config[PCI_REVISION] = ids->revision;
@@ -39,13 +54,18 @@ void pci_device_init(struct pci_device *dev, const char *name, const struct pci_
 }
 
 void pci_device_set_bar(struct pci_device *dev, unsigned index, enum pci_bar_kind kind,
-                        uint64_t size)
+                        uint64_t size, const struct space_window *window)
 {
     unsigned offset = PCI_BAR0 + index * 4;
     uint64_t mask = ~(size - 1);
 
     assert(index < PCI_BAR_COUNT && is_pow2(size));
+    dev->bars[index].kind = kind;
+    dev->bars[index].size = size;
+    dev->bars[index].window = *window;
     switch (kind) {
+    case PCI_BAR_NONE:
+        return;
     case PCI_BAR_IO:
         assert(size >= 4 && size <= 65536);
         store_le32(dev->config + offset, BAR_SPACE_IO);
@@ -78,6 +98,45 @@ uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index)
     return low & ~15u;
 }
 
+unsigned pci_device_add_capability(struct pci_device *dev, uint8_t id, unsigned size)
+{
+    unsigned offset = dev->capabilities_end;
+
+    assert(size >= 4 && size % 4 == 0 && range_fits(offset, size, PCI_CONFIG_SIZE));
+    dev->config[offset] = id;
+    dev->config[offset + 1] = dev->config[PCI_CAPABILITIES];
+    dev->config[PCI_CAPABILITIES] = (uint8_t)offset;
+    dev->config[PCI_STATUS] |= PCI_STATUS_CAPABILITIES;
+    /* 0 is the end: no capability can start at the top of the space again */
+    dev->capabilities_end = (uint8_t)MIN(offset + size, PCI_CONFIG_SIZE - 4u);
+    return offset;
+}
+
+void pci_device_add_power_management(struct pci_device *dev)
+{
+    unsigned offset = pci_device_add_capability(dev, PCI_CAP_PM, PM_SIZE);
+
+    store_le16(dev->config + offset + PM_CAPABILITIES, PM_VERSION);
+    store_le16(dev->config + offset + PM_CONTROL, PM_NO_SOFT_RESET);
+    store_le16(dev->write_mask + offset + PM_CONTROL, PM_STATE);
+}
+
+void pci_device_decode_bars(struct pci_device *dev)
+{
+    for (unsigned i = 0; i < PCI_BAR_COUNT; i++) {
+        struct pci_bar *bar = &dev->bars[i];
+        uint64_t addr = bar->kind != PCI_BAR_NONE ? pci_device_bar_addr(dev, i) : UINT64_MAX;
+
+        atomic_store_explicit(&bar->addr, addr, memory_order_release);
+    }
+}
+
+void pci_device_reset(struct pci_device *dev)
+{
+    if (dev->host != NULL)
+        pci_host_reset_device(dev->host, dev);
+}
+
 uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigned size)
 {
     uint32_t v = 0;
@@ -101,6 +160,10 @@ void pci_device_config_write(struct pci_device *dev, unsigned offset, uint32_t v
         *config = (*config & (uint8_t)~writable) | (byte & writable);
         *config &= (uint8_t) ~(byte & dev->clear_mask[offset + i]);
     }
+    if (offset < PCI_BAR0 + 4 * PCI_BAR_COUNT)
+        pci_device_decode_bars(dev);
+    if (dev->msix != NULL)
+        pci_msix_follow_config(dev->msix);
     if (dev->ops != NULL && dev->ops->config_written != NULL)
         dev->ops->config_written(dev, offset, size);
 }

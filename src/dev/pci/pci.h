@@ -14,10 +14,12 @@
 #ifndef DOPPEL_DEV_PCI_PCI_H
 #define DOPPEL_DEV_PCI_PCI_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
+#include "mem/space.h"
 
 #define PCI_CONFIG_SIZE 256
 #define PCI_VENDOR_ID 0x00
@@ -36,7 +38,13 @@
 #define PCI_CLASS_DEVICE 0x0a
 #define PCI_HEADER_TYPE 0x0e
 #define PCI_HEADER_MULTIFUNCTION 0x80
+#define PCI_STATUS_CAPABILITIES 0x0010
 #define PCI_BAR0 0x10
+#define PCI_BAR_COUNT 6
+#define PCI_CAPABILITIES 0x34
+#define PCI_CAP_PM 0x01
+#define PCI_CAP_VENDOR 0x09
+#define PCI_CAP_MSIX 0x11
 #define PCI_SUBSYSTEM_VENDOR_ID 0x2c
 #define PCI_SUBSYSTEM_ID 0x2e
 #define PCI_INTERRUPT_LINE 0x3c
@@ -47,6 +55,7 @@
 
 struct pci_device;
 struct pci_host;
+struct pci_msix;
 
 /* Any member may be NULL. `offset` and `size` are within the configuration space. */
 struct pci_device_ops {
@@ -54,6 +63,17 @@ struct pci_device_ops {
     void (*config_written)(struct pci_device *dev, unsigned offset, unsigned size);
     /* Before a guest's read: bring `config` up to date where it is computed. */
     void (*config_reading)(struct pci_device *dev, unsigned offset, unsigned size);
+};
+
+enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
+
+/* A base address register and what answers behind it. */
+struct pci_bar {
+    enum pci_bar_kind kind;
+    uint64_t size;
+    struct space_window window;
+    /* where it answers; UINT64_MAX: nowhere. Written under the host's lock, read without. */
+    _Atomic uint64_t addr;
 };
 
 struct pci_device {
@@ -64,8 +84,12 @@ struct pci_device {
     bool is_intx_asserted;            /* under the host's wire lock: as the device drives it */
     bool is_intx_enabled;             /* under the host's wire lock: as the command register says */
     uint8_t config[PCI_CONFIG_SIZE];
+    uint8_t initial[PCI_CONFIG_SIZE]; /* config as it is after reset */
     uint8_t write_mask[PCI_CONFIG_SIZE];
     uint8_t clear_mask[PCI_CONFIG_SIZE];
+    uint8_t capabilities_end; /* where the next capability may start */
+    struct pci_bar bars[PCI_BAR_COUNT];
+    struct pci_msix *msix; /* NULL: none */
 };
 
 struct pci_ids {
@@ -81,17 +105,39 @@ void pci_device_init(struct pci_device *dev, const char *name, const struct pci_
 
 /*
  * Give the function a base address register: `size` is a power of two, at least 16 (memory) or
- * 4 (ports); a 64-bit memory BAR takes `index` and the one after it.
+ * 4 (ports); a 64-bit memory BAR takes `index` and the one after it. `window` answers behind it,
+ * from offset 0 to `size`; its lock comes after the host's.
  */
-enum pci_bar_kind { PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
 void pci_device_set_bar(struct pci_device *dev, unsigned index, enum pci_bar_kind kind,
-                        uint64_t size);
+                        uint64_t size, const struct space_window *window);
+
+/*
+ * Append a capability of `size` bytes (a multiple of 4, header included) to the list; returns
+ * its offset. Set-up, before pci_host_add. Its body is zero and read-only until the caller says
+ * otherwise in config and write_mask.
+ */
+unsigned pci_device_add_capability(struct pci_device *dev, uint8_t id, unsigned size);
+
+/*
+ * A power management capability that knows D0 and D3hot; writes store the state and have no
+ * other effect (PCI Bus Power Management Interface Specification 1.2, 3.2).
+ */
+void pci_device_add_power_management(struct pci_device *dev);
 
 /*
  * Where the guest has put BAR `index`: UINT64_MAX when its decoding is off in the command
  * register. With the host's lock held.
  */
 uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index);
+
+/*
+ * RST#: registers as they were when the function was put on the bus, BARs nowhere, MSI-X off,
+ * INTx not asserted. Without the host's lock.
+ */
+void pci_device_reset(struct pci_device *dev);
+
+/* Let the BARs follow the registers: they answer where these say. With the host's lock held. */
+void pci_device_decode_bars(struct pci_device *dev);
 
 /* Configuration accesses, through the masks and the ops. With the host's lock held. */
 uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigned size);

@@ -1,9 +1,12 @@
 /*
- * pci_host.c - 440FX-like host bridge, bus 0, configuration mechanism 1
+ * pci_host.c - 440FX-like host bridge, bus 0: configuration, BARs, interrupt wires
  *
  * Two locks: `lock` covers CONFIG_ADDRESS and every function's configuration space; `wire_lock`
  * covers the interrupt pins, so that a device may move its pin while the guest configures it.
  * Order: lock, the device's own, wire_lock, interrupt controllers.
+ *
+ * Accesses to BARs take neither: where a BAR answers is an atomic of its own, so an access that
+ * races with moving the BAR finds it at the old place or at the new one.
  *
  * Memory-mapping registers of the 440FX (PAM, SMRAM) are storage: there is no firmware ROM to
  * shadow and no system management mode.
@@ -18,6 +21,7 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "dev/pci/pci_msix.h"
 #include "mem/space.h"
 
 #define ADDRESS_ENABLE 0x80000000u
@@ -31,6 +35,9 @@
 #define RCR_CPU 0x04      /* a rising edge resets */
 #define RCR_WRITABLE 0x0e /* full reset, reset CPU, hard reset */
 
+#define ECAM_FUNCTION_SHIFT 12
+#define ECAM_OFFSET 0xfff
+
 #define FX_PAM0 0x59
 #define FX_PAM6 0x5f
 #define FX_SMRAM 0x72
@@ -40,14 +47,27 @@ struct pci_host_state {
     uint8_t reset_control;
 };
 
+/* Part of an address space that leads to the bus. */
+struct pci_window {
+    struct pci_host *host;
+    uint64_t base;
+    bool is_io;
+};
+
+#define WINDOWS_MAX 4
+
 struct pci_host {
     pthread_mutex_t lock;
     pthread_mutex_t wire_lock;
     struct pci_host_config config;
     struct pci_host_state s;                     /* under lock */
     struct pci_device *devices[PCI_DEVFN_COUNT]; /* fixed after set-up; contents under lock */
-    unsigned wire_count[4];                      /* under wire_lock: pins that pull each wire */
-    struct pci_device bridge;                    /* 00:00.0 itself */
+    uint8_t present[PCI_DEVFN_COUNT];            /* indices of those that are there, in order */
+    unsigned present_count;
+    unsigned wire_count[4];                 /* under wire_lock: pins that pull each wire */
+    struct pci_device bridge;               /* 00:00.0 itself */
+    struct pci_window windows[WINDOWS_MAX]; /* fixed after set-up */
+    unsigned window_count;
 };
 
 /* ---- interrupt wires ---- */
@@ -162,6 +182,119 @@ static void data_write(void *ctx, uint64_t offset, uint64_t value, unsigned size
     intx_follow_command(host, dev);
 }
 
+/* ---- ECAM ---- */
+
+/* The function that an offset into the window is of; NULL also behind conventional registers. */
+static struct pci_device *ecam_selected(const struct pci_host *host, uint64_t offset)
+{
+    if ((offset & ECAM_OFFSET) >= PCI_CONFIG_SIZE)
+        return NULL;
+    return host->devices[offset >> ECAM_FUNCTION_SHIFT];
+}
+
+static uint64_t ecam_read(void *ctx, uint64_t offset, unsigned size)
+{
+    struct pci_host *host = ctx;
+    struct pci_device *dev = ecam_selected(host, offset);
+    if (dev == NULL)
+        return mask_bytes(size);
+    intx_show_status(host, dev);
+    return pci_device_config_read(dev, offset & ECAM_OFFSET, size);
+}
+
+static void ecam_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+{
+    struct pci_host *host = ctx;
+    struct pci_device *dev = ecam_selected(host, offset);
+    if (dev == NULL)
+        return;
+    pci_device_config_write(dev, offset & ECAM_OFFSET, (uint32_t)value, size);
+    intx_follow_command(host, dev);
+}
+
+static const struct space_ops ecam_ops = {
+    .read = ecam_read, .write = ecam_write, .min_size = 1, .max_size = 4};
+
+int pci_host_map_ecam(struct pci_host *host, struct space *memory, uint64_t base, struct err *e)
+{
+    return space_add_io(memory, base, PCI_HOST_ECAM_SIZE, &ecam_ops, host, &host->lock, e);
+}
+
+/* ---- windows ---- */
+
+/* The BAR that answers at `addr`, and how many bytes from there on are its own. */
+static struct pci_bar *window_find(const struct pci_window *window, uint64_t addr, uint64_t *offset,
+                                   uint64_t *left)
+{
+    const struct pci_host *host = window->host;
+    for (unsigned i = 0; i < host->present_count; i++) {
+        struct pci_device *dev = host->devices[host->present[i]];
+        for (unsigned n = 0; n < PCI_BAR_COUNT; n++) {
+            struct pci_bar *bar = &dev->bars[n];
+            uint64_t base = atomic_load_explicit(&bar->addr, memory_order_acquire);
+            /* UINT64_MAX is no base: every BAR has a size of 4 or more */
+            if (base == UINT64_MAX || addr - base >= bar->size ||
+                (bar->kind == PCI_BAR_IO) != window->is_io)
+                continue;
+            *offset = addr - base;
+            *left = bar->size - *offset;
+            return bar;
+        }
+    }
+    *left = 1;
+    return NULL;
+}
+
+static uint64_t window_read(void *ctx, uint64_t offset, unsigned size)
+{
+    const struct pci_window *window = ctx;
+    uint64_t value = 0, at = 0, left;
+
+    for (unsigned done = 0, n; done < size; done += n) {
+        struct pci_bar *bar = window_find(window, window->base + offset + done, &at, &left);
+        n = (unsigned)MIN(left, (uint64_t)(size - done));
+        uint64_t part = bar != NULL ? space_window_load(&bar->window, at, n) : mask_bytes(n);
+        value |= (part & mask_bytes(n)) << (8 * done);
+    }
+    return value;
+}
+
+static void window_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+{
+    const struct pci_window *window = ctx;
+    uint64_t at = 0, left;
+
+    for (unsigned done = 0, n; done < size; done += n) {
+        struct pci_bar *bar = window_find(window, window->base + offset + done, &at, &left);
+        n = (unsigned)MIN(left, (uint64_t)(size - done));
+        if (bar != NULL)
+            space_window_store(&bar->window, at, value >> (8 * done) & mask_bytes(n), n);
+    }
+}
+
+static const struct space_ops window_ops = {
+    .read = window_read, .write = window_write, .min_size = 1, .max_size = 8};
+
+int pci_host_map_window(struct pci_host *host, struct space *space, bool is_io, uint64_t base,
+                        uint64_t size, struct err *e)
+{
+    if (host->window_count == WINDOWS_MAX)
+        return err_set(e, ENOSPC, "give the PCI bus another window at %#llx",
+                       (unsigned long long)base);
+    struct pci_window *window = &host->windows[host->window_count];
+    *window = (struct pci_window){.host = host, .base = base, .is_io = is_io};
+    int rc = space_add_io(space, base, size, &window_ops, window, NULL, e);
+    if (rc == 0)
+        host->window_count++;
+    return rc;
+}
+
+void pci_host_send_msi(struct pci_host *host, uint64_t address, uint32_t data)
+{
+    if (host->config.send_msi != NULL)
+        host->config.send_msi(host->config.ctx, address, data);
+}
+
 static const struct space_ops address_ops = {
     .read = address_read, .write = address_write, .min_size = 1, .max_size = 4};
 static const struct space_ops data_ops = {
@@ -204,6 +337,18 @@ void pci_host_reset(struct pci_host *host)
     pthread_mutex_unlock(&host->lock);
 }
 
+void pci_host_reset_device(struct pci_host *host, struct pci_device *dev)
+{
+    pci_host_set_intx(host, dev, false);
+    pthread_mutex_lock(&host->lock);
+    memcpy(dev->config, dev->initial, sizeof(dev->config));
+    pci_device_decode_bars(dev);
+    if (dev->msix != NULL)
+        pci_msix_reset(dev->msix);
+    intx_follow_command(host, dev);
+    pthread_mutex_unlock(&host->lock);
+}
+
 int pci_host_create(const struct pci_host_config *config, struct pci_host **out, struct err *e)
 {
     struct pci_host *host = calloc(1, sizeof(*host));
@@ -241,12 +386,19 @@ int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, u
     pthread_mutex_lock(&host->lock);
     dev->host = host;
     dev->devfn = (uint8_t)devfn;
+    memcpy(dev->initial, dev->config, sizeof(dev->initial));
     host->devices[devfn] = dev;
+    host->present_count = 0;
+    for (unsigned i = 0; i < PCI_DEVFN_COUNT; i++)
+        if (host->devices[i] != NULL)
+            host->present[host->present_count++] = (uint8_t)i;
     /* Software looks for functions 1..7 only where function 0 says so (PCI 3.0, 6.2.1). */
     for (unsigned i = 1; i < 8; i++) {
         struct pci_device *first = host->devices[PCI_DEVFN(slot, 0)];
         if (first != NULL && host->devices[PCI_DEVFN(slot, i)] != NULL)
             first->config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTIFUNCTION;
+        if (first != NULL)
+            first->initial[PCI_HEADER_TYPE] = first->config[PCI_HEADER_TYPE];
     }
     pthread_mutex_unlock(&host->lock);
     return 0;

@@ -1,5 +1,6 @@
 /*
- * pci_host.h - 440FX-like host bridge (00:00.0), bus 0, configuration mechanism 1
+ * pci_host.h - 440FX-like host bridge (00:00.0), bus 0: configuration by mechanism 1 and through
+ * a memory window (ECAM), and the windows in which BARs answer
  *
  * The bridge also decodes the reset control register at port CF9h: it lies within CONFIG_ADDRESS
  * and is told apart by the access's size. What is not there reads as all ones.
@@ -36,6 +37,8 @@ struct pci_host_config {
      */
     struct irq_line pirq[4];
     void (*reset)(void *ctx); /* through port CF9h */
+    /* A function's message signalled interrupt. Any thread, the function's lock held. */
+    void (*send_msi)(void *ctx, uint64_t address, uint32_t data);
     void *ctx;
 };
 
@@ -50,11 +53,31 @@ void pci_host_reset(struct pci_host *host);
 int pci_host_map(struct pci_host *host, struct space *ports, uint16_t base, struct err *e);
 
 /*
+ * Configuration space of bus 0 as memory, 4 KiB a function (PCI Firmware Specification 3.2, 4.1);
+ * behind the 256 bytes of a conventional function there is nothing.
+ */
+#define PCI_HOST_ECAM_SIZE 0x100000
+int pci_host_map_ecam(struct pci_host *host, struct space *memory, uint64_t base, struct err *e);
+
+/*
+ * [base, base + size) of `space` leads to the bus: BARs that the guest has put inside of it
+ * answer there. Where two of them overlap, that of the lower slot and index does.
+ */
+int pci_host_map_window(struct pci_host *host, struct space *space, bool is_io, uint64_t base,
+                        uint64_t size, struct err *e);
+
+/*
  * Put a function on the bus: slot 0..31, function 0..7, not taken yet (-EEXIST). A function
  * other than 0 makes function 0 of its slot a multi-function device. Set-up.
  */
 int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, unsigned function,
                  struct err *e);
+
+/* What pci_device_reset does, for a function on the bus. */
+void pci_host_reset_device(struct pci_host *host, struct pci_device *dev);
+
+/* A message signalled interrupt of a function. Any thread. */
+void pci_host_send_msi(struct pci_host *host, uint64_t address, uint32_t data);
 
 /*
  * Drive the function's INTx pin (config's interrupt pin says which). Any thread, with the

@@ -1,20 +1,34 @@
 /*
- * pci_test.c - configuration mechanism 1, functions and their masks, interrupt wires, reset port
+ * pci_test.c - configuration by both ways, functions and their masks, BARs in their windows, MSI-X,
+ * interrupt wires, reset port
  */
 #include <errno.h>
+#include <string.h>
 
 #include "dev/test_support.h"
 #include "dev/pci/pci_host.h"
+#include "dev/pci/pci_msix.h"
 #include "dev/pci/piix3.h"
 
 struct fixture {
     struct bench b;
+    struct space *memory;
     struct pci_host *host;
     struct piix3 *bridge;
     struct pci_device dev; /* slot 3 */
     struct probe isa[16];
     unsigned resets, writes;
+    struct pci_msix *msix;
+    unsigned messages;
+    uint64_t message_address;
+    uint32_t message_data;
+    uint8_t registers[32]; /* behind BARs 0 and 2 */
+    pthread_mutex_t registers_lock;
 };
+
+#define ECAM 0xe0000000u
+#define WINDOW 0xf0000000u
+#define WINDOW_64 UINT64_C(0x4000000000)
 
 static void count_reset(void *ctx)
 {
@@ -25,6 +39,34 @@ static void count_write(struct pci_device *dev, unsigned offset, unsigned size)
 {
     CONTAINER_OF(dev, struct fixture, dev)->writes++;
 }
+
+static void note_message(void *ctx, uint64_t address, uint32_t data)
+{
+    struct fixture *f = ctx;
+    f->messages++;
+    f->message_address = address;
+    f->message_data = data;
+}
+
+static uint64_t registers_read(void *ctx, uint64_t offset, unsigned size)
+{
+    struct fixture *f = ctx;
+    uint64_t value = 0;
+    assert_true(offset + size <= UINT64_C(8) << 30);
+    if (range_fits(offset, size, sizeof(f->registers)))
+        memcpy(&value, f->registers + offset, size);
+    return value;
+}
+
+static void registers_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+{
+    struct fixture *f = ctx;
+    if (range_fits(offset, size, sizeof(f->registers)))
+        memcpy(f->registers + offset, &value, size);
+}
+
+static const struct space_ops registers_ops = {
+    .read = registers_read, .write = registers_write, .max_size = 4};
 
 static const struct pci_device_ops dev_ops = {.config_written = count_write};
 static const struct pci_ids dev_ids = {.vendor = 0x1af4,
@@ -39,11 +81,12 @@ static int setup(void **state)
     static struct fixture f;
     f = (struct fixture){0};
     bench_setup(&f.b);
+    assert_int_equal(space_create("memory", BIT(40), &f.memory, NULL), 0);
     struct irq_line isa[16];
     for (unsigned i = 0; i < 16; i++)
         isa[i] = probe_line(&f.isa[i]);
     assert_int_equal(piix3_create(isa, &f.bridge, NULL), 0);
-    struct pci_host_config config = {.reset = count_reset, .ctx = &f};
+    struct pci_host_config config = {.reset = count_reset, .send_msi = note_message, .ctx = &f};
     for (unsigned i = 0; i < 4; i++)
         config.pirq[i] = piix3_pirq_input(f.bridge, i);
     assert_int_equal(pci_host_create(&config, &f.host, NULL), 0);
@@ -51,9 +94,16 @@ static int setup(void **state)
     assert_int_equal(piix3_attach(f.bridge, f.host, 1, NULL), 0);
     pci_device_init(&f.dev, "test device", &dev_ops, &dev_ids);
     f.dev.config[PCI_INTERRUPT_PIN] = 1;
-    pci_device_set_bar(&f.dev, 0, PCI_BAR_IO, 32);
-    pci_device_set_bar(&f.dev, 1, PCI_BAR_MEM32, 4096);
-    pci_device_set_bar(&f.dev, 2, PCI_BAR_MEM64, UINT64_C(8) << 30);
+    pthread_mutex_init(&f.registers_lock, NULL);
+    struct space_window window = {&registers_ops, &f, &f.registers_lock};
+    pci_device_set_bar(&f.dev, 0, PCI_BAR_IO, 32, &window);
+    assert_int_equal(pci_msix_create(&f.dev, 1, 70, &f.msix, NULL), 0);
+    pci_device_set_bar(&f.dev, 2, PCI_BAR_MEM64, UINT64_C(8) << 30, &window);
+    pci_device_add_power_management(&f.dev);
+    assert_int_equal(pci_host_map_ecam(f.host, f.memory, ECAM, NULL), 0);
+    assert_int_equal(pci_host_map_window(f.host, f.b.ports, true, 0x1000, 0xf000, NULL), 0);
+    assert_int_equal(pci_host_map_window(f.host, f.memory, false, WINDOW, 0x1000000, NULL), 0);
+    assert_int_equal(pci_host_map_window(f.host, f.memory, false, WINDOW_64, WINDOW_64, NULL), 0);
     assert_int_equal(pci_host_add(f.host, &f.dev, 3, 0, NULL), 0);
     *state = &f;
     return 0;
@@ -63,8 +113,11 @@ static int teardown(void **state)
 {
     struct fixture *f = *state;
     bench_teardown(&f->b);
+    space_destroy(f->memory);
     pci_host_destroy(f->host);
     piix3_destroy(f->bridge);
+    pci_msix_destroy(f->msix);
+    pthread_mutex_destroy(&f->registers_lock);
     return 0;
 }
 
@@ -132,7 +185,7 @@ static void test_device_registers(void **state)
     assert_int_equal(f->writes, 1);
     f->dev.config[PCI_STATUS + 1] = 0x22;
     set(f, 3, PCI_STATUS, 0x2000, 2);
-    assert_int_equal(get(f, 3, PCI_STATUS, 2), 0x0200);
+    assert_int_equal(get(f, 3, PCI_STATUS, 2), 0x0210);
     set(f, 3, PCI_INTERRUPT_LINE, 0xff0b, 2);
     assert_int_equal(get(f, 3, PCI_INTERRUPT_LINE, 2), 0x010b);
 }
@@ -143,7 +196,7 @@ static void test_base_addresses(void **state)
     for (unsigned i = 0; i < 6; i++)
         set(f, 3, PCI_BAR0 + 4 * i, 0xffffffff, 4);
     assert_int_equal(get(f, 3, 0x10, 4), 0xffffffe1);
-    assert_int_equal(get(f, 3, 0x14, 4), 0xfffff000);
+    assert_int_equal(get(f, 3, 0x14, 4), 0xffffe000);
     assert_int_equal(get(f, 3, 0x18, 4), 0x00000004);
     assert_int_equal(get(f, 3, 0x1c, 4), 0xfffffffe);
     assert_int_equal(get(f, 3, 0x20, 4), 0);
@@ -157,6 +210,128 @@ static void test_base_addresses(void **state)
     assert_int_equal(pci_device_bar_addr(&f->dev, 0), 0xc000);
     assert_int_equal(pci_device_bar_addr(&f->dev, 1), 0xfe000000);
     assert_int_equal(pci_device_bar_addr(&f->dev, 2), UINT64_C(0x1000000000));
+}
+
+static void test_capabilities(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(get(f, 3, PCI_STATUS, 2) & PCI_STATUS_CAPABILITIES, PCI_STATUS_CAPABILITIES);
+    unsigned seen = 0, at = get(f, 3, PCI_CAPABILITIES, 1);
+    for (unsigned n = 0; at != 0 && n < 48; n++, at = get(f, 3, at + 1, 1)) {
+        assert_int_equal(at & 3, 0);
+        assert_true(at >= 0x40);
+        seen |= 1u << get(f, 3, at, 1);
+    }
+    assert_int_equal(at, 0);
+    assert_int_equal(seen, 1u << PCI_CAP_PM | 1u << PCI_CAP_MSIX);
+    at = get(f, 3, PCI_CAPABILITIES, 1); /* power management came last */
+    set(f, 3, at + 4, 0xffff, 2);
+    assert_int_equal(get(f, 3, at + 4, 2), 0x000b);
+    set(f, 3, at, 0, 2); /* the list itself is read-only */
+    assert_int_equal(get(f, 3, at, 1), PCI_CAP_PM);
+}
+
+static void test_ecam(void **state)
+{
+    struct fixture *f = *state;
+    struct space *memory = f->memory;
+    assert_int_equal(space_load(memory, ECAM, 4), 0x12378086);
+    assert_int_equal(space_load(memory, ECAM + (3u << 15), 4), 0x10001af4);
+    assert_int_equal(space_load(memory, ECAM + (3u << 15) + PCI_REVISION, 1), 7);
+    space_store(memory, ECAM + (3u << 15) + PCI_COMMAND, 3, 2);
+    assert_int_equal(get(f, 3, PCI_COMMAND, 2), 3);
+    assert_int_equal(space_load(memory, ECAM + (3u << 15) + 256, 4), 0xffffffff);
+    assert_int_equal(space_load(memory, ECAM + (5u << 15), 4), 0xffffffff);
+    space_store(memory, ECAM + (5u << 15), 0, 4);
+    assert_int_equal(space_load(memory, ECAM + PCI_HOST_ECAM_SIZE - 4, 4), 0xffffffff);
+}
+
+static void test_windows(void **state)
+{
+    struct fixture *f = *state;
+    struct space *memory = f->memory, *ports = f->b.ports;
+    set(f, 3, 0x10, 0xc000, 4);
+    set(f, 3, 0x18, (uint32_t)WINDOW_64, 4);
+    set(f, 3, 0x1c, (uint32_t)(WINDOW_64 >> 32), 4);
+    assert_int_equal(space_load(ports, 0xc000, 1), 0xff); /* not decoded yet */
+    set(f, 3, PCI_COMMAND, 3, 2);
+    space_store(ports, 0xc004, 0x12345678, 4);
+    assert_int_equal(space_load(ports, 0xc004, 4), 0x12345678);
+    assert_int_equal(space_load(memory, WINDOW_64 + 4, 4), 0x12345678);
+    assert_int_equal(space_load(memory, WINDOW_64 + 5, 2), 0x3456); /* bytes of a register */
+    space_store(memory, WINDOW_64 + 8, UINT64_C(0x1122334455667788), 8);
+    assert_true(space_load(memory, WINDOW_64 + 8, 8) == UINT64_C(0x1122334455667788));
+    /* over the end: what is outside is all ones */
+    f->registers[31] = 0x5a;
+    assert_int_equal(space_load(ports, 0xc01f, 4), 0xffffff5a);
+    space_store(ports, 0xc01f, 0xa5, 4);
+    assert_int_equal(f->registers[31], 0xa5);
+    /* moved away, and out of the window */
+    set(f, 3, 0x10, 0xd000, 4);
+    assert_int_equal(space_load(ports, 0xc004, 4), 0xffffffff);
+    assert_int_equal(space_load(ports, 0xd004, 4), 0x12345678);
+    set(f, 3, 0x10, 0x100, 4);
+    assert_int_equal(space_load(ports, 0x104, 4), 0xffffffff);
+    set(f, 3, PCI_COMMAND, 0, 2);
+    assert_int_equal(space_load(memory, WINDOW_64 + 4, 4), 0xffffffff);
+    /* a BAR of ports does not answer to memory addresses */
+    set(f, 3, 0x10, WINDOW, 4);
+    set(f, 3, PCI_COMMAND, 3, 2);
+    assert_int_equal(space_load(memory, WINDOW, 4), 0xffffffff);
+}
+
+static void test_messages(void **state)
+{
+    struct fixture *f = *state;
+    struct space *memory = f->memory;
+    unsigned cap = f->dev.capabilities_end;
+    for (cap = get(f, 3, PCI_CAPABILITIES, 1); get(f, 3, cap, 1) != PCI_CAP_MSIX;)
+        cap = get(f, 3, cap + 1, 1);
+    assert_int_equal(get(f, 3, cap + 2, 2), 69);
+    assert_int_equal(get(f, 3, cap + 4, 4), 1); /* table: BAR 1, at 0 */
+    unsigned pba = get(f, 3, cap + 8, 4) & ~7u;
+    set(f, 3, 0x14, WINDOW, 4);
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+
+    uint64_t entry = WINDOW + 65 * 16;
+    assert_int_equal(space_load(memory, entry + 12, 4), 1); /* masked after reset */
+    pci_msix_notify(f->msix, 65);
+    set(f, 3, cap + 2, 0x8000, 2);
+    assert_true(pci_msix_is_enabled(f->msix));
+    assert_int_equal(space_load(memory, WINDOW + pba, 8), 0); /* not enabled then: lost */
+    space_store(memory, entry, UINT64_C(0xfee01003), 8);
+    space_store(memory, entry + 8, 0x4041, 4);
+    pci_msix_notify(f->msix, 65);
+    assert_int_equal(f->messages, 0);
+    assert_int_equal(space_load(memory, WINDOW + pba + 8, 4), 2);
+    space_store(memory, WINDOW + pba + 8, 0, 4); /* read-only */
+    space_store(memory, entry + 12, 0xfffffffe, 4);
+    assert_int_equal(f->messages, 0); /* no bus master */
+    assert_int_equal(space_load(memory, entry + 12, 4), 0);
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+    assert_int_equal(f->messages, 1);
+    assert_int_equal(f->message_address, 0xfee01000);
+    assert_int_equal(f->message_data, 0x4041);
+    assert_int_equal(space_load(memory, WINDOW + pba + 8, 4), 0);
+    pci_msix_notify(f->msix, 65);
+    assert_int_equal(f->messages, 2);
+    set(f, 3, cap + 2, 0xc000, 2); /* the function's mask */
+    pci_msix_notify(f->msix, 65);
+    pci_msix_notify(f->msix, 65);
+    assert_int_equal(f->messages, 2);
+    set(f, 3, cap + 2, 0x8000, 2);
+    assert_int_equal(f->messages, 3); /* one bit, one message */
+    pci_msix_notify(f->msix, 70);
+    assert_int_equal(f->messages, 3);
+    /* between the table and the pending bits there is nothing */
+    space_store(memory, WINDOW + 70 * 16, 0x55, 4);
+    assert_int_equal(space_load(memory, WINDOW + 70 * 16, 4), 0);
+
+    pci_device_reset(&f->dev);
+    assert_false(pci_msix_is_enabled(f->msix));
+    assert_int_equal(get(f, 3, PCI_COMMAND, 2), 0);
+    assert_int_equal(get(f, 3, 0x14, 4), 0);
+    assert_int_equal(space_load(memory, WINDOW, 4), 0xffffffff);
 }
 
 static void test_adding_functions(void **state)
@@ -236,7 +411,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_mechanism_1),    TEST(test_bridges),          TEST(test_device_registers),
         TEST(test_base_addresses), TEST(test_adding_functions), TEST(test_interrupt_wires),
-        TEST(test_reset_port),
+        TEST(test_reset_port),     TEST(test_capabilities),     TEST(test_ecam),
+        TEST(test_windows),        TEST(test_messages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
