@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Runs the same rows natively, under QEMU's translator and under doppel, in turn, and compares.
 
-The guest's initramfs holds the static program `rows` (bench/rows.c) as /init. "boot" is the time
-from starting the monitor to the first line of that program, "total" that to its end. A row is
+The guest's initramfs holds the static program `rows` (bench/rows.c) as /init. Each kind of machine
+(one CPU, two CPUs) that the chosen rows need is started once in a round. "boot" is the time from
+starting the one with one CPU to the first line of that program, "total" that to its end. A row is
 called noisy when its rounds under doppel differ by more than a quarter.
 """
 import argparse
@@ -19,7 +20,9 @@ import threading
 import time
 
 NOISY = 0.25
-MACHINE_ROWS = {"boot": ("s", "time"), "total": ("s", "time")}
+# Rows that bench.py itself measures: unit, rate or time, kind, machine.
+MACHINE_ROWS = {"boot": ("s", "time", "boot", "one"), "total": ("s", "time", "boot", "one")}
+CPUS = {"one": 1, "two": 2}
 
 
 def cpio_entry(name, mode, data, ino, rdev=(0, 0)):
@@ -41,9 +44,9 @@ def make_initramfs(path, program):
 
 
 def list_rows(program):
-    """{row: (unit, kind)} in the program's order."""
+    """{row: (unit, rate or time, kind, machine)} in the program's order."""
     out = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout
-    return {w[0]: (w[1], w[2]) for w in map(str.split, out.splitlines())}
+    return {w[0]: tuple(w[1:5]) for w in map(str.split, out.splitlines())}
 
 
 def run(command, timeout):
@@ -79,29 +82,46 @@ def run(command, timeout):
     return result
 
 
-def doppel_command(binary, args, initrd, cmdline):
-    return [binary, "run", "--engine", "bt", "--cpus", "1", "--memory", f"{args.memory}M",
-            "--kernel", args.kernel, "--initrd", initrd, "--cmdline", cmdline]
+def doppel_command(binary, args, machine, initrd, cmdline):
+    return [binary, "run", "--engine", "bt", "--cpus", str(CPUS[machine]), "--memory",
+            f"{args.memory}M", "--kernel", args.kernel, "--initrd", initrd, "--cmdline", cmdline]
 
 
-def make_runners(args, initrd, chosen):
-    """{name: command}, those that are asked for and installed."""
-    cmdline = "console=ttyS0 quiet"
-    if args.rows:
-        cmdline += " rows=" + ",".join(chosen)
+def make_runners(args, machine, initrd, chosen):
+    """{name: command} for one machine and its rows, those that are asked for and installed."""
+    rows = ",".join(chosen) or "none"
+    cmdline = "console=ttyS0 quiet rows=" + rows
     qemu = shutil.which("qemu-system-x86_64")
-    runners = {"native": [args.program, ",".join(chosen)]}
+    runners = {"native": [args.program, rows]}
     if qemu:
-        runners["tcg"] = [qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m",
-                          str(args.memory), "-kernel", args.kernel, "-initrd", initrd, "-append",
-                          cmdline, "-nographic", "-no-reboot", "-net", "none"]
+        runners["tcg"] = [qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp",
+                          str(CPUS[machine]), "-m", str(args.memory), "-kernel", args.kernel,
+                          "-initrd", initrd, "-append", cmdline, "-nographic", "-no-reboot", "-net",
+                          "none"]
     if args.against:
-        runners["against"] = doppel_command(args.against, args, initrd, cmdline)
-    runners["doppel"] = doppel_command(args.doppel, args, initrd, cmdline)
+        runners["against"] = doppel_command(args.against, args, machine, initrd, cmdline)
+    runners["doppel"] = doppel_command(args.doppel, args, machine, initrd, cmdline)
     if args.on:
         wanted = args.on.split(",") + ["doppel"] + (["against"] if args.against else [])
         runners = {n: c for n, c in runners.items() if n in wanted}
     return runners
+
+
+def measure(args, initrd, known, chosen):
+    """{runner: {row: [value of each round]}}"""
+    samples = {}
+    machines = {}
+    for machine in CPUS:
+        if any(known[row][3] == machine for row in chosen):
+            rows = [r for r in chosen if known[r][3] == machine and r not in MACHINE_ROWS]
+            machines[machine] = make_runners(args, machine, initrd, rows)
+    for _ in range(args.rounds):
+        for machine, runners in machines.items():
+            for name, command in runners.items():
+                for row, value in run(command, args.timeout).items():
+                    if row not in MACHINE_ROWS or (machine == "one" and name != "native"):
+                        samples.setdefault(name, {}).setdefault(row, []).append(value)
+    return samples
 
 
 def options():
@@ -124,62 +144,59 @@ def options():
 
 def main():
     args = options()
-    known = list_rows(args.program)
+    known = {**MACHINE_ROWS, **list_rows(args.program)}
     if args.list:
-        for row, (unit, kind) in known.items():
-            print(f"{row:<12}{unit:>9}  {kind}")
+        print(f"{'row':<12}{'unit':>9}  {'more is':<8}{'kind':<10}machine")
+        for row, (unit, rate, kind, machine) in known.items():
+            print(f"{row:<12}{unit:>9}  {'better' if rate == 'rate' else 'worse':<8}{kind:<10}"
+                  f"{machine}")
         return 0
     chosen = args.rows.split(",") if args.rows else list(known)
     for row in chosen:
-        if row not in known and row not in MACHINE_ROWS:
+        if row not in known:
             sys.exit(f"bench: no row '{row}'; --list prints them")
     work = tempfile.mkdtemp(prefix="doppel-bench-")
-    samples = {}
     try:
         initrd = os.path.join(work, "initrd")
         make_initramfs(initrd, args.program)
-        runners = make_runners(args, initrd, chosen)
-        for _ in range(args.rounds):
-            for name, command in runners.items():
-                for row, value in run(command, args.timeout).items():
-                    samples.setdefault(name, {}).setdefault(row, []).append(value)
+        samples = measure(args, initrd, known, chosen)
     finally:
         shutil.rmtree(work)
-    known = {**MACHINE_ROWS, **known}
-    results = compare(args, {r: known[r] for r in known if r in chosen or r in MACHINE_ROWS},
-                      samples)
+    results = compare(args, known, samples)
     head = header(args)
-    print_table(args, head, results, [n for n in runners])
+    print_table(args, head, results, [n for n in ("native", "tcg", "against", "doppel")
+                                      if n in samples])
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump({"header": head, "rows": results, "samples": samples}, f, indent=1)
     return 0
 
 
-def faster(a, b, kind):
+def faster(a, b, rate):
     """How many times a is faster than b; None when one is missing."""
     if not a or not b:
         return None
-    return a / b if kind == "rate" else b / a
+    return a / b if rate == "rate" else b / a
 
 
 def compare(args, rows, samples):
     results = []
-    for row, (unit, kind) in rows.items():
+    for row, (unit, rate, kind, machine) in rows.items():
         values = {}
         for name, by_row in samples.items():
-            if row in by_row and not (name == "native" and row in MACHINE_ROWS):
-                best = max if kind == "rate" else min
+            if row in by_row:
+                best = max if rate == "rate" else min
                 values[name] = (best if args.best else statistics.median)(by_row[row])
         d = values.get("doppel")
         if d is None:
             continue
         of_doppel = samples["doppel"][row]
         results.append({
-            "row": row, "unit": unit, "kind": kind, "values": values,
-            "vs_native": faster(values.get("native"), d, kind),
-            "vs_tcg": faster(d, values.get("tcg"), kind),
-            "vs_against": faster(d, values.get("against"), kind),
+            "row": row, "unit": unit, "more_is": "better" if rate == "rate" else "worse",
+            "kind": kind, "machine": machine, "values": values,
+            "vs_native": faster(values.get("native"), d, rate),
+            "vs_tcg": faster(d, values.get("tcg"), rate),
+            "vs_against": faster(d, values.get("against"), rate),
             "spread": (max(of_doppel) - min(of_doppel)) / d if d else 0,
         })
     return results
@@ -205,13 +222,18 @@ def header(args):
             "qemu": first_line("qemu-system-x86_64", "--version")}
 
 
+def single_cpu(results, key):
+    """The ratios that count for the mean; "total" would count all of them once more."""
+    return [r[key] for r in results if r[key] and r["machine"] != "two" and r["row"] != "total"]
+
+
 def geometric_mean(ratios):
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
 
 
 def print_table(args, head, results, names):
     print(f"host:  {head['cpu']}, {head['cpus']} CPUs, Linux {head['host']}")
-    print(f"guest: {head['kernel']}, {head['memory']} MiB, 1 CPU; {head['rounds']} rounds, "
+    print(f"guest: {head['kernel']}, {head['memory']} MiB; {head['rounds']} rounds, "
           f"{head['of_rounds']} of each")
     print(f"{head['doppel']}; {head['qemu']}")
     ratios = [("vs_native", "vs native", "native"), ("vs_tcg", "vs tcg", "tcg"),
@@ -229,9 +251,9 @@ def print_table(args, head, results, names):
               "".join(cell(r[key], ".2f", 11, "x") for key, _, _ in ratios) +
               f"  {100 * r['spread']:.0f}%" + (" noisy" if r["spread"] > NOISY else ""))
     for key, _, name in ratios[1 if "native" in names else 0:]:
-        mean = geometric_mean([r[key] for r in results if r[key] and r["row"] != "total"])
+        mean = geometric_mean(single_cpu(results, key))
         if mean:
-            print(f"geometric mean: {mean:.2f} times as fast as "
+            print(f"geometric mean of rows with one CPU: {mean:.2f} times as fast as "
                   f"{'QEMU' if name == 'tcg' else args.against}")
     print("vs native: times slower than the host; vs tcg, vs other: times faster than those")
 
