@@ -674,7 +674,7 @@ static void drop_base_of_sib(struct insn *out, const ZydisDecodedInstruction *in
  * length before it finds that there is no such instruction, or a LOCK before it.
  */
 static int refused(const ZydisDecoder *decoder, ZyanStatus status, const uint8_t *bytes, size_t n,
-                   unsigned mode)
+                   unsigned mode, bool is_amd)
 {
     ZydisDecodedInstruction in;
     uint8_t copy[INSN_MAX_LEN];
@@ -691,7 +691,7 @@ static int refused(const ZydisDecoder *decoder, ZyanStatus status, const uint8_t
     case ZYDIS_STATUS_INSTRUCTION_TOO_LONG:
         return -2;
     default:
-        length = insn_undefined_length(bytes, n, mode);
+        length = insn_undefined_length(bytes, n, mode, is_amd);
         return length > INSN_MAX_LEN ? -2 : length > n ? 0 : -1;
     }
 }
@@ -730,7 +730,7 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
         set_ignored_w(copy, bytes, n, mode))
         status = ZydisDecoderDecodeFull(&decoder, copy, n, &in, operands);
     if (!ZYAN_SUCCESS(status))
-        return refused(&decoder, status, bytes, n, mode);
+        return refused(&decoder, status, bytes, n, mode, model != NULL && model->is_amd);
 
     *out = (struct insn){.len = in.length, .mode = (uint8_t)mode, .seg = CPU_DS};
     for (unsigned i = 0; i < in.length; i++)

@@ -9,8 +9,6 @@
  */
 #include "cpu/insn_length.h"
 
-#include <stdbool.h>
-
 struct reader {
     const uint8_t *bytes;
     size_t n, at;
@@ -87,7 +85,18 @@ static size_t map_length(struct reader *r, unsigned map)
     return r->at + modrm_length(r) + has_imm;
 }
 
-size_t insn_undefined_length(const uint8_t *bytes, size_t n, unsigned mode)
+/* XOP maps 8 to 10: one byte of immediate, none, four (APM vol. 3, 1.2.6 and 1.2.7). */
+static size_t xop_length(struct reader *r, unsigned map)
+{
+    static const uint8_t imm[] = {1, 0, 4};
+
+    if (map < 8 || map > 10)
+        return 0; /* POP */
+    r->at += 4;
+    return r->at + modrm_length(r) + imm[map - 8];
+}
+
+size_t insn_undefined_length(const uint8_t *bytes, size_t n, unsigned mode, bool is_amd)
 {
     struct reader r = {.bytes = bytes, .n = n, .mode = mode};
     uint8_t first, second;
@@ -99,6 +108,8 @@ size_t insn_undefined_length(const uint8_t *bytes, size_t n, unsigned mode)
         r.at += 2;
         return map_length(&r, second == 0x38 ? 2 : 3);
     }
+    if (first == 0x8f && is_amd)
+        return xop_length(&r, second & 0x1f);
     if (mode != 8 && second < 0xc0)
         return 0; /* LES, LDS, BOUND */
     switch (first) {

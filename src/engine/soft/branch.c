@@ -28,6 +28,23 @@ static bool is_far(const struct insn *in)
            (in->opcode == 0xff && (group == 3 || group == 5));
 }
 
+/*
+ * AMD's processors push before they look at the target: a fault of the stack replaces the one
+ * recorded for a target that is not canonical. Nothing is written either way.
+ */
+static void call_fault_order(struct soft_vcpu *v, unsigned size)
+{
+    uint64_t sp = (v->st.gpr[CPU_RSP] - size) & mask_bytes(cpu_stack_size(&v->st));
+    gva_t addr;
+
+    if (!soft_is_amd(v) || soft_linear(v, CPU_SS, sp, size, SOFT_WRITE, &addr) != 0)
+        return;
+    if (v->is_ac_set && (addr & (size - 1)))
+        (void)!soft_raise_error(v, VEC_AC, 0);
+    else
+        (void)!soft_probe(v, addr, size, SOFT_WRITE, SOFT_AS_CPL);
+}
+
 static int op_call(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = branch_size(v, in);
@@ -41,6 +58,8 @@ static int op_call(struct soft_vcpu *v, const struct insn *in)
             return r;
     }
     int r = soft_jump_near(v, target, size);
+    if (r != 0)
+        call_fault_order(v, size);
     return r != 0 ? r : soft_push(v, size, return_to);
 }
 

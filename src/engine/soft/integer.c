@@ -65,18 +65,23 @@ int soft_mov_offset(struct soft_vcpu *v, const struct insn *in)
     return 0;
 }
 
+static int bound_load(struct soft_vcpu *v, const struct insn *in, uint64_t offset, uint64_t *value)
+{
+    gva_t addr;
+    int r = soft_linear(v, in->seg, offset, in->op_size, SOFT_READ, &addr);
+
+    return r != 0 ? r : soft_load(v, addr, in->op_size, SOFT_AS_CPL, value);
+}
+
 static int op_bound(struct soft_vcpu *v, const struct insn *in)
 {
     unsigned size = in->op_size;
-    uint64_t low, high;
-    gva_t addr;
+    uint64_t low, high, offset = soft_effective_address(v, in);
 
-    /* the pair need not be aligned to its size, only the bounds to theirs */
-    int r = soft_linear(v, in->seg, soft_effective_address(v, in), 2 * size, SOFT_READ, &addr);
+    /* two operands: the second may lie at the other end of the segment */
+    int r = bound_load(v, in, offset, &low);
     if (r == 0)
-        r = soft_load(v, addr, size, SOFT_AS_CPL, &low);
-    if (r == 0)
-        r = soft_load(v, addr + size, size, SOFT_AS_CPL, &high);
+        r = bound_load(v, in, (offset + size) & mask_bytes(in->addr_size), &high);
     if (r != 0)
         return r;
     int64_t index = sign_extend(v->st.gpr[in->gpr_reg.reg], 8 * size);

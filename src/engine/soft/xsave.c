@@ -12,6 +12,7 @@
 
 #include "engine/soft/fpu_state.h"
 #include "engine/soft/ops.h"
+#include "engine/soft/system.h"
 
 /* A save is a list of pieces, all probed before the first is written. */
 struct piece {
@@ -116,14 +117,17 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
 {
     if (v->st.cr0 & (CR0_EM | CR0_TS))
         return soft_raise(v, VEC_NM);
-    gva_t linear;
+    gva_t linear = v->st.seg[in->seg].base + soft_effective_address(v, in);
 
-    /* the segment, and the address's form, come before alignment */
+    /*
+     * AMD: #AC, which asks for 4 bytes, goes first where alignment is checked, but for an address
+     * that is not canonical. Otherwise the segment, and the address's form, come before alignment.
+     */
+    if (v->is_ac_set && v->model->is_amd && (linear & 3) &&
+        (in->mode != 8 || soft_is_canonical(v, linear)))
+        return soft_raise_error(v, VEC_AC, 0);
     if (soft_linear(v, in->seg, soft_effective_address(v, in), 1, access, &linear))
         return SOFT_FAULT;
-    /* AMD: #AC, which asks for 4 bytes, goes first where alignment is checked */
-    if (v->is_ac_set && v->model->is_amd && (linear & 3))
-        return soft_raise_error(v, VEC_AC, 0);
     if (linear & 15)
         return soft_raise_error(v, VEC_GP, 0);
     if (soft_fpu_operand(v, in, FPU_LEGACY_SIZE, FPU_LEGACY_SIZE - 1, 1, access, addr))
