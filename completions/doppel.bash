@@ -13,7 +13,7 @@ _doppel() {
         return
     fi
     case $prev in
-    --engine) mapfile -t COMPREPLY < <(compgen -W 'auto bt interp' -- "$cur") ;;
+    --engine) mapfile -t COMPREPLY < <(compgen -W 'auto kvm bt interp' -- "$cur") ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;

@@ -101,7 +101,7 @@ static void test_bad_usage(void **state)
     EXPECT_ERROR("out of range", "--memory", "2T");
     EXPECT_ERROR("multiple of 1M", "--memory", "5000K");
     EXPECT_ERROR("did you mean 'interp'", "--engine", "inter");
-    EXPECT_ERROR("choose from auto, bt, interp", "--engine", "kvm");
+    EXPECT_ERROR("choose from auto, kvm, bt, interp", "--engine", "qemux");
     EXPECT_ERROR("--log", "--log", "loud");
     EXPECT_ERROR("--on-reboot", "--on-reboot", "never");
     EXPECT_ERROR("--code-cache", "--code-cache", "0");

@@ -41,10 +41,10 @@ static const struct option_spec {
     const char *title;  /* heading above it in --help, NULL: none */
     const char *help;
 } option_specs[OPTION_COUNT] = {
-    [OPTION_ENGINE] = {"engine", "auto|bt|interp", "Machine",
-        "What executes the guest: the translator (bt), its slow\n"
-        "step-by-step twin (interp), or the best there is (auto,\n"
-        "the default)"},
+    [OPTION_ENGINE] = {"engine", "auto|kvm|bt|interp", "Machine",
+        "What executes the guest: the host's KVM (kvm), the\n"
+        "translator (bt), its slow step-by-step twin (interp), or\n"
+        "the best there is (auto, the default)"},
     [OPTION_CPUS] = {"cpus", "N", NULL,
         "Number of CPUs, 1 to 64 (default 1)"},
     [OPTION_MEMORY] = {"memory", "SIZE", NULL,
@@ -200,7 +200,7 @@ static int options_take_memory(const char *value, uint64_t *out, struct err *e)
 static int options_take_words(enum option_id id, const char *value, struct options *out,
                               struct err *e)
 {
-    static const char *const engines[] = {"auto", "bt", "interp"};
+    static const char *const engines[] = {"auto", "kvm", "bt", "interp"};
     static const char *const reboots[] = {[VM_REBOOT_RESET] = "reset", [VM_REBOOT_EXIT] = "exit"};
     static const char *const levels[] = {[LOG_ERROR] = "error",
                                          [LOG_WARN] = "warn",

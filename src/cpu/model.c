@@ -317,6 +317,13 @@ static const struct model_level {
     {"x86-64-v4", "doppel x86-64-v4", level_v4, ARRAY_SIZE(level_v4)},
 };
 
+/*
+ * What software may rely on where doppel's own engines execute the guest: its code never runs
+ * with another address space's memory mapped as its own, so rogue loads, L1TF at VM entry, MDS,
+ * TAA and the page-size machine check do not exist.
+ */
+#define ARCH_CAPABILITIES (BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(8))
+
 #define MODEL_NAMES "host, base, x86-64-v2, x86-64-v3, x86-64-v4"
 
 /* Names that other programs use for the same bits. */
@@ -379,9 +386,18 @@ static bool host_has(const struct model_host *host, enum cpu_feature feature)
     return (cpuid_reg_of(&regs, f->reg) >> f->bit & 1) && host_enables_state(host, feature);
 }
 
+/* Does the limit forbid it? What follows from the number of CPUs is nobody's to offer. */
+static bool limit_forbids(const struct model_host *host, enum cpu_feature feature)
+{
+    return host->limit != NULL && feature_kinds[feature] != KIND_COMPUTED &&
+           !(host->limit->feature_words[feature / 64] >> (feature % 64) & 1);
+}
+
 /* Not looking at what the feature needs. */
 static bool feature_is_possible(const struct model_host *host, enum cpu_feature feature)
 {
+    if (limit_forbids(host, feature))
+        return false;
     switch (feature_kinds[feature]) {
     case KIND_HOST:
         return host_has(host, feature);
@@ -414,6 +430,8 @@ static int model_add_feature(struct cpu_model *m, const struct model_host *host,
         return 0;
     if (feature_kinds[feature] == KIND_REFUSED)
         return err_set(e, 0, "doppel does not implement CPU feature '%s'", name);
+    if (limit_forbids(host, feature))
+        return err_set(e, 0, "%s does not offer CPU feature '%s'", host->limit->who, name);
     if (!feature_is_possible(host, feature))
         return err_set(e, 0, "the host CPU does not have feature '%s'", name);
     for (unsigned i = 0; i < ARRAY_SIZE(feature_needs); i++) {
@@ -550,8 +568,33 @@ int model_create_on(const struct model_host *host, const char *spec, unsigned cp
     model_set(out, CPU_FEATURE_HT, cpu_count > 1);
     model_set(out, CPU_FEATURE_CMP_LEGACY, cpu_count > 1 && model_host_is_amd(host));
     out->is_amd = model_host_is_amd(host);
+    out->arch_capabilities = ARCH_CAPABILITIES;
+    if (host->limit != NULL)
+        out->arch_capabilities &= host->limit->arch_capabilities;
     model_fill_leaves(out, host, brand);
     return 0;
+}
+
+void cpu_model_limit_init(struct cpu_model_limit *limit)
+{
+    memset(limit->feature_words, 0xff, sizeof(limit->feature_words));
+    limit->phys_bits = 52;
+    limit->arch_capabilities = ~UINT64_C(0);
+    limit->who = "";
+}
+
+void cpu_model_limit_features(struct cpu_model_limit *limit, const char *who,
+                              struct cpuid_regs (*cpuid)(const void *ctx, uint32_t leaf,
+                                                         uint32_t subleaf),
+                              const void *ctx, bool (*is_kept)(enum cpu_feature feature))
+{
+    limit->who = who;
+    for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++) {
+        const struct model_feature *f = &model_features[i];
+        struct cpuid_regs regs = cpuid(ctx, f->leaf, f->subleaf);
+        if (!(cpuid_reg_of(&regs, f->reg) >> f->bit & 1) && !is_kept((enum cpu_feature)i))
+            cpu_model_limit_remove(limit, (enum cpu_feature)i);
+    }
 }
 
 static struct cpuid_regs native_cpuid(const void *ctx, uint32_t leaf, uint32_t subleaf)
@@ -586,10 +629,18 @@ static uint32_t native_mxcsr_mask(void)
 int cpu_model_create(const char *spec, unsigned cpu_count, uint64_t tsc_hz, struct cpu_model *out,
                      struct err *e)
 {
+    return cpu_model_create_within(spec, cpu_count, tsc_hz, NULL, out, e);
+}
+
+int cpu_model_create_within(const char *spec, unsigned cpu_count, uint64_t tsc_hz,
+                            const struct cpu_model_limit *limit, struct cpu_model *out,
+                            struct err *e)
+{
     const struct model_host host = {
         .cpuid = native_cpuid,
         .xcr0 = native_xcr0(),
         .mxcsr_mask = native_mxcsr_mask(),
+        .limit = limit,
     };
 
     return model_create_on(&host, spec, cpu_count, tsc_hz, out, e);

@@ -51,6 +51,7 @@ struct cpu_model {
     uint32_t mxcsr_mask;
     unsigned phys_bits;          /* MAXPHYADDR */
     unsigned linear_bits;        /* 48, or 57 where LA57 is offered */
+    uint64_t arch_capabilities;  /* IA32_ARCH_CAPABILITIES, where it is offered */
     bool is_amd;                 /* AMD's (and Hygon's) rules where vendors differ */
     uint64_t tsc_hz;
     unsigned cpu_count;
@@ -62,6 +63,39 @@ struct cpu_model {
  */
 int cpu_model_create(const char *spec, unsigned cpu_count, uint64_t tsc_hz, struct cpu_model *out,
                      struct err *e);
+
+/*
+ * What an engine can offer of a processor. A machine that is to run on several engines gets a
+ * model within the limits of each.
+ */
+struct cpu_model_limit {
+    uint64_t feature_words[(CPU_FEATURE_COUNT + 63) / 64];
+    unsigned phys_bits;
+    uint64_t arch_capabilities;
+    const char *who;             /* who lacks what is missing, for messages */
+};
+
+/* No limit at all. */
+void cpu_model_limit_init(struct cpu_model_limit *limit);
+
+/* Take away what this CPUID does not show; `is_kept` features stay whatever it says. */
+void cpu_model_limit_features(struct cpu_model_limit *limit, const char *who,
+                              struct cpuid_regs (*cpuid)(const void *ctx, uint32_t leaf,
+                                                         uint32_t subleaf),
+                              const void *ctx, bool (*is_kept)(enum cpu_feature feature));
+
+static inline void cpu_model_limit_remove(struct cpu_model_limit *limit, enum cpu_feature feature)
+{
+    limit->feature_words[feature / 64] &= ~(UINT64_C(1) << (feature % 64));
+}
+
+/*
+ * As cpu_model_create, within `limit` (NULL: none): "host" leaves out what is beyond it, and what
+ * is named but beyond it is an error.
+ */
+int cpu_model_create_within(const char *spec, unsigned cpu_count, uint64_t tsc_hz,
+                            const struct cpu_model_limit *limit, struct cpu_model *out,
+                            struct err *e);
 
 /* Print the known model and feature names, one per line each, for `--cpu-model help`. */
 void cpu_model_list(void (*print)(void *ctx, const char *line), void *ctx);

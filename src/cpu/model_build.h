@@ -16,6 +16,7 @@ struct model_host {
     const void *ctx;
     uint64_t xcr0; /* what the host's system has enabled; 0 without OSXSAVE */
     uint32_t mxcsr_mask;
+    const struct cpu_model_limit *limit; /* NULL: none */
 };
 
 struct model_feature {

@@ -248,6 +248,8 @@ static void add_address_sizes(struct leaf_builder *b)
     b->m->phys_bits = host.eax & 0xff;
     if (b->m->phys_bits < 36 || b->m->phys_bits > 52)
         b->m->phys_bits = b->m->phys_bits > 52 ? 52 : 36;
+    if (b->host->limit != NULL)
+        b->m->phys_bits = MIN(b->m->phys_bits, MAX(b->host->limit->phys_bits, 36u));
     b->m->linear_bits = 48;
     r.eax = b->m->phys_bits | b->m->linear_bits << 8;
     if (b->is_amd)

@@ -104,6 +104,9 @@ enum cpu_vector {
     VEC_AC = 17, VEC_MC = 18, VEC_XM = 19,
 };
 
+/* exception_vector in shutdown, where the engine cannot tell. */
+#define CPU_VECTOR_UNKNOWN 0xff
+
 #define PF_ERR_P BIT(0)
 #define PF_ERR_W BIT(1)
 #define PF_ERR_U BIT(2)
@@ -202,7 +205,8 @@ struct cpu_state {
 #define CPU_GROUP_MSR BIT(3)
 #define CPU_GROUP_XSAVE BIT(4)   /* xcr0, xsave */
 #define CPU_GROUP_EVENT BIT(5)
-#define CPU_GROUP_ALL (BIT(6) - 1)
+#define CPU_GROUP_TSC BIT(6)     /* tsc_offset, tsc_adjust */
+#define CPU_GROUP_ALL (BIT(7) - 1)
 
 /* Processor state after RESET# (SDM vol. 3, table 9-1), run_state running; rdx = model. */
 void cpu_state_reset(struct cpu_state *st, uint32_t cpuid_1_eax);

@@ -87,6 +87,15 @@ struct engine_config {
 struct engine_ops {
     const char *name;
 
+    /*
+     * Is this engine there, and is it fast on this host? 0, or -errno with the reason in *why.
+     * NULL: always. At most 50 ms.
+     */
+    int (*probe)(struct err *why);
+
+    /* Narrow *limit to what this engine can offer the guest on this host. NULL: to anything. */
+    int (*limit_model)(struct cpu_model_limit *limit, struct err *e);
+
     int (*open)(const struct engine_config *config, struct engine **out, struct err *e);
     void (*close)(struct engine *engine);
 
@@ -104,7 +113,10 @@ struct engine_ops {
     /* Make `run` look at the pins soon. Any thread, signal-safe, cheap when not running. */
     void (*kick)(struct engine_vcpu *vcpu);
 
-    /* Exchange register groups (CPU_GROUP_*). */
+    /*
+     * Exchange register groups (CPU_GROUP_*). The host table may pull CPU_GROUP_TSC while `run`
+     * waits for it; everything else is exchanged outside of `run`.
+     */
     void (*pull)(struct engine_vcpu *vcpu, struct cpu_state *out, uint32_t groups);
     void (*push)(struct engine_vcpu *vcpu, const struct cpu_state *in, uint32_t groups);
 
@@ -122,5 +134,6 @@ struct engine_ops {
 
 extern const struct engine_ops engine_interp;
 extern const struct engine_ops engine_bt;
+extern const struct engine_ops engine_kvm;
 
 #endif

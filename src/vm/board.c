@@ -148,7 +148,7 @@ static uint64_t board_tsc_offset(void *ctx, unsigned index)
     struct board *b = ctx;
     struct vcpu *vcpu = &b->vm->vcpus[index];
 
-    b->vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_MSR);
+    b->vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_TSC);
     return vcpu->state.tsc_offset;
 }
 

@@ -117,6 +117,11 @@ static void dump_exception(struct dump *d, const struct cpu_state *st)
         [VEC_AC] = "#AC", [VEC_MC] = "#MC", [VEC_XM] = "#XM",
     };
     unsigned vector = st->exception_vector;
+    if (vector == CPU_VECTOR_UNKNOWN) {
+        dump_print(d, "first exception: not known (on AMD processors KVM has lost the registers, "
+                      "too; --engine bt has them)\n");
+        return;
+    }
     const char *name = vector < ARRAY_SIZE(names) && names[vector] != NULL ? names[vector] : "";
 
     dump_print(d, "first exception: vector %u %s", vector, name);

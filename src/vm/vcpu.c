@@ -79,7 +79,7 @@ static uint64_t vcpu_guest_tsc(void *cpu)
 {
     struct vcpu *vcpu = cpu;
 
-    vcpu->vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_MSR);
+    vcpu->vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_TSC);
     return tsc_read() + vcpu->state.tsc_offset;
 }
 

@@ -253,12 +253,32 @@ static int vm_check_config(const struct vm_config *config, struct err *e)
     return 0;
 }
 
+/* The first that is there and fast. The last is always. */
+static void vm_choose_best(const struct engine_ops *const *engines, unsigned count,
+                           const struct engine_ops **ops)
+{
+    for (unsigned i = 0; i < count; i++) {
+        struct err why;
+        *ops = engines[i];
+        if (engines[i]->probe == NULL) {
+            log_info("engine: %s", engines[i]->name);
+            return;
+        }
+        if (engines[i]->probe(&why) == 0) {
+            log_info("engine: %s, which runs kernel-mode code at hardware speed here",
+                     engines[i]->name);
+            return;
+        }
+        log_info("engine: not %s: %s", engines[i]->name, why.msg);
+    }
+}
+
 static int vm_choose_engine(const char *name, const struct engine_ops **ops, struct err *e)
 {
-    static const struct engine_ops *const engines[] = {&engine_bt, &engine_interp};
+    static const struct engine_ops *const engines[] = {&engine_kvm, &engine_bt, &engine_interp};
 
     if (name == NULL || strcmp(name, "auto") == 0) {
-        *ops = engines[0];
+        vm_choose_best(engines, ARRAY_SIZE(engines), ops);
         return 0;
     }
     for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
@@ -267,7 +287,7 @@ static int vm_choose_engine(const char *name, const struct engine_ops **ops, str
             return 0;
         }
     }
-    return err_set(e, 0, "engine '%s': it has to be auto, bt or interp", name);
+    return err_set(e, 0, "engine '%s': it has to be auto, kvm, bt or interp", name);
 }
 
 static int vm_add_ram(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
@@ -314,6 +334,7 @@ static int vm_open_engine(struct vm *vm, struct err *e)
 static int vm_build(struct vm *vm, struct err *e)
 {
     const struct vm_config *config = &vm->config;
+    struct cpu_model_limit limit;
     int ret = vm_check_config(config, e);
 
     if (ret == 0)
@@ -323,8 +344,12 @@ static int vm_build(struct vm *vm, struct err *e)
     if (ret != 0)
         return ret;
     vm->is_source_open = true;
-    ret = cpu_model_create(config->cpu_model != NULL ? config->cpu_model : "host",
-                           config->cpu_count, tsc_frequency_hz(), &vm->model, e);
+    cpu_model_limit_init(&limit);
+    if (vm->ops->limit_model != NULL)
+        ret = vm->ops->limit_model(&limit, e);
+    if (ret == 0)
+        ret = cpu_model_create_within(config->cpu_model != NULL ? config->cpu_model : "host",
+                                      config->cpu_count, tsc_frequency_hz(), &limit, &vm->model, e);
     if (ret != 0)
         return ret;
     vm->vcpus = aligned_alloc(64, align_up(config->cpu_count * sizeof(*vm->vcpus), 64));

@@ -27,7 +27,7 @@ enum vm_on_reboot {
 
 /* Strings and objects are the caller's and outlive the machine. */
 struct vm_config {
-    const char *engine;          /* "auto", "bt" or "interp"; NULL is "auto" */
+    const char *engine;          /* "auto", "kvm", "bt" or "interp"; NULL is "auto" */
     unsigned cpu_count;          /* 1..VM_CPUS_MAX */
     uint64_t memory_bytes;       /* a multiple of 1 MiB, see VM_MEMORY_MIN */
     const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1 */

@@ -27,6 +27,7 @@ ENGINE_ALLOWED = {
     "soft": {"soft"},
     "interp": {"soft", "interp"},
     "bt": {"soft", "bt"},
+    "kvm": {"soft", "kvm"},
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')

@@ -41,7 +41,11 @@ def libraries(program):
     """FILE=PATH of the shared libraries of a program."""
     listing = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                              text=True).stdout
-    for path in re.findall(r"(?:=> |^\s*)(/\S+)", listing, re.MULTILINE):
+    paths = re.findall(r"(?:=> |^\s*)(/\S+)", listing, re.MULTILINE)
+    # libc loads it when a thread is cancelled
+    paths += [os.path.join(os.path.dirname(path), "libgcc_s.so.1") for path in paths
+              if os.path.basename(path) == "libc.so.6"]
+    for path in paths:
         yield "%s=%s" % (os.path.realpath(path), path.lstrip("/"))
 
 

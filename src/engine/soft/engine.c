@@ -194,8 +194,6 @@ static void state_copy_msr(struct cpu_state *to, const struct cpu_state *from)
     memcpy(to->mtrr_fixed, from->mtrr_fixed, sizeof(to->mtrr_fixed));
     memcpy(to->mtrr_base, from->mtrr_base, sizeof(to->mtrr_base));
     memcpy(to->mtrr_mask, from->mtrr_mask, sizeof(to->mtrr_mask));
-    to->tsc_offset = from->tsc_offset;
-    to->tsc_adjust = from->tsc_adjust;
 }
 
 static void state_copy_events(struct cpu_state *to, const struct cpu_state *from)
@@ -220,6 +218,10 @@ static void state_copy(struct cpu_state *to, const struct cpu_state *from, uint3
         state_copy_control(to, from);
     if (groups & CPU_GROUP_MSR)
         state_copy_msr(to, from);
+    if (groups & CPU_GROUP_TSC) {
+        to->tsc_offset = from->tsc_offset;
+        to->tsc_adjust = from->tsc_adjust;
+    }
     if (groups & CPU_GROUP_XSAVE) {
         to->xcr0 = from->xcr0;
         memcpy(to->xsave, from->xsave, sizeof(to->xsave));

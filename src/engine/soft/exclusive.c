@@ -129,9 +129,13 @@ static void exclusive_acquire(struct soft_engine *se, struct soft_vcpu *self)
     atomic_store(&x->is_pending, 1);
 
     /* is_pending first: a vCPU sets go before it looks at is_pending (soft_guest_yield) */
-    for (unsigned i = 0; i < se->vcpu_count; i++)
-        if (se->vcpus[i] != NULL && se->vcpus[i] != self)
-            __atomic_store_n(&se->vcpus[i]->go, 0, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < se->vcpu_count; i++) {
+        if (se->vcpus[i] == NULL || se->vcpus[i] == self)
+            continue;
+        __atomic_store_n(&se->vcpus[i]->go, 0, __ATOMIC_SEQ_CST);
+        if (se->call_out != NULL)
+            se->call_out(se->vcpus[i]);
+    }
     while (exclusive_others_in_guest(se, self))
         pthread_cond_wait(&x->changed, &x->lock);
     pthread_mutex_unlock(&x->lock);

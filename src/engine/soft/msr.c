@@ -95,12 +95,6 @@
 #define VM_CR_SVMDIS BIT(4)
 #define DE_CFG_LFENCE_SERIALIZE BIT(1)
 
-/*
- * ARCH_CAPABILITIES: guest code never runs with another address space's memory mapped as its
- * own, so rogue loads, L1TF at VM entry, MDS, TAA and the page-size machine check do not exist.
- */
-#define ARCH_CAPABILITIES_VALUE (BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(8))
-
 static bool msr_is_host(uint32_t index)
 {
     switch (index) {
@@ -251,7 +245,7 @@ static bool read_common(struct soft_vcpu *v, uint32_t index, uint64_t *value)
     case MSR_XSS:
         return true;
     case MSR_ARCH_CAPABILITIES:
-        *value = ARCH_CAPABILITIES_VALUE;
+        *value = v->model->arch_capabilities;
         return true;
     default:
         return false;

@@ -75,6 +75,12 @@ struct soft_engine {
     void (*code_written)(struct soft_engine *engine, struct soft_vcpu *v, gpa_t gpa, unsigned size);
 
     struct soft_exclusive *exclusive;           /* exclusive.c */
+
+    /*
+     * An exclusive section waits for `v` to leave the guest, and clearing v->go may not be enough
+     * (KVM). Any thread, no guest state live, not the vCPU's own. NULL: it is enough.
+     */
+    void (*call_out)(struct soft_vcpu *v);
 };
 
 /* An exception on its way (fault), or what raised it, for error messages. */

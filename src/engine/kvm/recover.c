@@ -1,0 +1,109 @@
+/*
+ * recover.c - going on where KVM cannot
+ *
+ * The soft vCPU takes over at the instruction that KVM failed on, executes it and, where failures
+ * come close together, some more; then KVM goes on. Every turn executes at least one instruction
+ * or delivers one event, so a guest that KVM cannot run at all still runs, at the speed of the
+ * step-by-step engine; nothing loops.
+ */
+#include <stddef.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "engine/kvm/kvm.h"
+#include "engine/kvm/step.h"
+#include "os/tsc.h"
+
+/* A failure that comes sooner than this after the last one doubles what is stepped at a time. */
+#define RECOVER_NEAR_US 50
+#define RECOVER_BATCH_MAX 4096u
+
+/* Where the groups lie in struct cpu_state. */
+static const struct {
+    uint32_t group;
+    uint16_t first, end;
+} group_ranges[] = {
+#define RANGE(group, from, to)                                                                     \
+    {                                                                                              \
+        CPU_GROUP_##group, offsetof(struct cpu_state, from), offsetof(struct cpu_state, to)        \
+    }
+    RANGE(GPR, gpr, seg),
+    RANGE(SEG, seg, gdtr),
+    RANGE(CONTROL, gdtr, xcr0),
+    RANGE(XSAVE, xcr0, dr),
+    RANGE(CONTROL, dr, efer),
+    RANGE(MSR, efer, tsc_offset),
+    RANGE(TSC, tsc_offset, run_state),
+    RANGE(EVENT, run_state, xsave),
+    {CPU_GROUP_XSAVE, offsetof(struct cpu_state, xsave), sizeof(struct cpu_state)},
+#undef RANGE
+};
+
+/* Mark what the soft vCPU changed. */
+static void note_changes(struct engine_vcpu *v)
+{
+    const char *now = (const char *)&v->soft.st, *old = (const char *)&v->before;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(group_ranges); i++) {
+        unsigned first = group_ranges[i].first, end = group_ranges[i].end;
+        if (memcmp(now + first, old + first, end - first) != 0)
+            kvm_state_changed(v, group_ranges[i].group);
+    }
+}
+
+int kvm_deliver_pending(struct engine_vcpu *v, struct err *e)
+{
+    struct cpu_state *st = &v->soft.st;
+    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+
+    if (ret != 0)
+        return ret;
+    v->before = *st;
+    if (v->injected_vector >= 0)
+        kvm_step_interrupt(&v->soft, (unsigned)v->injected_vector);
+    else
+        kvm_step(&v->soft, 1);
+    v->injected_vector = -1;
+    note_changes(v);
+    kvm_state_changed(v, CPU_GROUP_EVENT);
+    return 0;
+}
+
+static void choose_batch(struct engine_vcpu *v)
+{
+    uint64_t near = v->engine->soft.model->tsc_hz / 1000000 * RECOVER_NEAR_US;
+
+    if (v->batch == 0 || tsc_read() - v->resume_tsc >= near)
+        v->batch = MAX(v->batch / 2, 1u);
+    else
+        v->batch = MIN(v->batch * 2, RECOVER_BATCH_MAX);
+    if (v->batch == RECOVER_BATCH_MAX && !v->has_warned) {
+        v->has_warned = true;
+        log_info("KVM fails on much of what CPU %u executes; doppel's own step-by-step engine "
+                 "executes it instead, slowly (--stats counts it)",
+                 v->soft.index);
+    }
+}
+
+int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e)
+{
+    struct cpu_state *st = &v->soft.st;
+    uint64_t count = v->soft.stats.instructions;
+    uint8_t bytes[15];
+    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+
+    if (ret != 0)
+        return ret;
+    if (drops_ud && st->is_exception_pending && st->exception_vector == VEC_UD)
+        st->is_exception_pending = 0;
+    if (v->injected_vector >= 0)
+        return kvm_deliver_pending(v, e);
+    choose_batch(v);
+    kvm_stats_count_failed(v, bytes, kvm_step_peek(&v->soft, bytes));
+    v->before = *st;
+    kvm_step(&v->soft, v->batch);
+    note_changes(v);
+    v->stats.counts[KVM_COUNT_STEPPED] += v->soft.stats.instructions - count;
+    v->resume_tsc = tsc_read();
+    return 0;
+}

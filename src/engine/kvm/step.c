@@ -1,0 +1,57 @@
+/*
+ * step.c - the soft vCPU of a KVM vCPU executes some instructions itself
+ *
+ * Compiled like engine/soft: the guest's vector state may be in the host's registers here.
+ *
+ * Invariant: outside of these functions it is not, and the soft TLB holds nothing that anybody
+ * relies on: the guest changes its page tables under KVM without a word.
+ */
+#include "engine/kvm/step.h"
+
+static void step_enter(struct soft_vcpu *v)
+{
+    __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
+    soft_guest_enter(v);
+    soft_tlb_flush_all(v);
+    v->is_mode_stale = 1;
+}
+
+static void step_leave(struct soft_vcpu *v)
+{
+    if (v->is_fpu_live)
+        soft_fpu_save(v);
+    soft_guest_leave(v);
+}
+
+void kvm_step(struct soft_vcpu *v, unsigned count)
+{
+    step_enter(v);
+    do {
+        soft_step(v);
+        count--;
+    } while (count != 0 && v->st.run_state == CPU_RUNNING &&
+             __atomic_load_n(&v->go, __ATOMIC_RELAXED) &&
+             atomic_load_explicit(&v->pins->bits, memory_order_relaxed) == 0);
+    step_leave(v);
+}
+
+void kvm_step_interrupt(struct soft_vcpu *v, unsigned vector)
+{
+    step_enter(v);
+    soft_deliver_interrupt(v, vector);
+    step_leave(v);
+}
+
+unsigned kvm_step_peek(struct soft_vcpu *v, uint8_t bytes[15])
+{
+    const struct insn *in;
+    unsigned length = 0;
+
+    step_enter(v);
+    if (soft_fetch(v, &in) == 0) {
+        length = in->len;
+        soft_copy(bytes, in->bytes, length);
+    }
+    step_leave(v);
+    return length;
+}
