@@ -84,7 +84,7 @@ help:
 	'make            build doppel (build/doppel)' \
 	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
-	'make bench      measure against QEMU and the bare host' \
+	'make bench      measure against QEMU and the bare host (bench/run --list: single rows)' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
 	'make format     clang-format over all C files' \
 	'make fuzz       run each fuzz target for FUZZ_SECONDS=60' \

@@ -2,7 +2,7 @@
 """Runs the same rows natively, under QEMU's translator and under doppel, in turn, and compares.
 
 The guest's initramfs holds the static program `rows` (bench/rows.c) as /init. Each kind of machine
-(one CPU, two CPUs) that the chosen rows need is started once in a round. "boot" is the time from
+(one CPU, the same with Debian's programs in its initramfs, two CPUs) that the chosen rows need is started once in a round. "boot" is the time from
 starting the one with one CPU to the first line of that program, "total" that to its end. A row is
 called noisy when its rounds under doppel differ by more than a quarter.
 """
@@ -22,7 +22,8 @@ import time
 NOISY = 0.25
 # Rows that bench.py itself measures: unit, rate or time, kind, machine.
 MACHINE_ROWS = {"boot": ("s", "time", "boot", "one"), "total": ("s", "time", "boot", "one")}
-CPUS = {"one": 1, "two": 2}
+MACHINE_TITLES = {"one": "boot and static rows", "programs": "boot and Debian's programs"}
+CPUS = {"one": 1, "programs": 1, "two": 2}
 
 
 def cpio_entry(name, mode, data, ino, rdev=(0, 0)):
@@ -33,14 +34,45 @@ def cpio_entry(name, mode, data, ino, rdev=(0, 0)):
     return out + b"\0" * (-len(out) % 4)
 
 
-def make_initramfs(path, program):
-    with open(program, "rb") as f:
-        data = f.read()
+def make_initramfs(path, program, folder=None):
+    """`program` as /init, and the files of `folder` (two levels deep) as /programs."""
     with open(path, "wb") as f:
-        f.write(cpio_entry("dev", 0o040755, b"", 1))
-        f.write(cpio_entry("dev/console", 0o020600, b"", 2, (5, 1)))
-        f.write(cpio_entry("init", 0o100755, data, 3))
-        f.write(cpio_entry("TRAILER!!!", 0, b"", 0))
+        count = 0
+
+        def add(name, mode, data=b"", rdev=(0, 0)):
+            nonlocal count
+            count += 1
+            f.write(cpio_entry(name, mode, data, count, rdev))
+
+        def add_file(name, source):
+            with open(source, "rb") as data:
+                add(name, 0o100755, data.read())
+
+        add("dev", 0o040755)
+        add("dev/console", 0o020600, rdev=(5, 1))
+        add("dev/null", 0o020666, rdev=(1, 3))
+        add_file("init", program)
+        if folder:
+            add("programs", 0o040755)
+            for entry in sorted(os.listdir(folder)):
+                source = os.path.join(folder, entry)
+                if not os.path.isdir(source):
+                    add_file("programs/" + entry, source)
+                    continue
+                add("programs/" + entry, 0o040755)
+                for name in sorted(os.listdir(source)):
+                    add_file(f"programs/{entry}/{name}", os.path.join(source, name))
+        add("TRAILER!!!", 0)
+
+
+def make_programs(out, programs, compiled):
+    """Debian's programs, and what they work on, as rows_programs.c expects them."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    os.mkdir(out)
+    for entry in ("bin", "lib", "ld.so"):
+        os.symlink(os.path.join(programs, entry), os.path.join(out, entry))
+    shutil.copytree(os.path.join(here, "programs"), os.path.join(out, "data"))
+    shutil.copy(compiled, os.path.join(out, "data", "compile.i"))
 
 
 def list_rows(program):
@@ -50,8 +82,8 @@ def list_rows(program):
 
 
 def run(command, timeout):
-    """Run it; returns {row: value}. Ends at "rows: done" and the end of the process."""
-    result = {}
+    """Run it to its end; returns {row: value}, {row: sum of its output}."""
+    result, checks = {}, {}
     errors = tempfile.TemporaryFile()
     begin = time.monotonic()
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL)
@@ -66,6 +98,11 @@ def run(command, timeout):
                 result["boot"] = time.monotonic() - begin
             elif len(words) == 4 and words[0] == "row":
                 result[words[1]] = float(words[2])
+            elif len(words) == 3 and words[0] == "check":
+                if checks.setdefault(words[1], words[2]) != words[2]:
+                    raise RuntimeError(f"{words[1]}: another result in each pass: {command}")
+            elif "rows: FAILED" in line:
+                raise RuntimeError(f"{line}: {' '.join(command)}")
             elif "rows: done" in line:
                 is_done = True
         p.wait()
@@ -79,7 +116,7 @@ def run(command, timeout):
         errors.seek(0)
         raise RuntimeError(f"no end within {timeout} s, or it died: {' '.join(command)}\n" +
                            errors.read().decode(errors="replace"))
-    return result
+    return result, checks
 
 
 def doppel_command(binary, args, machine, initrd, cmdline):
@@ -87,12 +124,12 @@ def doppel_command(binary, args, machine, initrd, cmdline):
             f"{args.memory}M", "--kernel", args.kernel, "--initrd", initrd, "--cmdline", cmdline]
 
 
-def make_runners(args, machine, initrd, chosen):
+def make_runners(args, machine, initrd, chosen, programs):
     """{name: command} for one machine and its rows, those that are asked for and installed."""
     rows = ",".join(chosen) or "none"
     cmdline = "console=ttyS0 quiet rows=" + rows
     qemu = shutil.which("qemu-system-x86_64")
-    runners = {"native": [args.program, rows]}
+    runners = {"native": [args.program, rows] + ([programs] if programs else [])}
     if qemu:
         runners["tcg"] = [qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp",
                           str(CPUS[machine]), "-m", str(args.memory), "-kernel", args.kernel,
@@ -107,20 +144,39 @@ def make_runners(args, machine, initrd, chosen):
     return runners
 
 
-def measure(args, initrd, known, chosen):
-    """{runner: {row: [value of each round]}}"""
-    samples = {}
+def make_machines(args, work, known, chosen):
+    """{machine: its runners} for those machines that the rows need."""
     machines = {}
     for machine in CPUS:
-        if any(known[row][3] == machine for row in chosen):
-            rows = [r for r in chosen if known[r][3] == machine and r not in MACHINE_ROWS]
-            machines[machine] = make_runners(args, machine, initrd, rows)
+        if not any(known[row][3] == machine for row in chosen):
+            continue
+        programs = None
+        if machine == "programs":
+            if not args.programs:
+                print("bench: rows that run programs are left out, for there are none")
+                continue
+            programs = os.path.join(work, "programs")
+            make_programs(programs, args.programs, args.compiled)
+        initrd = os.path.join(work, "initrd-" + machine)
+        make_initramfs(initrd, args.program, programs)
+        rows = [r for r in chosen if known[r][3] == machine and r not in MACHINE_ROWS]
+        machines[machine] = make_runners(args, machine, initrd, rows, programs)
+    return machines
+
+
+def measure(args, machines):
+    """{runner: {row: [value of each round]}}"""
+    samples, checks = {}, {}
     for _ in range(args.rounds):
         for machine, runners in machines.items():
             for name, command in runners.items():
-                for row, value in run(command, args.timeout).items():
+                values, sums = run(command, args.timeout)
+                for row, value in values.items():
                     if row not in MACHINE_ROWS or (machine == "one" and name != "native"):
                         samples.setdefault(name, {}).setdefault(row, []).append(value)
+                for row, value in sums.items():
+                    if checks.setdefault(row, value) != value:
+                        raise RuntimeError(f"{row}: the output under {name} is not that of others")
     return samples
 
 
@@ -129,6 +185,8 @@ def options():
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--doppel", required=True, help="the doppel to measure")
     ap.add_argument("--program", required=True, help="the compiled bench/rows.c")
+    ap.add_argument("--programs", help="what bench/make-programs made")
+    ap.add_argument("--compiled", help="preprocessed C file for the gcc row")
     ap.add_argument("--kernel", help="guest kernel")
     ap.add_argument("--rows", help="only these rows, as in matrix,libm")
     ap.add_argument("--on", help="beside doppel only these of native,tcg")
@@ -157,18 +215,28 @@ def main():
             sys.exit(f"bench: no row '{row}'; --list prints them")
     work = tempfile.mkdtemp(prefix="doppel-bench-")
     try:
-        initrd = os.path.join(work, "initrd")
-        make_initramfs(initrd, args.program)
-        samples = measure(args, initrd, known, chosen)
+        machines = make_machines(args, work, known, chosen)
+        samples = measure(args, machines)
+        costs = {} if args.rows else translation_cost(args, machines)
+    except RuntimeError as e:
+        sys.exit(f"bench: {e}")
     finally:
         shutil.rmtree(work)
     results = compare(args, known, samples)
     head = header(args)
     print_table(args, head, results, [n for n in ("native", "tcg", "against", "doppel")
                                       if n in samples])
+    for machine, cost in costs.items():
+        print(f"translating one guest byte: {cost:.0f} ns ({MACHINE_TITLES[machine]})")
+    found = [] if args.rows else checks(results, samples)
+    if found:
+        print_checks(found)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"header": head, "rows": results, "samples": samples}, f, indent=1)
+            json.dump({"header": head, "rows": results, "samples": samples,
+                       "ns_per_translated_byte": costs,
+                       "checks": [dict(zip(("what", "figure", "aim", "is_met"), c))
+                                  for c in found]}, f, indent=1)
     return 0
 
 
@@ -200,6 +268,75 @@ def compare(args, rows, samples):
             "spread": (max(of_doppel) - min(of_doppel)) / d if d else 0,
         })
     return results
+
+
+def translation_cost(args, machines):
+    """{machine: nanoseconds for translating one guest byte}, from one more run with --stats."""
+    costs = {}
+    for machine in ("one", "programs"):
+        if machine not in machines:
+            continue
+        command = machines[machine]["doppel"]
+        command = command[:2] + ["--stats"] + command[2:]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, timeout=args.timeout, text=True)
+        found = {}
+        for line in done.stderr.splitlines():
+            for key in ("guest bytes", "ms translating"):
+                if line.strip().startswith(key + "  "):
+                    found[key] = found.get(key, 0) + float(line.split()[-1])
+        if found.get("guest bytes") and "ms translating" in found:
+            costs[machine] = 1e6 * found["ms translating"] / found["guest bytes"]
+    return costs
+
+
+def checks(results, samples):
+    """[(what, figure, bound as text, is met)]: what the translator is held to."""
+    by_row = {r["row"]: r for r in results}
+    out = []
+
+    def add(what, figure, bound, is_met):
+        if figure is not None:
+            out.append((what, figure, bound, is_met(figure)))
+
+    def slowest(rows, key):
+        values = [r[key] for r in rows if r[key]]
+        return max(values) if values else None
+
+    def named(*names):
+        return [by_row[n] for n in names if n in by_row]
+
+    if "tcg" in samples:
+        ratios = single_cpu(results, "vs_tcg")
+        add("geometric mean against QEMU, one CPU", geometric_mean(ratios), ">= 3",
+            lambda x: x >= 3)
+        slow = [r["row"] for r in results if r["vs_tcg"] and r["vs_tcg"] < 1]
+        add("rows slower than QEMU" + (": " + ", ".join(slow) if slow else ""), float(len(slow)),
+            "= 0", lambda x: x == 0)
+        if "boot" in by_row:
+            add("power-on to first process, part of QEMU's time", 1 / by_row["boot"]["vs_tcg"],
+                "<= 0.5", lambda x: x <= 0.5)
+        for r in named("futex", "futex2", "mutex"):
+            add(f"{r['row']} against QEMU", r["vs_tcg"], "> 1", lambda x: x > 1)
+    if "native" in samples:
+        add("floating point and vector rows, slowest against native",
+            slowest([r for r in results if r["kind"] == "float"], "vs_native"), "<= 2.5",
+            lambda x: x <= 2.5)
+        add("system call against native", slowest(named("getppid"), "vs_native"), "<= 2",
+            lambda x: x <= 2)
+        for row, what in (("fault", "page fault"), ("fork", "fork"), ("exec", "exec")):
+            add(what + " against native", slowest(named(row), "vs_native"), "<= 3",
+                lambda x: x <= 3)
+    for r in named("threads"):
+        add("two compute threads on two CPUs, times one", r["values"]["doppel"], ">= 1.9",
+            lambda x: x >= 1.9)
+    return out
+
+
+def print_checks(found):
+    print("the translator's aims:")
+    for what, figure, bound, is_met in found:
+        print(f"  {'met    ' if is_met else 'NOT met'}  {what}: {figure:.2f} (aim {bound})")
 
 
 def header(args):

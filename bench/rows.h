@@ -23,7 +23,7 @@ struct row {
      * "smp". */
     const char *kind;
     enum row_machine machine;
-    int passes;  /* the best counts */
+    int passes;  /* at most 5; see run_row */
     int is_rate; /* more is better */
 };
 
@@ -31,6 +31,8 @@ extern const struct row rows_cpu[], rows_kernel[], rows_two[], rows_programs[]; 
 
 extern volatile uint64_t sink; /* results go here, lest the compiler drop the work */
 extern const char *self;       /* this program's file */
+
+extern const char *programs_dir; /* of Debian's programs; NULL: none are there */
 
 double now(void);
 /* Prints to standard output, ends the program (in a guest, the machine) with a failure. */
@@ -41,5 +43,8 @@ void touch_memory(void);
 void pin(int n);
 /* Undoes pin(). */
 void unpin(void);
+
+/* Removes the files of the rows that run programs. */
+void programs_clean(void);
 
 #endif

@@ -142,10 +142,29 @@ static void take_turns(struct pair *pair, int n)
     }
 }
 
-static double row_futex(void)
+static double row_futex2(void)
 {
     atomic_store(&turn, 0);
     return run_threads(2, take_turns) * 1e6 / FUTEX_TURNS;
+}
+
+/* On one CPU the other can only go on when this one sleeps. */
+static void *take_second_turns(void *unused)
+{
+    take_turns(NULL, 1);
+    return unused;
+}
+
+static double row_futex(void)
+{
+    pthread_t thread;
+    atomic_store(&turn, 0);
+    double t = now();
+    if (pthread_create(&thread, NULL, take_second_turns, NULL) != 0)
+        fail("futex");
+    take_turns(NULL, 0);
+    pthread_join(thread, NULL);
+    return (now() - t) * 1e6 / FUTEX_TURNS;
 }
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -257,7 +276,8 @@ static double row_shootdown(void)
 
 const struct row rows_two[] = {
     {"threads", "x", row_threads, "smp", ROW_TWO, 1, 1},
-    {"futex", "us", row_futex, "smp", ROW_TWO, 5, 0},
+    {"futex", "us", row_futex, "system", ROW_ONE, 5, 0},
+    {"futex2", "us", row_futex2, "smp", ROW_TWO, 5, 0},
     {"mutex", "ns", row_mutex, "smp", ROW_TWO, 5, 0},
     {"atomic", "ns", row_atomic, "smp", ROW_TWO, 5, 0},
     {"pipe2", "us", row_pipe2, "smp", ROW_TWO, 5, 0},
