@@ -64,6 +64,8 @@
 #define BT_MODE_NOSHARE 0x8000u /* translate without shared checks (share.c) */
 #define BT_MODE_CPL0 0x2000u
 #define BT_MODE_RDTSC 0x4000u /* allowed at this privilege */
+#define BT_MODE_SMAP 0x10000u /* CPL < 3 and CR4.SMAP: the set says what RFLAGS.AC is */
+#define BT_MODE_FSGSBASE 0x20000u
 
 #define BT_JC_BITS 12
 #define BT_JC_SIZE (1u << BT_JC_BITS)
@@ -102,6 +104,8 @@ struct bt_vcpu {
     uint32_t flags_ax;             /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
+    uint64_t mask_bit[2], mask_df;            /* of bit numbers below 32 and 64; DF in a byte */
+    uint64_t canonical_shift;                 /* arithmetic shift right gives 0 or -1 */
     uint8_t set_bit_1[256], clear_bit_1[256]; /* IF, in bits 15..8 of RFLAGS, without flags */
     struct bt_jump_cache jc[SOFT_TLB_SETS];
 
@@ -170,7 +174,7 @@ struct bt_engine {
     size_t cache_size;
     size_t stubs_end;
     uint8_t *stub_enter, *stub_leave, *stub_dispatch, *stub_tlb, *stub_soft, *stub_chain,
-        *stub_indirect, *stub_fault; /* executable addresses */
+        *stub_indirect, *stub_fault, *stub_switch; /* executable addresses */
 
     uint64_t generation; /* counts how often the cache was emptied; read in guest */
     size_t used;
@@ -253,7 +257,8 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
 #define BT_SHARES 6
 #define BT_SHARE_SPAN_MAX 256
 #define BT_SHARE_RSP_MAX 0x10000
-/* Leaves room for a block's movements of RSP: a share that wrapped at 32 bits would be elsewhere. */
+/* Leaves room for a block's movements of RSP: a share that wrapped at 32 bits would be elsewhere.
+ */
 #define BT_SHARE_DISP_MAX 0x40000000
 
 struct bt_share {
@@ -290,14 +295,14 @@ struct bt_tr {
     struct bt_cold {
         uint8_t *from;   /* the rel32 that leads here; chain: linking patches it */
         uint8_t *resume; /* tlb: start over here; indirect: within the instruction */
-        uint64_t rip;    /* chain: target */
-        uint32_t info;   /* tlb: BT_MISS_*; indirect: change of RSP */
+        uint64_t rip;    /* chain, switch: target */
+        uint32_t info;   /* tlb: BT_MISS_*; indirect: change of RSP; switch: mode there */
         uint8_t kind;
     } cold[3 * BT_BLOCK_INSNS_MAX + 8];
     unsigned cold_count;
 };
 
-enum { BT_COLD_TLB, BT_COLD_CHAIN, BT_COLD_INDIRECT };
+enum { BT_COLD_TLB, BT_COLD_CHAIN, BT_COLD_INDIRECT, BT_COLD_SWITCH };
 
 #define BT_MISS_WRITE 0x10000u
 #define BT_MISS_SHARED 0x20000u
@@ -311,6 +316,8 @@ void bt_emit_soft(struct bt_tr *t);
 void bt_emit_end_soft(struct bt_tr *t);
 /* A jump to a guest address, linked later. */
 void bt_emit_exit(struct bt_tr *t, uint64_t target);
+/* The same to code of another mode, which the vCPU block holds by then. */
+void bt_emit_exit_to_mode(struct bt_tr *t, uint64_t target, uint32_t mode);
 /* st.rip = rip, without touching flags or registers other than S1. */
 void bt_emit_set_rip(struct emit *e, uint64_t rip);
 void bt_emit_cold(struct bt_tr *t);
@@ -354,7 +361,22 @@ void bt_emit_ret(struct bt_tr *t, const struct insn *in);
 void bt_emit_cli(struct bt_tr *t);
 void bt_emit_sti(struct bt_tr *t);
 void bt_emit_swapgs(struct bt_tr *t);
-void bt_emit_rdtsc(struct bt_tr *t);
+void bt_emit_rdtsc(struct bt_tr *t, const struct insn *in);
+void bt_emit_stac_clac(struct bt_tr *t, const struct insn *in);
+/* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE */
+void bt_emit_segment_base(struct bt_tr *t, const struct insn *in);
+/* MOV from a segment or control register */
+bool bt_is_mov_from_system(const struct insn *in);
+void bt_emit_mov_from_system(struct bt_tr *t, const struct insn *in);
+void bt_emit_cld(struct bt_tr *t);
+
+/* emit_string.c */
+/* S0 = 0 when DF is clear */
+void bt_emit_load_df(struct bt_tr *t);
+/* MOVS and STOS within a page each */
+void bt_emit_string(struct bt_tr *t, const struct insn *in);
+/* BT, BTS, BTR, BTC of a bit string in memory */
+void bt_emit_bit_string(struct bt_tr *t, const struct insn *in);
 
 /* emit_x87.c: behind an x87 instruction, what FNSTENV shows of it. S1 and S2 are lost. */
 void bt_emit_note_x87(struct bt_tr *t, const struct insn *in);
@@ -380,6 +402,9 @@ unsigned bt_emit_gpr_get(struct bt_tr *t, unsigned gpr, unsigned scratch);
 #define BT_SEG_BASE_OFFSET(s)                                                                      \
     ((uint32_t)(offsetof(struct bt_vcpu, soft.st.seg) + (s) * sizeof(struct cpu_seg) +             \
                 offsetof(struct cpu_seg, base)))
+#define BT_SEG_SELECTOR_OFFSET(s)                                                                  \
+    ((uint32_t)(offsetof(struct bt_vcpu, soft.st.seg) + (s) * sizeof(struct cpu_seg) +             \
+                offsetof(struct cpu_seg, selector)))
 #define BT_SET_OFFSET(set, member)                                                                 \
     ((uint32_t)(offsetof(struct bt_vcpu, soft.tlb) + (set) * sizeof(struct soft_tlb_set) +         \
                 offsetof(struct soft_tlb_set, member)))
@@ -393,6 +418,7 @@ const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info,
                              const uint8_t *resume);
 const uint8_t *bt_helper_soft(struct bt_vcpu *b, uint64_t s1, uint64_t info, const uint8_t *resume);
 const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site);
+const uint8_t *bt_helper_switch(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site);
 const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t info,
                                   const uint8_t *at);
 const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at);

@@ -120,6 +120,20 @@ static inline void emit_mov(struct emit *e, bool w, unsigned dst, unsigned src)
     emit8(e, emit_modrm(3, src, dst));
 }
 
+/* opcode reg, rm */
+static inline void emit_op_reg(struct emit *e, bool w, uint8_t opcode, unsigned reg, unsigned rm)
+{
+    emit_rex(e, w, reg, 0, rm, false);
+    emit8(e, opcode);
+    emit8(e, emit_modrm(3, reg, rm));
+}
+
+/* not reg: the one of its group that leaves the flags alone */
+static inline void emit_not(struct emit *e, unsigned reg)
+{
+    emit_op_reg(e, true, 0xf7, 2, reg);
+}
+
 static inline void emit_mov_imm(struct emit *e, unsigned dst, uint64_t imm)
 {
     if (imm <= UINT32_MAX) {
@@ -180,6 +194,30 @@ static inline void emit_pext_gs(struct emit *e, unsigned dst, unsigned src, uint
     emit8(e, (uint8_t)(0x80 | (~src & 15) << 3 | 0x02));
     emit8(e, 0xf5);
     emit_address(e, dst, H_NONE, H_NONE, 1, (int32_t)offset);
+}
+
+/* rorx dst, src, imm (VEX.LZ.F2.0F3A.W1 F0) */
+static inline void emit_rorx(struct emit *e, unsigned dst, unsigned src, unsigned imm)
+{
+    emit8(e, 0xc4);
+    emit8(e, (uint8_t)((dst < 8 ? 0x80 : 0) | 0x40 | (src < 8 ? 0x20 : 0) | 0x03));
+    emit8(e, 0xfb);
+    emit8(e, 0xf0);
+    emit8(e, emit_modrm(3, dst, src));
+    emit8(e, (uint8_t)imm);
+}
+
+/* Shifts by a register that leave the flags alone, 64 bits wide: VEX.LZ.pp.0F38.W1 F7. */
+enum emit_shift { EMIT_SHLX = 1, EMIT_SARX = 2, EMIT_SHRX = 3 };
+
+static inline void emit_shift(struct emit *e, enum emit_shift kind, unsigned dst, unsigned src,
+                              unsigned count)
+{
+    emit8(e, 0xc4);
+    emit8(e, (uint8_t)((dst < 8 ? 0x80 : 0) | 0x40 | (src < 8 ? 0x20 : 0) | 0x02));
+    emit8(e, (uint8_t)(0x80 | (~count & 15) << 3 | kind));
+    emit8(e, 0xf7);
+    emit8(e, emit_modrm(3, dst, src));
 }
 
 /* jrcxz to a place not known yet; returns the place of the displacement byte */

@@ -415,11 +415,43 @@ static void emit_special(struct bt_tr *t, const struct insn *in)
     case ZYDIS_MNEMONIC_SWAPGS:
         bt_emit_swapgs(t);
         break;
+    case ZYDIS_MNEMONIC_CLD:
+        bt_emit_cld(t);
+        break;
     case ZYDIS_MNEMONIC_RDTSC:
-        bt_emit_rdtsc(t);
+    case ZYDIS_MNEMONIC_RDTSCP:
+        bt_emit_rdtsc(t, in);
+        break;
+    case ZYDIS_MNEMONIC_STAC:
+    case ZYDIS_MNEMONIC_CLAC:
+        bt_emit_stac_clac(t, in);
+        break;
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        bt_emit_segment_base(t, in);
+        break;
+    case ZYDIS_MNEMONIC_MOVSB:
+    case ZYDIS_MNEMONIC_MOVSW:
+    case ZYDIS_MNEMONIC_MOVSD:
+    case ZYDIS_MNEMONIC_MOVSQ:
+    case ZYDIS_MNEMONIC_STOSB:
+    case ZYDIS_MNEMONIC_STOSW:
+    case ZYDIS_MNEMONIC_STOSD:
+    case ZYDIS_MNEMONIC_STOSQ:
+        bt_emit_string(t, in);
+        break;
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC:
+        bt_emit_bit_string(t, in);
         break;
     case ZYDIS_MNEMONIC_MOV:
-        if (ends_block(in))
+        if (bt_is_mov_from_system(in))
+            bt_emit_mov_from_system(t, in);
+        else if (ends_block(in))
             bt_emit_end_soft(t);
         else
             emit_mov_special(t, in);

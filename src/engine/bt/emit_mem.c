@@ -144,6 +144,15 @@ void bt_emit_exit(struct bt_tr *t, uint64_t target)
     bt_cold_add(t, BT_COLD_CHAIN, emit_jmp(e))->rip = target;
 }
 
+void bt_emit_exit_to_mode(struct bt_tr *t, uint64_t target, uint32_t mode)
+{
+    struct emit *e = &t->e;
+    emit_nops(e, (unsigned)(-(uintptr_t)(e->p + 1) & 3));
+    struct bt_cold *cold = bt_cold_add(t, BT_COLD_SWITCH, emit_jmp(e));
+    cold->rip = target;
+    cold->info = mode;
+}
+
 void bt_emit_cold(struct bt_tr *t)
 {
     struct emit *e = &t->e;
@@ -160,6 +169,12 @@ void bt_emit_cold(struct bt_tr *t)
             bt_emit_set_rip(e, cold->rip);
             emit_lea_rip(e, S2, cold->from);
             emit_jmp_to(e, bt_rw(t->be, t->be->stub_chain));
+            break;
+        case BT_COLD_SWITCH:
+            bt_emit_set_rip(e, cold->rip);
+            emit_lea_rip(e, S2, cold->from);
+            emit_mov_imm(e, S0, cold->info);
+            emit_jmp_to(e, bt_rw(t->be, t->be->stub_switch));
             break;
         case BT_COLD_INDIRECT:
             emit_lea_rip(e, S2, cold->resume);

@@ -61,6 +61,29 @@ static void test_addresses(void **state)
     }
 }
 
+static void test_without_flags(void **state)
+{
+    uint8_t buf[32];
+    struct emit e = begin(buf, sizeof(buf));
+    emit_rorx(&e, H_R10, H_RDX, 32);
+    assert_text(&e, "rorx r10, rdx, 0x20");
+    e = begin(buf, sizeof(buf));
+    emit_shift(&e, EMIT_SHLX, H_R10, H_RDX, H_RCX);
+    assert_text(&e, "shlx r10, rdx, rcx");
+    e = begin(buf, sizeof(buf));
+    emit_shift(&e, EMIT_SARX, H_RCX, H_R10, H_R15);
+    assert_text(&e, "sarx rcx, r10, r15");
+    e = begin(buf, sizeof(buf));
+    emit_shift(&e, EMIT_SHRX, H_RCX, H_RCX, H_R15);
+    assert_text(&e, "shrx rcx, rcx, r15");
+    e = begin(buf, sizeof(buf));
+    emit_not(&e, H_R15);
+    assert_text(&e, "not r15");
+    e = begin(buf, sizeof(buf));
+    emit_op_reg(&e, true, 0x63, H_RCX, H_R11);
+    assert_text(&e, "movsxd rcx, r11d");
+}
+
 static void test_vcpu_block(void **state)
 {
     uint8_t buf[32];
@@ -147,9 +170,10 @@ static void test_full_buffer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_addresses),  cmocka_unit_test(test_vcpu_block),
-        cmocka_unit_test(test_immediates), cmocka_unit_test(test_jumps),
-        cmocka_unit_test(test_nops),       cmocka_unit_test(test_full_buffer),
+        cmocka_unit_test(test_addresses),   cmocka_unit_test(test_without_flags),
+        cmocka_unit_test(test_vcpu_block),  cmocka_unit_test(test_immediates),
+        cmocka_unit_test(test_jumps),       cmocka_unit_test(test_nops),
+        cmocka_unit_test(test_full_buffer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

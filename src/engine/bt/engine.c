@@ -85,6 +85,9 @@ static int bt_attach(struct engine *engine, unsigned index, void *cpu, struct en
     b->mask_tlb = (uint64_t)(SOFT_TLB_SIZE - 1) << SOFT_PAGE_SHIFT;
     b->mask_page = ~UINT64_C(0xfff);
     b->mask_jc = (uint64_t)(BT_JC_SIZE - 1) << 1;
+    b->mask_bit[0] = 31;
+    b->mask_bit[1] = 63;
+    b->mask_df = RFLAGS_DF >> 8;
     for (unsigned i = 0; i < 256; i++) {
         b->set_bit_1[i] = (uint8_t)(i | 2);
         b->clear_bit_1[i] = (uint8_t)(i & ~2u);

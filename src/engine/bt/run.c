@@ -70,6 +70,10 @@ static uint32_t mode_of(const struct soft_vcpu *v)
         mode |= BT_MODE_CPL0;
     if (cpu_cpl(st) == 0 || !(st->cr4 & CR4_TSD))
         mode |= BT_MODE_RDTSC;
+    if (cpu_cpl(st) != 3 && (st->cr4 & CR4_SMAP))
+        mode |= BT_MODE_SMAP;
+    if (st->cr4 & CR4_FSGSBASE)
+        mode |= BT_MODE_FSGSBASE;
     if (cpu_is_64bit(st))
         return mode | BT_MODE_FS_FLAT | BT_MODE_GS_FLAT;
 
@@ -96,6 +100,7 @@ static void refresh_mode(struct bt_vcpu *b)
     v->is_ac_set = (v->st.cr0 & CR0_AM) && (v->st.rflags & RFLAGS_AC) && cpu_cpl(&v->st) == 3;
     b->mode = mode_of(v);
     b->set = (b->mode & BT_MODE_SET) >> BT_MODE_SET_SHIFT;
+    b->canonical_shift = v->st.cr4 & CR4_LA57 ? 56 : 47;
     struct bt_jump_cache *jc = &b->jc[b->set];
     if (jc->mode != b->mode && !(b->mode & BT_MODE_STEP)) {
         jc->mode = b->mode;
@@ -453,12 +458,16 @@ const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at
     return soft_instead(b, at);
 }
 
-/* Let the branch whose displacement is at `site` go straight to `block`. */
+/*
+ * Let the branch whose displacement is at `site` go straight to `block`. Another mode has another
+ * TLB set, so what is known of the page does not hold in it.
+ */
 static void link_site(struct bt_engine *be, const struct bt_block *source, uint8_t *site,
                       const struct bt_block *block)
 {
-    bool is_same_page =
-        (source->rip ^ block->rip) < SOFT_PAGE_SIZE && (source->gpa ^ block->gpa) < SOFT_PAGE_SIZE;
+    bool is_same_page = (source->rip ^ block->rip) < SOFT_PAGE_SIZE &&
+                        (source->gpa ^ block->gpa) < SOFT_PAGE_SIZE &&
+                        ((source->mode ^ block->mode) & BT_MODE_SET) == 0;
     const uint8_t *target = is_same_page ? block->body : block->guard;
     int32_t rel = (int32_t)(target - (site + 4));
 
@@ -468,11 +477,12 @@ static void link_site(struct bt_engine *be, const struct bt_block *source, uint8
     pthread_mutex_unlock(&be->lock);
 }
 
-const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site)
+/* Go on at st.rip, and link the branch at `site` if that leads to a block of `mode`. */
+static const uint8_t *chain(struct bt_vcpu *b, const struct bt_block *source, uint8_t *site,
+                            uint32_t mode)
 {
     struct bt_engine *be = b->engine;
     struct soft_vcpu *v = &b->soft;
-    const struct bt_block *source = bt_block_at(be, site);
     uint64_t generation = be->generation, rip = v->st.rip;
     struct bt_block *block;
     uint64_t begin = clock_begin(b);
@@ -484,12 +494,23 @@ const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, ui
         return at;
     if (block == NULL && at != be->stub_leave)
         block = bt_block_at(be, at);
-    if (block != NULL && ((source->mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 &&
-        block->rip == rip) {
+    if (block != NULL && ((mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 && block->rip == rip) {
         b->stats.chains++;
         link_site(be, source, site, block);
     }
     return at;
+}
+
+const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site)
+{
+    const struct bt_block *source = bt_block_at(b->engine, site);
+
+    return chain(b, source, site, source->mode);
+}
+
+const uint8_t *bt_helper_switch(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site)
+{
+    return chain(b, bt_block_at(b->engine, site), site, (uint32_t)info);
 }
 
 bool bt_fault_hook(void *ctx, int sig, siginfo_t *info, ucontext_t *uc)

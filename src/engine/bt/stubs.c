@@ -93,5 +93,6 @@ void bt_stubs_make(struct bt_engine *be)
     be->stub_chain = stub_make_call(be, &e, (uintptr_t)bt_helper_chain);
     be->stub_indirect = stub_make_call(be, &e, (uintptr_t)bt_helper_indirect);
     be->stub_fault = stub_make_call(be, &e, (uintptr_t)bt_helper_fault);
+    be->stub_switch = stub_make_call(be, &e, (uintptr_t)bt_helper_switch);
     be->stubs_end = 4096;
 }
