@@ -173,6 +173,12 @@ void space_set_watcher(struct space *space, space_written_fn fn, void *ctx)
     space->written = fn;
 }
 
+void space_note_written(struct space *space, uint64_t addr, uint64_t size)
+{
+    if (space->written != NULL && size != 0)
+        space->written(space->written_ctx, addr, size);
+}
+
 int space_for_each_ram(struct space *space, space_ram_fn fn, void *ctx, struct err *e)
 {
     struct space_table *t = atomic_load_explicit(&space->table, memory_order_acquire);

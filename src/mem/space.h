@@ -77,6 +77,9 @@ void *space_ram_ptr(struct space *space, uint64_t addr, uint64_t size, bool is_w
 typedef void (*space_written_fn)(void *ctx, uint64_t addr, uint64_t size);
 void space_set_watcher(struct space *space, space_written_fn fn, void *ctx);
 
+/* RAM was changed through space_ram_ptr: tell the watcher, as space_write does. Any thread. */
+void space_note_written(struct space *space, uint64_t addr, uint64_t size);
+
 /* Calls fn for each RAM region (engines' memory slots). */
 typedef int (*space_ram_fn)(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
                             struct err *e);

@@ -22,6 +22,8 @@
 #include "dev/timer/hpet.h"
 #include "dev/timer/i8254.h"
 #include "dev/timer/mc146818.h"
+#include "dev/virtio/virtio_pci.h"
+#include "dev/virtio/virtio_rng.h"
 #include "mem/space.h"
 #include "os/vclock.h"
 #include "vm/acpi.h"
@@ -372,6 +374,19 @@ static int board_create_pci(struct board *b, struct err *e)
     return ret;
 }
 
+#define PCI_CLASS_OTHER 0x00ff
+
+static int board_create_rng(struct board *b, struct err *e)
+{
+    int ret = virtio_rng_create(b->memory, &b->rng, e);
+
+    if (ret == 0)
+        ret = virtio_pci_create(virtio_rng_device(b->rng), PCI_CLASS_OTHER, &b->rng_function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(b->rng_function, b->pci, MAP_RNG_SLOT, e);
+    return ret;
+}
+
 /* ---- all of it ---- */
 
 int board_create(struct board *b, struct vm *vm, struct err *e)
@@ -386,6 +401,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_serial,     /* COM1 */
         board_create_fpu_port,   /* x87 errors the AT's way */
         board_create_pci,        /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
+        board_create_rng,        /* entropy 00:02.0 */
         board_create_debug_exit, /* with --debug-exit */
     };
     int ret;
@@ -402,6 +418,8 @@ void board_destroy(struct board *b)
     /* from the outside in: what drives a line goes before what the line leads to */
     space_destroy(b->ports);
     debug_exit_destroy(b->debug_exit);
+    virtio_pci_destroy(b->rng_function);
+    virtio_rng_destroy(b->rng);
     pci_host_destroy(b->pci);
     piix3_destroy(b->isa_bridge);
     uart16550_destroy(b->com1);
@@ -443,6 +461,7 @@ static void board_route_interrupts(struct board *b)
 
 void board_reset(struct board *b)
 {
+    virtio_pci_reset(b->rng_function);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);
     uart16550_reset(b->com1);

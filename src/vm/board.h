@@ -51,6 +51,8 @@ struct board {
     struct board_wire pirq_wires[4];
     struct piix3 *isa_bridge;
     struct pci_host *pci;
+    struct virtio_rng *rng;
+    struct virtio_pci *rng_function;
 };
 
 /*

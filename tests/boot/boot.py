@@ -128,6 +128,7 @@ def check(args, status, marked):
     expect(one(marked, "online")[2] == online, "not all CPUs are online")
     expect(one(marked, "workers")[2] == "100", "a worker process computed something else")
     check_memory(args, marked)
+    expect(one(marked, "entropy")[2] == "virtio_rng.0 4096", "no entropy device at work")
     check_clocks(marked)
     for _, word, rest in marked:
         if word == "log" and not any(allowed.search(rest) for allowed in LOG_ALLOWED):
@@ -141,7 +142,11 @@ def main():
         kernel = run_tool("fetch-kernel", kernel)
     with tempfile.TemporaryDirectory(prefix="doppel-boot-") as work:
         initrd = os.path.join(work, "initramfs.cpio")
-        run_tool("make-initramfs", initrd)
+        modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
+        names = os.listdir(modules) if os.path.isdir(modules) else []
+        run_tool("make-initramfs", initrd,
+                 *["%s/%s=modules/%s" % (modules, name, name)
+                   for name in names if name.startswith("virtio")])
         for number in range(1, args.repeat + 1):
             start = time.monotonic()
             status, lines, marked = boot(args, kernel, initrd)

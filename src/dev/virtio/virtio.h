@@ -1,0 +1,150 @@
+/*
+ * virtio.h - what a virtio device is to its transport
+ *
+ * A device model embeds a struct virtio_device, fills in `ops` and the rest of the first part, and
+ * is attached to a transport (virtio_pci.h), which negotiates features, sets the queues up and
+ * carries notifications both ways.
+ *
+ * Threads: everything is under `lock`, which the transport takes around the ops; a device that
+ * works on another thread takes it there. The device signals with virtio_signal_* under the lock.
+ *
+ * Reset: ops->reset stops what is going on. While requests that use guest memory are under way it
+ * returns false, and the device calls virtio_reset_done when the last has ended: until then the
+ * driver reads the old status (VIRTIO 1.2, 4.1.4.3.1).
+ *
+ * Spec: VIRTIO 1.2, 2.1 to 2.6, 3.1.
+ */
+#ifndef DOPPEL_DEV_VIRTIO_VIRTIO_H
+#define DOPPEL_DEV_VIRTIO_VIRTIO_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bits.h"
+#include "dev/virtio/virtqueue.h"
+
+/* Device types (5). */
+#define VIRTIO_ID_NET 1
+#define VIRTIO_ID_BLOCK 2
+#define VIRTIO_ID_CONSOLE 3
+#define VIRTIO_ID_ENTROPY 4
+#define VIRTIO_ID_BALLOON 5
+#define VIRTIO_ID_VSOCK 19
+#define VIRTIO_ID_FS 26
+
+/* Feature bits of every device (6). */
+#define VIRTIO_F_INDIRECT_DESC BIT(28)
+#define VIRTIO_F_EVENT_IDX BIT(29)
+#define VIRTIO_F_VERSION_1 BIT(32)
+#define VIRTIO_F_RING_PACKED BIT(34)
+
+/* Device status (2.1). */
+#define VIRTIO_STATUS_ACKNOWLEDGE 1u
+#define VIRTIO_STATUS_DRIVER 2u
+#define VIRTIO_STATUS_DRIVER_OK 4u
+#define VIRTIO_STATUS_FEATURES_OK 8u
+#define VIRTIO_STATUS_NEEDS_RESET 64u
+#define VIRTIO_STATUS_FAILED 128u
+
+#define VIRTIO_QUEUES_MAX 64
+#define VIRTIO_CONFIG_MAX 256
+
+struct space;
+struct virtio_device;
+
+struct virtio_ops {
+    /* The driver is ready (DRIVER_OK); `features` are negotiated. May be NULL. */
+    void (*start)(struct virtio_device *dev);
+    /* Buffers may be available in queue `index`. */
+    void (*notify)(struct virtio_device *dev, unsigned index);
+    /* The driver wrote config[offset..], within what config_write_mask allows. May be NULL. */
+    void (*config_written)(struct virtio_device *dev, unsigned offset, unsigned size);
+    /* Stop; true when nothing uses guest memory any more. May be NULL. */
+    bool (*reset)(struct virtio_device *dev);
+};
+
+struct virtio_transport_ops {
+    void (*signal_queue)(void *transport, unsigned index);
+    void (*signal_config)(void *transport);
+};
+
+struct virtio_device {
+    /* set by the device model before it is attached */
+    const struct virtio_ops *ops;
+    const char *name;     /* for messages; outlives the device */
+    uint16_t id;          /* VIRTIO_ID_* */
+    uint64_t offered;     /* features, VERSION_1 and the rings' own included */
+    unsigned queue_count; /* 1..VIRTIO_QUEUES_MAX */
+    uint16_t queue_size;  /* of each, at most VIRTQUEUE_SIZE_MAX, a power of two */
+    unsigned config_size; /* of the device-specific configuration */
+    struct space *memory;
+
+    pthread_mutex_t lock; /* made by virtio_init */
+
+    /* under lock */
+    uint8_t config[VIRTIO_CONFIG_MAX];
+    uint8_t config_write_mask[VIRTIO_CONFIG_MAX];
+    uint8_t config_generation;
+    uint8_t status;
+    bool is_resetting;
+    uint64_t features; /* negotiated */
+    struct virtqueue queues[VIRTIO_QUEUES_MAX];
+
+    const struct virtio_transport_ops *transport_ops;
+    void *transport;
+};
+
+/* Features that every device here offers: version 1, both rings, indirect, event index. */
+#define VIRTIO_FEATURES_COMMON                                                                     \
+    (VIRTIO_F_VERSION_1 | VIRTIO_F_RING_PACKED | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX)
+
+/* Make the lock and put everything in the state after reset. The first part is filled in. */
+void virtio_init(struct virtio_device *dev);
+void virtio_fini(struct virtio_device *dev);
+
+static inline bool virtio_has(const struct virtio_device *dev, uint64_t feature)
+{
+    return (dev->features & feature) != 0;
+}
+
+static inline bool virtio_is_running(const struct virtio_device *dev)
+{
+    return (dev->status & (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_NEEDS_RESET)) ==
+               VIRTIO_STATUS_DRIVER_OK &&
+           !dev->is_resetting;
+}
+
+/* ---- for device models; under the lock ---- */
+
+/*
+ * Take a chain of queue `index`. When the driver has broken the queue the device is marked as
+ * needing a reset, what it did is logged, and there are no more chains.
+ */
+bool virtio_pop(struct virtio_device *dev, unsigned index, struct virtqueue_chain *chain);
+
+/* Interrupt the driver if it wants to know what was pushed. */
+void virtio_signal_queue(struct virtio_device *dev, unsigned index);
+
+/* The device changed its configuration. */
+void virtio_signal_config(struct virtio_device *dev);
+
+/* The device can't go on (2.1.2), `why` for the log. */
+void virtio_needs_reset(struct virtio_device *dev, const char *why);
+
+/* What ops->reset said was still under way has ended. */
+void virtio_reset_done(struct virtio_device *dev);
+
+/* ---- for transports; under the lock ---- */
+
+void virtio_set_status(struct virtio_device *dev, uint8_t status);
+/* The status as the driver reads it. */
+uint8_t virtio_get_status(const struct virtio_device *dev);
+/* Half `select` of the features that the driver accepts; too late after FEATURES_OK. */
+void virtio_set_driver_features(struct virtio_device *dev, unsigned select, uint32_t value);
+void virtio_enable_queue(struct virtio_device *dev, unsigned index);
+void virtio_notify(struct virtio_device *dev, unsigned index);
+uint64_t virtio_config_read(struct virtio_device *dev, unsigned offset, unsigned size);
+void virtio_config_write(struct virtio_device *dev, unsigned offset, uint64_t value, unsigned size);
+
+#endif
