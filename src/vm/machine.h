@@ -5,7 +5,7 @@
  * machine's run state is MACHINE_RUNNING; everything that changes the machine as a whole
  * (reset, the end) is done by the main loop's thread with all vCPU threads parked.
  *
- * Lock order: a device's locks, then vm->lock, then a vCPU's sleep lock.
+ * Lock order: a device's locks, then vm->lock, then vm->engine_lock, then a vCPU's sleep lock.
  */
 #ifndef DOPPEL_VM_MACHINE_H
 #define DOPPEL_VM_MACHINE_H
@@ -52,6 +52,13 @@ enum machine_run_state {
 
 struct vm {
     struct vm_config config;
+
+    /*
+     * The engine: ops, engine and every vcpu->engine change together, on the main loop's thread
+     * with all vCPU threads parked and engine_lock held for writing. Threads that are neither, or
+     * do not know, hold it for reading.
+     */
+    pthread_rwlock_t engine_lock;
     const struct engine_ops *ops;
     struct engine *engine;
     struct cpu_model model;
@@ -60,7 +67,12 @@ struct vm {
     struct board board;
     struct vcpu *vcpus;
     unsigned vcpu_count;           /* with locks made and attached to the engine */
-    uint64_t tsc_base;             /* host TSC when the guest's was 0 */
+    uint64_t tsc_base;             /* host TSC when the guest's was 0, plus pauses since */
+
+    /* the main loop's thread only */
+    bool is_started;               /* vCPU threads have been */
+    bool is_paused;
+    uint64_t paused_tsc, paused_ns; /* host TSC and CLOCK_BOOTTIME when guest time stopped */
 
     pthread_mutex_t lock;
     pthread_cond_t parked;         /* parked_count grew */
@@ -102,5 +114,13 @@ void vm_end_cause(struct vm *vm, enum vm_end_cause cause);
 void vm_request_reset(struct vm *vm);
 /* PIN_STOP: returns false when the thread has to end. The vCPU's thread. */
 bool vm_park(struct vcpu *vcpu);
+/*
+ * Get every vCPU thread out of the engine and hold it, until vm_release lets them go on, which it
+ * does not while something else keeps the machine from running. Main loop's thread.
+ */
+void vm_hold(struct vm *vm);
+void vm_release(struct vm *vm);
+/* Has the machine ended? Any thread. */
+bool vm_is_ended(struct vm *vm);
 
 #endif

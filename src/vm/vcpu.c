@@ -32,8 +32,13 @@ static uint64_t time_now_ns(void)
 
 void vcpu_raise(struct vcpu *vcpu, uint32_t pins)
 {
+    struct vm *vm = vcpu->vm;
+
     atomic_fetch_or(&vcpu->pins.bits, pins);
-    vcpu->vm->ops->kick(vcpu->engine);
+    /* a new engine finds the pin when it is entered; only the kick needs one that is there */
+    pthread_rwlock_rdlock(&vm->engine_lock);
+    vm->ops->kick(vcpu->engine);
+    pthread_rwlock_unlock(&vm->engine_lock);
     if (!atomic_load(&vcpu->is_asleep))
         return;
     pthread_mutex_lock(&vcpu->sleep_lock);

@@ -58,17 +58,36 @@ bool vm_park(struct vcpu *vcpu)
     return is_running;
 }
 
-/* vCPU threads were told to park; wait until all that were started do. */
-static void vm_wait_parked(struct vm *vm)
+void vm_hold(struct vm *vm)
 {
     unsigned started = 0;
 
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         started += vm->vcpus[i].is_started;
     pthread_mutex_lock(&vm->lock);
+    if (vm->run_state == MACHINE_RUNNING)
+        vm_set_run_state(vm, MACHINE_PARKED);
     while (vm->parked_count < started)
         pthread_cond_wait(&vm->parked, &vm->lock);
     pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_release(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    if (vm->is_started && !vm->is_paused && !vm->is_ended && !vm->is_reset_wanted)
+        vm_set_run_state(vm, MACHINE_RUNNING);
+    pthread_mutex_unlock(&vm->lock);
+}
+
+bool vm_is_ended(struct vm *vm)
+{
+    bool is_ended;
+
+    pthread_mutex_lock(&vm->lock);
+    is_ended = vm->is_ended;
+    pthread_mutex_unlock(&vm->lock);
+    return is_ended;
 }
 
 void vm_end_with(struct vm *vm, const struct vm_end *end)
@@ -144,7 +163,7 @@ static int vm_reset(struct vm *vm, struct err *e)
     struct vcpu *bsp = &vm->vcpus[0];
     int ret;
 
-    vm->tsc_base = tsc_read();
+    vm->tsc_base = vm->is_paused ? vm->paused_tsc : tsc_read();
     board_reset(&vm->board);
     ret = space_for_each_ram(vm->board.memory, vm_forget_code, vm, e);
     if (ret != 0)
@@ -170,10 +189,8 @@ static int vm_start(struct vm *vm, struct err *e)
         if (ret != 0)
             return ret;
     }
-    pthread_mutex_lock(&vm->lock);
-    if (!vm->is_ended)
-        vm_set_run_state(vm, MACHINE_RUNNING);
-    pthread_mutex_unlock(&vm->lock);
+    vm->is_started = true;
+    vm_release(vm);
     return 0;
 }
 
@@ -192,17 +209,14 @@ static bool vm_go_on(struct vm *vm)
         return false;
     if (!is_reset_wanted)
         return true;
-    vm_wait_parked(vm);
+    vm_hold(vm);
     if (vm_reset(vm, &end.error) != 0) {
         err_prefix(&end.error, "start the guest again after a reset");
         vm_end_with(vm, &end);
         return false;
     }
     log_info("the guest reset the machine");
-    pthread_mutex_lock(&vm->lock);
-    if (!vm->is_ended && !vm->is_reset_wanted)
-        vm_set_run_state(vm, MACHINE_RUNNING);
-    pthread_mutex_unlock(&vm->lock);
+    vm_release(vm);
     return true;
 }
 
@@ -224,6 +238,11 @@ void vm_run(struct vm *vm, struct vm_end *end)
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         vcpu_join(&vm->vcpus[i]);
     *end = vm->end;
+}
+
+const char *vm_engine_name(const struct vm *vm)
+{
+    return vm->ops->name;
 }
 
 void vm_print_stats(struct vm *vm, FILE *out)
@@ -302,7 +321,9 @@ static void vm_memory_written(void *ctx, uint64_t addr, uint64_t size)
 {
     struct vm *vm = ctx;
 
+    pthread_rwlock_rdlock(&vm->engine_lock);
     vm->ops->code_changed(vm->engine, addr, size);
+    pthread_rwlock_unlock(&vm->engine_lock);
 }
 
 static int vm_open_engine(struct vm *vm, struct err *e)
@@ -373,6 +394,7 @@ int vm_create(const struct vm_config *config, struct vm **out, struct err *e)
         return err_set(e, ENOMEM, "make a machine");
     vm->config = *config;
     vm->run_state = MACHINE_PARKED;
+    pthread_rwlock_init(&vm->engine_lock, NULL);
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->parked, NULL);
     pthread_cond_init(&vm->resumed, NULL);
@@ -402,5 +424,6 @@ void vm_destroy(struct vm *vm)
     pthread_cond_destroy(&vm->resumed);
     pthread_cond_destroy(&vm->parked);
     pthread_mutex_destroy(&vm->lock);
+    pthread_rwlock_destroy(&vm->engine_lock);
     free(vm);
 }

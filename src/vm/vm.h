@@ -3,7 +3,8 @@
  *
  * Threads: the thread that calls vm_create owns the machine; vm_run runs `loop` on it (the main
  * loop, where timers, character devices and whatever the caller watches have their turn) and
- * starts one thread for each CPU. vm_request_stop may be called from any thread.
+ * starts one thread for each CPU. What the owner may call while vm_run runs it calls from within
+ * the loop. vm_request_stop and vm_press_power_button may be called from any thread.
  */
 #ifndef DOPPEL_VM_VM_H
 #define DOPPEL_VM_VM_H
@@ -83,6 +84,22 @@ void vm_request_stop(struct vm *vm);
 
 /* Push the power button (ACPI fixed feature), so that the guest shuts itself down. Any thread. */
 void vm_press_power_button(struct vm *vm);
+
+/*
+ * Stop every CPU between two instructions, and guest time with them: when the machine goes on, its
+ * TSC, kvmclock and timers go on where they stood, and kvmclock tells the guest's watchdogs that
+ * it was stopped. The real-time clock keeps to the host's time, as one with a battery does. What
+ * comes from outside meanwhile (serial input, the power button) waits.
+ *
+ * Owner's thread, before vm_run too. No harm if the machine is paused, or runs, already; an error
+ * if it has ended.
+ */
+int vm_pause(struct vm *vm, struct err *e);
+int vm_resume(struct vm *vm, struct err *e);
+bool vm_is_paused(const struct vm *vm);
+
+/* What executes the guest now: "kvm", "bt" or "interp". Owner's thread. */
+const char *vm_engine_name(const struct vm *vm);
 
 /* The tables of `--stats`: time of each CPU, then the engine's. After vm_run. */
 void vm_print_stats(struct vm *vm, FILE *out);

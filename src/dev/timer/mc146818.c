@@ -76,6 +76,7 @@ struct mc146818_state {
     int weekday_shift;          /* what the guest wrote, less what the calendar says */
     bool is_held;
     uint64_t settled_ns; /* guest time up to which flags are true */
+    uint64_t skipped_ns; /* less than a second, not yet in anchor_second */
 };
 
 struct mc146818 {
@@ -547,6 +548,28 @@ void mc146818_reset(struct mc146818 *rtc)
     /* A machine without firmware: nobody else restarts a clock that the guest left held. */
     reg_a_write(&rtc->s, A_DIVIDER_32KHZ | 6, now_ns);
     reg_b_write(&rtc->s, rtc->s.ram[REG_B] & (uint8_t)~B_SET, now_ns);
+    irq_update(rtc, now_ns);
+    pthread_mutex_unlock(&rtc->lock);
+}
+
+void mc146818_skip(struct mc146818 *rtc, uint64_t ns)
+{
+    struct mc146818_state *s = &rtc->s;
+
+    pthread_mutex_lock(&rtc->lock);
+    uint64_t now_ns = vclock_now_ns(rtc->clock);
+    flags_settle(s, now_ns);
+    if (!s->is_held) {
+        int64_t before = current_second(s, now_ns);
+        /* whole seconds only: the divider's phase is part of what stood still */
+        s->skipped_ns += ns % NS_PER_SEC;
+        s->anchor_second += (int64_t)(ns / NS_PER_SEC + s->skipped_ns / NS_PER_SEC);
+        s->skipped_ns %= NS_PER_SEC;
+        if (current_second(s, now_ns) != before)
+            s->ram[REG_C] |= C_UF;
+        if (alarm_next(s, before) <= current_second(s, now_ns))
+            s->ram[REG_C] |= C_AF;
+    }
     irq_update(rtc, now_ns);
     pthread_mutex_unlock(&rtc->lock);
 }

@@ -2,11 +2,12 @@
  * mc146818.h - real-time clock and CMOS memory
  *
  * The clock shows UTC: the host's time when the machine was made (or what the guest set) plus
- * the guest time that has passed since. Nothing ticks: registers are computed when read, and a
- * timer is armed only for an interrupt that the guest has enabled.
+ * the guest time that has passed since, and what mc146818_skip was told of. Nothing ticks:
+ * registers are computed when read, and a timer is armed only for an interrupt that the guest has
+ * enabled.
  *
- * Threads: set-up, reset and set_byte by one thread while no vCPU runs; register accesses come
- * through the space, which takes the device's lock. The line is driven with that lock held.
+ * Threads: set-up, reset, skip and set_byte by one thread while no vCPU runs; register accesses
+ * come through the space, which takes the device's lock. The line is driven with that lock held.
  *
  * Spec: Motorola MC146818A data sheet; Dallas DS12885 for the century byte's place.
  */
@@ -44,6 +45,12 @@ void mc146818_destroy(struct mc146818 *rtc);
  * the guest left stopped runs again, as firmware sees to.
  */
 void mc146818_reset(struct mc146818 *rtc);
+
+/*
+ * Guest time stood still for `ns` of the host's: a clock with a battery went on. What it would have
+ * raised meanwhile is raised now.
+ */
+void mc146818_skip(struct mc146818 *rtc, uint64_t ns);
 
 int mc146818_map(struct mc146818 *rtc, struct space *ports, uint16_t base, struct err *e);
 

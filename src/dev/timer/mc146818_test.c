@@ -311,11 +311,55 @@ static void test_memory_bytes(void **state)
     assert_int_equal(mc146818_byte(f->rtc, 0), 0x58);
 }
 
+static void test_goes_on_while_guest_time_stands_still(void **state)
+{
+    struct fixture *f = *state;
+
+    mc146818_skip(f->rtc, 700 * MS); /* parts of a second are saved up */
+    assert_time(f, 0x20, 0x23, 0x12, 0x31, 0x23, 0x59, 0x58);
+    mc146818_skip(f->rtc, 300 * MS);
+    assert_time(f, 0x20, 0x23, 0x12, 0x31, 0x23, 0x59, 0x59);
+    mc146818_skip(f->rtc, 3601 * NS_PER_SEC);
+    assert_time(f, 0x20, 0x24, 0x01, 0x01, 0x01, 0x00, 0x00);
+    vclock_advance(f->b.clock, 749 * MS); /* with the phase it had */
+    assert_time(f, 0x20, 0x24, 0x01, 0x01, 0x01, 0x00, 0x00);
+    vclock_advance(f->b.clock, 1 * MS);
+    assert_time(f, 0x20, 0x24, 0x01, 0x01, 0x01, 0x00, 0x01);
+}
+
+static void test_alarm_while_guest_time_stands_still(void **state)
+{
+    struct fixture *f = *state;
+
+    set(f, 5, 0x00); /* 00:00:10 */
+    set(f, 3, 0x00);
+    set(f, 1, 0x10);
+    set(f, 0x0b, 0x22);
+    mc146818_skip(f->rtc, 11 * NS_PER_SEC);
+    assert_false(f->irq8.level); /* 00:00:09 */
+    mc146818_skip(f->rtc, 30 * NS_PER_SEC);
+    assert_true(f->irq8.level);
+    assert_int_equal(get(f, 0x0c) & 0x20, 0x20);
+}
+
+static void test_held_clock_skips_nothing(void **state)
+{
+    struct fixture *f = *state;
+
+    set(f, 0x0b, 0x82);
+    mc146818_skip(f->rtc, 100 * NS_PER_SEC);
+    set(f, 0x0b, 0x02);
+    assert_time(f, 0x20, 0x23, 0x12, 0x31, 0x23, 0x59, 0x58);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_shows_utc),
+        TEST(test_goes_on_while_guest_time_stands_still),
+        TEST(test_alarm_while_guest_time_stands_still),
+        TEST(test_held_clock_skips_nothing),
         TEST(test_formats),
         TEST(test_set_holds_the_time),
         TEST(test_divider_reset),
