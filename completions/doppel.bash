@@ -25,7 +25,7 @@ _doppel() {
         ;;
     *)
         mapfile -t COMPREPLY < <(compgen -W '--engine --cpus --memory --cpu-model --kernel --initrd
-            --cmdline --serial --debug-exit --on-reboot --stats --log --code-cache --perf-map
+            --cmdline --serial --debug-exit --test-device --on-reboot --stats --log --code-cache --perf-map
             --dump-blocks --help --version' -- "$cur")
         ;;
     esac

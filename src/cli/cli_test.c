@@ -47,6 +47,7 @@ static void test_defaults(void **state)
     assert_int_equal(o.on_reboot, VM_REBOOT_RESET);
     assert_null(o.initrd_path);
     assert_false(o.has_debug_exit);
+    assert_false(o.has_test_device);
 }
 
 static void test_everything(void **state)
@@ -55,8 +56,9 @@ static void test_everything(void **state)
     struct err e;
     assert_int_equal(PARSE(&o, &e, "--engine=interp", "--cpus", "4", "--memory=4G", "--kernel", "k",
                            "--initrd", "i", "--cmdline", "", "--serial", "file:x=y", "--cpu-model",
-                           "host,-avx", "--debug-exit", "--stats", "--log", "trace", "--on-reboot",
-                           "exit", "--code-cache", "32M", "--perf-map", "p", "--dump-blocks", "d"),
+                           "host,-avx", "--debug-exit", "--test-device", "--stats", "--log",
+                           "trace", "--on-reboot", "exit", "--code-cache", "32M", "--perf-map", "p",
+                           "--dump-blocks", "d"),
                      0);
     assert_string_equal(o.engine, "interp");
     assert_int_equal(o.cpu_count, 4);
@@ -66,6 +68,7 @@ static void test_everything(void **state)
     assert_string_equal(o.serial, "file:x=y");
     assert_string_equal(o.cpu_model, "host,-avx");
     assert_true(o.has_debug_exit);
+    assert_true(o.has_test_device);
     assert_true(o.wants_stats);
     assert_int_equal(o.log_level, LOG_TRACE);
     assert_int_equal(o.on_reboot, VM_REBOOT_EXIT);

@@ -23,6 +23,7 @@ enum option_id {
     OPTION_CMDLINE,
     OPTION_SERIAL,
     OPTION_DEBUG_EXIT,
+    OPTION_TEST_DEVICE,
     OPTION_ON_REBOOT,
     OPTION_STATS,
     OPTION_LOG,
@@ -65,6 +66,9 @@ static const struct option_spec {
     [OPTION_DEBUG_EXIT] = {"debug-exit", NULL, NULL,
         "Add a port at 0xf4: writing V there ends doppel with\n"
         "status (V<<1)|1"},
+    [OPTION_TEST_DEVICE] = {"test-device", NULL, NULL,
+        "Add what bare-metal test suites for QEMU expect:\n"
+        "pc-testdev, fw_cfg and the port of --debug-exit"},
     [OPTION_ON_REBOOT] = {"on-reboot", "reset|exit", NULL,
         "When the guest reboots: start it over (the default), or\n"
         "end with status 3"},
@@ -270,6 +274,9 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         return 0;
     case OPTION_DEBUG_EXIT:
         out->has_debug_exit = true;
+        return 0;
+    case OPTION_TEST_DEVICE:
+        out->has_test_device = true;
         return 0;
     case OPTION_STATS:
         out->wants_stats = true;

@@ -26,6 +26,7 @@ struct options {
     const char *serial;
     const char *cpu_model;
     bool has_debug_exit;
+    bool has_test_device; /* which implies a debug-exit port */
     bool wants_stats;
     enum log_level log_level;
     enum vm_on_reboot on_reboot;

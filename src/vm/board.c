@@ -16,8 +16,10 @@
 #include "dev/pci/piix3.h"
 #include "dev/platform/acpi_pm.h"
 #include "dev/platform/debug_exit.h"
+#include "dev/platform/fw_cfg.h"
 #include "dev/platform/i8042.h"
 #include "dev/platform/kvmclock.h"
+#include "dev/platform/test_device.h"
 #include "dev/serial/uart16550.h"
 #include "dev/timer/hpet.h"
 #include "dev/timer/i8254.h"
@@ -335,11 +337,49 @@ static int board_create_debug_exit(struct board *b, struct err *e)
     return ret;
 }
 
+/*
+ * What bare-metal test suites written for QEMU expect. Lines 0 to 15 are the ISA bus's, the rest
+ * the IOAPIC's own inputs.
+ */
+static int board_create_test_device(struct board *b, struct err *e)
+{
+    struct irq_line lines[TEST_DEVICE_LINES];
+    int ret;
+
+    if (!b->vm->config.has_test_device)
+        return 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(lines); i++)
+        lines[i] = i < ARRAY_SIZE(b->isa) ? b->isa[i] : ioapic_input(b->ioapic, i);
+    ret = test_device_create(lines, &b->test_device, e);
+    if (ret == 0)
+        ret = test_device_map(b->test_device, b->ports, b->memory, e);
+    if (ret == 0)
+        ret = fw_cfg_create(b->vm->config.memory_bytes, b->vm->config.cpu_count, &b->fw_cfg, e);
+    if (ret == 0)
+        ret = fw_cfg_map(b->fw_cfg, b->ports, FW_CFG_PORT, e);
+    return ret;
+}
+
 static void board_send_msi(void *ctx, uint64_t address, uint32_t data)
 {
     struct board *b = ctx;
 
     apic_bus_send_msi(b->apic_bus, address, data);
+}
+
+/* The bus's ports, but those that the test device takes out of their midst. */
+static int board_map_pci_ports(struct board *b, struct err *e)
+{
+    uint64_t first = MAP_PCI_PORTS_ADDR, end = first + MAP_PCI_PORTS_SIZE;
+    int ret = 0;
+
+    if (b->vm->config.has_test_device) {
+        ret = pci_host_map_window(b->pci, b->ports, true, first, TEST_DEVICE_LINES_PORT - first, e);
+        first = TEST_DEVICE_LINES_PORT + TEST_DEVICE_LINES;
+    }
+    if (ret == 0)
+        ret = pci_host_map_window(b->pci, b->ports, true, first, end - first, e);
+    return ret;
 }
 
 static int board_create_pci(struct board *b, struct err *e)
@@ -367,8 +407,7 @@ static int board_create_pci(struct board *b, struct err *e)
         ret = pci_host_map_window(b->pci, b->memory, false, MAP_PCI_WINDOW_ADDR,
                                   MAP_PCI_WINDOW_SIZE, e);
     if (ret == 0)
-        ret =
-            pci_host_map_window(b->pci, b->ports, true, MAP_PCI_PORTS_ADDR, MAP_PCI_PORTS_SIZE, e);
+        ret = board_map_pci_ports(b, e);
     if (ret == 0)
         ret = piix3_attach(b->isa_bridge, b->pci, MAP_ISA_BRIDGE_SLOT, e);
     return ret;
@@ -392,17 +431,18 @@ static int board_create_rng(struct board *b, struct err *e)
 int board_create(struct board *b, struct vm *vm, struct err *e)
 {
     static int (*const parts[])(struct board *, struct err *) = {
-        board_create_memory,     /* RAM below 3 GiB, the rest above 4 GiB */
-        board_create_interrupts, /* local APICs, 8259 pair, IOAPIC */
-        board_create_timers,     /* HPET, 8254, real-time clock */
-        board_create_kvmclock,   /* paravirtual clock */
-        board_create_pm,         /* ACPI fixed hardware: SCI, PM timer, power */
-        board_create_kbc,        /* keyboard controller and port 92H */
-        board_create_serial,     /* COM1 */
-        board_create_fpu_port,   /* x87 errors the AT's way */
-        board_create_pci,        /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
-        board_create_rng,        /* entropy 00:02.0 */
-        board_create_debug_exit, /* with --debug-exit */
+        board_create_memory,      /* RAM below 3 GiB, the rest above 4 GiB */
+        board_create_interrupts,  /* local APICs, 8259 pair, IOAPIC */
+        board_create_timers,      /* HPET, 8254, real-time clock */
+        board_create_kvmclock,    /* paravirtual clock */
+        board_create_pm,          /* ACPI fixed hardware: SCI, PM timer, power */
+        board_create_kbc,         /* keyboard controller and port 92H */
+        board_create_serial,      /* COM1 */
+        board_create_fpu_port,    /* x87 errors the AT's way */
+        board_create_pci,         /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
+        board_create_rng,         /* entropy 00:02.0 */
+        board_create_debug_exit,  /* with --debug-exit */
+        board_create_test_device, /* with --test-device: also QEMU's firmware configuration */
     };
     int ret;
 
@@ -418,6 +458,8 @@ void board_destroy(struct board *b)
     /* from the outside in: what drives a line goes before what the line leads to */
     space_destroy(b->ports);
     debug_exit_destroy(b->debug_exit);
+    fw_cfg_destroy(b->fw_cfg);
+    test_device_destroy(b->test_device);
     virtio_pci_destroy(b->rng_function);
     virtio_rng_destroy(b->rng);
     pci_host_destroy(b->pci);
@@ -475,6 +517,10 @@ void board_reset(struct board *b)
     for (unsigned i = 0; i < b->lapic_count; i++)
         lapic_reset(b->lapics[i]);
     i8259_reset(b->pic);
+    if (b->vm->config.has_test_device) {
+        test_device_reset(b->test_device);
+        fw_cfg_reset(b->fw_cfg);
+    }
     i8259_set_firmware_defaults(b->pic);
     board_route_interrupts(b);
 }

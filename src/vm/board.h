@@ -45,7 +45,9 @@ struct board {
     struct uart16550 *com1;
     struct i8042 *kbc;
     struct acpi_pm *pm;
-    struct debug_exit *debug_exit;
+    struct debug_exit *debug_exit; /* these three: NULL unless asked for */
+    struct test_device *test_device;
+    struct fw_cfg *fw_cfg;
     struct kvmclock *kvmclock;
 
     struct board_wire pirq_wires[4];

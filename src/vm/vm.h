@@ -38,6 +38,7 @@ struct vm_config {
     struct loop *loop;           /* the main loop, made by the caller */
     struct chardev *serial;      /* the other end of COM1, on `loop`; NULL: nothing connected */
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
+    bool has_test_device;        /* QEMU's pc-testdev and firmware configuration */
     enum vm_on_reboot on_reboot;
     uint64_t code_cache_size;    /* bytes; 0: the engine's default */
     bool counts_hits;            /* for `--stats`: count in generated code; a little slower */

@@ -1,19 +1,21 @@
 #!/bin/sh
-# run.sh DOPPEL ENGINE GUEST.elf STATUS CPUS - run a guest and judge it
+# run.sh DOPPEL ENGINE GUEST.elf STATUS CPUS [OPTION...] - run a guest and judge it
 # DOPPEL: path of the program; ENGINE: bt or interp, or "qemu" to look at a guest elsewhere.
 # STATUS is what doppel must end with: 1 for a guest that reports success, 2 for a triple fault.
+# OPTIONs go to doppel.
 set -u
 doppel=$1 engine=$2 guest=$3 status=$4 cpus=$5
+shift 5
 out=$(mktemp)
 trap 'rm -f "$out" "$out.err"' EXIT
 
 if [ "$engine" = qemu ]; then
     qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "$cpus" -m 64 -display none \
-        -serial stdio -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=4 \
+        -serial stdio -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=4 -device pc-testdev \
         -kernel "$guest" </dev/null >"$out" 2>"$out.err"
 else
     "$doppel" run --engine "$engine" --cpus "$cpus" --memory 64M --kernel "$guest" --debug-exit \
-        --serial stdio --on-reboot exit </dev/null >"$out" 2>"$out.err"
+        --serial stdio --on-reboot exit "$@" </dev/null >"$out" 2>"$out.err"
 fi
 got=$?
 
