@@ -597,19 +597,40 @@ void cpu_model_limit_features(struct cpu_model_limit *limit, const char *who,
     }
 }
 
+/*
+ * Each leaf is asked for many times, and in a virtual machine CPUID is a trap of 2 to 20
+ * microseconds: ask the processor once.
+ */
+struct native_leaves {
+    struct {
+        uint32_t leaf, subleaf;
+        struct cpuid_regs regs;
+    } known[128];
+    unsigned count;
+};
+
 static struct cpuid_regs native_cpuid(const void *ctx, uint32_t leaf, uint32_t subleaf)
 {
+    struct native_leaves *leaves = *(struct native_leaves *const *)ctx;
     struct cpuid_regs r;
 
+    for (unsigned i = 0; i < leaves->count; i++)
+        if (leaves->known[i].leaf == leaf && leaves->known[i].subleaf == subleaf)
+            return leaves->known[i].regs;
     __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
+    if (leaves->count < ARRAY_SIZE(leaves->known)) {
+        leaves->known[leaves->count].leaf = leaf;
+        leaves->known[leaves->count].subleaf = subleaf;
+        leaves->known[leaves->count++].regs = r;
+    }
     return r;
 }
 
 static uint64_t native_xcr0(void)
 {
-    uint32_t lo, hi;
+    uint32_t lo, hi, ecx;
 
-    if (!(native_cpuid(NULL, 1, 0).ecx & bit_OSXSAVE))
+    if (!__get_cpuid(1, &lo, &lo, &ecx, &hi) || !(ecx & bit_OSXSAVE))
         return 0;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     return (uint64_t)hi << 32 | lo;
@@ -636,8 +657,10 @@ int cpu_model_create_within(const char *spec, unsigned cpu_count, uint64_t tsc_h
                             const struct cpu_model_limit *limit, struct cpu_model *out,
                             struct err *e)
 {
+    struct native_leaves leaves = {.count = 0}, *cache = &leaves;
     const struct model_host host = {
         .cpuid = native_cpuid,
+        .ctx = &cache,
         .xcr0 = native_xcr0(),
         .mxcsr_mask = native_mxcsr_mask(),
         .limit = limit,
@@ -648,7 +671,8 @@ int cpu_model_create_within(const char *spec, unsigned cpu_count, uint64_t tsc_h
 
 void cpu_model_list(void (*print)(void *ctx, const char *line), void *ctx)
 {
-    const struct model_host host = {.cpuid = native_cpuid, .xcr0 = native_xcr0()};
+    struct native_leaves leaves = {.count = 0}, *cache = &leaves;
+    const struct model_host host = {.cpuid = native_cpuid, .ctx = &cache, .xcr0 = native_xcr0()};
     char line[96];
 
     print(ctx, "models:");

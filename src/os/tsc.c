@@ -91,11 +91,22 @@ static uint64_t tsc_hz_measured(void)
     return (uint64_t)((unsigned __int128)(tsc1 - tsc0) * 1000000000u / (ns1 - ns0));
 }
 
+/* Process-wide because the hardware's is; two threads that race find the same. */
+static _Atomic uint64_t *tsc_cached_hz(void)
+{
+    static _Atomic uint64_t cached_hz;
+    return &cached_hz;
+}
+
+bool tsc_hint_frequency_hz(uint64_t hz)
+{
+    uint64_t unknown = 0;
+    return !atomic_compare_exchange_strong(tsc_cached_hz(), &unknown, hz) || hz != 0;
+}
+
 uint64_t tsc_frequency_hz(void)
 {
-    /* Process-wide because the hardware's is; two threads that race find the same. */
-    static _Atomic uint64_t cached_hz;
-    uint64_t hz = atomic_load_explicit(&cached_hz, memory_order_relaxed);
+    uint64_t hz = atomic_load_explicit(tsc_cached_hz(), memory_order_relaxed);
     if (hz != 0)
         return hz;
     hz = tsc_hz_from_cpuid15();
@@ -105,6 +116,6 @@ uint64_t tsc_frequency_hz(void)
         hz = tsc_hz_from_kernel();
     if (hz == 0)
         hz = tsc_hz_measured();
-    atomic_store_explicit(&cached_hz, hz, memory_order_relaxed);
+    atomic_store_explicit(tsc_cached_hz(), hz, memory_order_relaxed);
     return hz;
 }

@@ -4,6 +4,7 @@
 #ifndef DOPPEL_OS_TSC_H
 #define DOPPEL_OS_TSC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 static inline uint64_t tsc_read(void)
@@ -19,5 +20,11 @@ static inline uint64_t tsc_read(void)
  * measured against CLOCK_MONOTONIC_RAW over at least 10 ms. Any thread.
  */
 uint64_t tsc_frequency_hz(void);
+
+/*
+ * Somebody (KVM) knows the frequency: spares a measurement, when nobody has asked before. True
+ * when there is no need of that any more. Any thread; hz 0 only asks.
+ */
+bool tsc_hint_frequency_hz(uint64_t hz);
 
 #endif

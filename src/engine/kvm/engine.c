@@ -144,6 +144,7 @@ static void engine_close(struct engine *engine)
     kvm_close_fd(&engine->vm_fd);
     kvm_close_fd(&engine->system_fd);
     soft_engine_fini(&engine->soft);
+    free(atomic_load(&engine->stepping_model));
     free(engine);
 }
 
@@ -243,8 +244,9 @@ static int slot_set(struct engine *engine, unsigned slot, struct err *e)
         .memory_size = s->size,
         .userspace_addr = (uintptr_t)s->host,
     };
+    int ret = KVM_CALL(engine->sys, engine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region, e);
 
-    return MIN(KVM_CALL(engine->sys, engine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region, e), 0);
+    return MIN(ret, 0);
 }
 
 static int engine_add_ram(struct engine *engine, gpa_t addr, void *host, uint64_t size, bool is_rom,

@@ -56,6 +56,9 @@ int kvm_open_system(const struct kvm_sys *sys, int *fd, struct err *e);
 int kvm_create_vm(const struct kvm_sys *sys, int system_fd, int *fd, struct err *e);
 void kvm_close_fd(int *fd);
 
+/* KVM knows the TSC's frequency, which takes 20 ms to measure. */
+void kvm_hint_tsc(const struct kvm_sys *sys, int vcpu_fd);
+
 /* Value of KVM_CHECK_EXTENSION, 0 when unknown. */
 int kvm_extension(const struct kvm_sys *sys, int fd, int extension);
 
@@ -88,6 +91,7 @@ struct engine {
     int system_fd, vm_fd;
     size_t run_size;
     struct kvm_caps caps;
+    _Atomic(struct cpu_model *) stepping_model; /* recover.c; NULL: not needed yet */
     struct kvm_slot slots[SOFT_RAM_SLOTS_MAX];
     struct kvm_seat seats[SOFT_VCPUS_MAX];
 };

@@ -85,6 +85,7 @@ static int probe_make_vcpu(struct probe *p, struct err *e)
     p->vcpu_fd = ret = KVM_CALL(p->sys, p->vm_fd, KVM_CREATE_VCPU, NULL, e);
     if (ret < 0)
         return ret;
+    kvm_hint_tsc(p->sys, p->vcpu_fd);
     run = p->sys->map(p->sys->ctx, p->vcpu_fd, p->run_size);
     if (run == MAP_FAILED)
         return err_set(e, errno, "map what KVM shares of a CPU");

@@ -6,7 +6,10 @@
  * or delivers one event, so a guest that KVM cannot run at all still runs, at the speed of the
  * step-by-step engine; nothing loops.
  */
+#include <errno.h>
+#include <inttypes.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -51,18 +54,44 @@ static void note_changes(struct engine_vcpu *v)
     }
 }
 
+/*
+ * The processor underneath executes all it has, whatever the guest's CPUID says of it, and so does
+ * what takes its place: KVM that interprets kernel mode shows guests more than it can do itself.
+ */
+static int stepping_model(struct engine *engine, const struct cpu_model **out, struct err *e)
+{
+    struct cpu_model *made, *expected = NULL;
+    int ret;
+
+    *out = atomic_load(&engine->stepping_model);
+    if (*out != NULL)
+        return 0;
+    made = malloc(sizeof(*made));
+    if (made == NULL)
+        return err_set(e, ENOMEM, "allocate a CPU model");
+    ret = cpu_model_create("host", engine->soft.model->cpu_count, engine->soft.model->tsc_hz, made,
+                           e);
+    if (ret != 0 || !atomic_compare_exchange_strong(&engine->stepping_model, &expected, made))
+        free(made);
+    *out = atomic_load(&engine->stepping_model);
+    return ret;
+}
+
 int kvm_deliver_pending(struct engine_vcpu *v, struct err *e)
 {
     struct cpu_state *st = &v->soft.st;
+    const struct cpu_model *model;
     int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
 
+    if (ret == 0)
+        ret = stepping_model(v->engine, &model, e);
     if (ret != 0)
         return ret;
     v->before = *st;
     if (v->injected_vector >= 0)
-        kvm_step_interrupt(&v->soft, (unsigned)v->injected_vector);
+        kvm_step_interrupt(&v->soft, model, (unsigned)v->injected_vector);
     else
-        kvm_step(&v->soft, 1);
+        kvm_step(&v->soft, model, 1);
     v->injected_vector = -1;
     note_changes(v);
     kvm_state_changed(v, CPU_GROUP_EVENT);
@@ -89,9 +118,12 @@ int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e)
 {
     struct cpu_state *st = &v->soft.st;
     uint64_t count = v->soft.stats.instructions;
-    uint8_t bytes[15];
+    const struct cpu_model *model;
+    uint8_t bytes[15] = {0};
     int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
 
+    if (ret == 0)
+        ret = stepping_model(v->engine, &model, e);
     if (ret != 0)
         return ret;
     if (drops_ud && st->is_exception_pending && st->exception_vector == VEC_UD)
@@ -99,10 +131,12 @@ int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e)
     if (v->injected_vector >= 0)
         return kvm_deliver_pending(v, e);
     choose_batch(v);
-    kvm_stats_count_failed(v, bytes, kvm_step_peek(&v->soft, bytes));
+    kvm_stats_count_failed(v, bytes, kvm_step_peek(&v->soft, model, bytes));
     v->before = *st;
-    kvm_step(&v->soft, v->batch);
+    kvm_step(&v->soft, model, v->batch);
     note_changes(v);
+    log_trace("KVM failed on CPU %u at rip 0x%" PRIx64 " (%02x %02x %02x), stepped to 0x%" PRIx64,
+              v->soft.index, v->before.rip, bytes[0], bytes[1], bytes[2], st->rip);
     v->stats.counts[KVM_COUNT_STEPPED] += v->soft.stats.instructions - count;
     v->resume_tsc = tsc_read();
     return 0;

@@ -15,6 +15,8 @@
 #include "os/tsc.h"
 
 #define GROUPS_SREGS (CPU_GROUP_SEG | CPU_GROUP_CONTROL | CPU_GROUP_MSR)
+#define XSTATE_BV 512
+#define XSTATE_LEGACY (XCR0_X87 | XCR0_SSE)
 #define APIC_BASE_ENABLED UINT64_C(0xfee00800)
 #define APIC_BASE_BSP UINT64_C(0x100)
 
@@ -271,11 +273,13 @@ static int xsave_store(struct engine_vcpu *v, struct err *e)
         return ret;
     memset(v->xsave, 0, KVM_XSAVE_BUFFER_SIZE);
     memcpy(v->xsave, st->xsave, sizeof(st->xsave));
-    if (!has_xsave(v)) {
-        /* FXSAVE's image: the header that XSAVE would have written */
-        memset(v->xsave + 512, 0, KVM_XSAVE_BUFFER_SIZE - 512);
-        store_le64(v->xsave + 512, XCR0_X87 | XCR0_SSE);
-    }
+    /* KVM refuses components that the guest does not have; FXSAVE's image has no header */
+    if (has_xsave(v))
+        store_le64(v->xsave + XSTATE_BV, load_le64(v->xsave + XSTATE_BV) &
+                                             (v->engine->soft.model->xcr0_valid | XSTATE_LEGACY));
+    else
+        store_le64(v->xsave + XSTATE_BV, XSTATE_LEGACY);
+    memset(v->xsave + XSTATE_BV + 8, 0, 56);
     return KVM_CALL(sys, v->fd, KVM_SET_XSAVE, v->xsave, e);
 }
 

@@ -6,12 +6,15 @@
  * Invariant: outside of these functions it is not, and the soft TLB holds nothing that anybody
  * relies on: the guest changes its page tables under KVM without a word.
  */
+#include <Zydis/Zydis.h>
+
 #include "engine/kvm/step.h"
 
-static void step_enter(struct soft_vcpu *v)
+static void step_enter(struct soft_vcpu *v, const struct cpu_model *model)
 {
     __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
     soft_guest_enter(v);
+    v->model = model;
     soft_tlb_flush_all(v);
     v->is_mode_stale = 1;
 }
@@ -20,34 +23,43 @@ static void step_leave(struct soft_vcpu *v)
 {
     if (v->is_fpu_live)
         soft_fpu_save(v);
+    v->model = v->engine->model;
     soft_guest_leave(v);
 }
 
-void kvm_step(struct soft_vcpu *v, unsigned count)
+/* What the guest's own model decides is left to KVM. */
+static bool step_is_cpuid(struct soft_vcpu *v)
 {
-    step_enter(v);
+    const struct insn *in;
+
+    return soft_fetch(v, &in) == 0 && in->op == ZYDIS_MNEMONIC_CPUID;
+}
+
+void kvm_step(struct soft_vcpu *v, const struct cpu_model *model, unsigned count)
+{
+    step_enter(v, model);
     do {
         soft_step(v);
         count--;
     } while (count != 0 && v->st.run_state == CPU_RUNNING &&
              __atomic_load_n(&v->go, __ATOMIC_RELAXED) &&
-             atomic_load_explicit(&v->pins->bits, memory_order_relaxed) == 0);
+             atomic_load_explicit(&v->pins->bits, memory_order_relaxed) == 0 && !step_is_cpuid(v));
     step_leave(v);
 }
 
-void kvm_step_interrupt(struct soft_vcpu *v, unsigned vector)
+void kvm_step_interrupt(struct soft_vcpu *v, const struct cpu_model *model, unsigned vector)
 {
-    step_enter(v);
+    step_enter(v, model);
     soft_deliver_interrupt(v, vector);
     step_leave(v);
 }
 
-unsigned kvm_step_peek(struct soft_vcpu *v, uint8_t bytes[15])
+unsigned kvm_step_peek(struct soft_vcpu *v, const struct cpu_model *model, uint8_t bytes[15])
 {
     const struct insn *in;
     unsigned length = 0;
 
-    step_enter(v);
+    step_enter(v, model);
     if (soft_fetch(v, &in) == 0) {
         length = in->len;
         soft_copy(bytes, in->bytes, length);

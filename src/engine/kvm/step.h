@@ -1,7 +1,8 @@
 /*
  * step.h - the soft vCPU of a KVM vCPU executes some instructions itself
  *
- * The caller has made all of soft.st current and registered the thread's fault hook.
+ * The caller has made all of soft.st current and registered the thread's fault hook. `model` is
+ * the processor that executes: the host's, which has more than the guest's CPUID tells.
  */
 #ifndef DOPPEL_ENGINE_KVM_STEP_H
 #define DOPPEL_ENGINE_KVM_STEP_H
@@ -9,12 +10,12 @@
 #include "engine/soft/vcpu.h"
 
 /* Up to `count` instructions, fewer when something wants the vCPU's attention; at least one. */
-void kvm_step(struct soft_vcpu *v, unsigned count);
+void kvm_step(struct soft_vcpu *v, const struct cpu_model *model, unsigned count);
 
 /* Deliver an acknowledged interrupt through the IDT. */
-void kvm_step_interrupt(struct soft_vcpu *v, unsigned vector);
+void kvm_step_interrupt(struct soft_vcpu *v, const struct cpu_model *model, unsigned vector);
 
 /* The bytes of the instruction that is next; 0 when it cannot be fetched. */
-unsigned kvm_step_peek(struct soft_vcpu *v, uint8_t bytes[15]);
+unsigned kvm_step_peek(struct soft_vcpu *v, const struct cpu_model *model, uint8_t bytes[15]);
 
 #endif

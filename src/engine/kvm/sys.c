@@ -11,6 +11,7 @@
 
 #include "base/bits.h"
 #include "engine/kvm/kvm.h"
+#include "os/tsc.h"
 
 #define KVM_DEVICE "/dev/kvm"
 
@@ -175,6 +176,14 @@ int kvm_create_vm(const struct kvm_sys *sys, int system_fd, int *fd, struct err 
         return kvm_call_failed(KVM_CREATE_VM, "KVM_CREATE_VM", e);
     *fd = ret;
     return 0;
+}
+
+void kvm_hint_tsc(const struct kvm_sys *sys, int vcpu_fd)
+{
+    int khz = kvm_try(sys, vcpu_fd, KVM_GET_TSC_KHZ, NULL);
+
+    if (khz > 0)
+        tsc_hint_frequency_hz((uint64_t)khz * 1000);
 }
 
 void kvm_close_fd(int *fd)

@@ -1,0 +1,54 @@
+/*
+ * fake.h - a KVM of our own making, for tests: registers are kept, KVM_RUN follows a script
+ *
+ * Also a wrapper that makes the n-th call to any KVM fail.
+ */
+#ifndef DOPPEL_ENGINE_KVM_FAKE_H
+#define DOPPEL_ENGINE_KVM_FAKE_H
+
+#include "engine/kvm/kvm.h"
+
+#define FAKE_TURNS_MAX 16u
+
+struct fake;
+
+/* One KVM_RUN: fill f->run and the registers; returns 0, or -1 with errno set. */
+typedef int (*fake_turn_fn)(struct fake *f);
+
+struct fake {
+    struct kvm_run *run;
+    struct kvm_regs regs;
+    struct kvm_sregs2 sregs;
+    struct kvm_vcpu_events events;
+    struct kvm_debugregs debugregs;
+    struct kvm_xcrs xcrs;
+    uint8_t xsave[4096];
+    uint64_t msrs[512]; /* by index, hashed without collisions for what the engine uses */
+    uint64_t tsc_offset;
+    bool lacks_failure_exit;
+
+    fake_turn_fn turns[FAKE_TURNS_MAX];
+    unsigned turn;
+    unsigned completed; /* entries with immediate_exit */
+    unsigned interrupts, nmis;
+    uint32_t interrupt;
+    struct kvm_userspace_memory_region region;
+};
+
+struct kvm_sys fake_sys(struct fake *f);
+
+/* Passes calls on until the n-th (from 0), which fails with `code`. */
+struct failing {
+    const struct kvm_sys *under;
+    unsigned fail_at;
+    int code;
+    unsigned count;       /* calls so far */
+    unsigned long failed; /* request that was made to fail; 1: open, 2: map; 0: none */
+};
+
+#define FAILING_OPEN 1ul
+#define FAILING_MAP 2ul
+
+struct kvm_sys failing_sys(struct failing *f);
+
+#endif

@@ -1,0 +1,752 @@
+/*
+ * kvm_test.c - the KVM engine on a KVM that does as it is told, and calls that fail
+ *
+ * What needs the host's own /dev/kvm is skipped, with the reason, where there is none.
+ */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/kvm/fake.h"
+#include "os/fault.h"
+
+#define RAM_SIZE UINT64_C(0x100000)
+#define ROM_ADDR UINT64_C(0xf0000000)
+#define CODE 0x7000u
+#define STACK 0x6000u
+
+struct machine {
+    struct cpu_model model;
+    struct engine *engine;
+    struct engine_vcpu *vcpu;
+    struct engine_pins pins;
+    uint8_t *ram;
+    uint64_t cr8;
+    unsigned acknowledged, tsc_changes;
+    uint32_t raise; /* pins that the next port or device access sets */
+    struct {
+        uint64_t address, value;
+        unsigned size;
+    } log[32];
+    unsigned logged;
+};
+
+static void note(struct machine *m, uint64_t address, uint64_t value, unsigned size)
+{
+    atomic_fetch_or(&m->pins.bits, m->raise);
+    if (m->logged == ARRAY_SIZE(m->log))
+        return;
+    m->log[m->logged].address = address;
+    m->log[m->logged].value = value;
+    m->log[m->logged++].size = size;
+}
+
+static uint64_t host_io_read(void *cpu, uint16_t port, unsigned size)
+{
+    struct machine *m = cpu;
+
+    note(m, port, 0, size);
+    return 0x1122334455667700u + m->logged;
+}
+
+static void host_io_write(void *cpu, uint16_t port, uint64_t value, unsigned size)
+{
+    note(cpu, port, value, size);
+}
+
+static uint64_t host_mmio_read(void *cpu, gpa_t addr, unsigned size)
+{
+    note(cpu, addr, 0, size);
+    return UINT64_C(0x8877665544332211);
+}
+
+static void host_mmio_write(void *cpu, gpa_t addr, uint64_t value, unsigned size)
+{
+    note(cpu, addr, value, size);
+}
+
+static int host_acknowledge(void *cpu)
+{
+    struct machine *m = cpu;
+
+    atomic_fetch_and(&m->pins.bits, ~PIN_INTR);
+    m->acknowledged++;
+    return 0x21;
+}
+
+static uint64_t host_cr8_read(void *cpu)
+{
+    return ((struct machine *)cpu)->cr8;
+}
+
+static void host_cr8_write(void *cpu, uint64_t value)
+{
+    ((struct machine *)cpu)->cr8 = value;
+}
+
+static bool host_msr_read(void *cpu, uint32_t index, uint64_t *value)
+{
+    *value = index == 0x1b ? 0xfee00900 : 0;
+    return index == 0x1b;
+}
+
+static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
+{
+    note(cpu, index, value, 8);
+    return index == 0x6e0;
+}
+
+static void host_tsc_changed(void *cpu)
+{
+    ((struct machine *)cpu)->tsc_changes++;
+}
+
+static void host_set_ferr(void *cpu, bool is_asserted)
+{
+}
+
+static const struct engine_host host = {
+    .io_read = host_io_read,
+    .io_write = host_io_write,
+    .mmio_read = host_mmio_read,
+    .mmio_write = host_mmio_write,
+    .interrupt_acknowledge = host_acknowledge,
+    .cr8_read = host_cr8_read,
+    .cr8_write = host_cr8_write,
+    .msr_read = host_msr_read,
+    .msr_write = host_msr_write,
+    .tsc_changed = host_tsc_changed,
+    .set_ferr = host_set_ferr,
+};
+
+/* ---- a machine ---- */
+
+static void machine_free(struct machine *m)
+{
+    engine_kvm.detach(m->vcpu);
+    engine_kvm.close(m->engine);
+    free(m->ram);
+    free(m);
+}
+
+static int machine_open(struct machine *m, const struct kvm_sys *sys, struct err *e)
+{
+    struct engine_config config = {.host = &host, .cpu_count = 1, .model = &m->model};
+    struct cpu_state *st = aligned_alloc(64, align_up(sizeof(*st), 64));
+    int ret;
+
+    assert_non_null(st);
+    ret = kvm_engine_open(sys, &config, &m->engine, e);
+    if (ret == 0)
+        ret = engine_kvm.add_ram(m->engine, 0, m->ram, RAM_SIZE, false, e);
+    if (ret == 0)
+        ret = engine_kvm.add_ram(m->engine, ROM_ADDR, m->ram, 4096, true, e);
+    if (ret == 0)
+        ret = engine_kvm.attach(m->engine, 0, m, &m->pins, &m->vcpu, e);
+    if (ret == 0) {
+        engine_kvm.pull(m->vcpu, st, CPU_GROUP_ALL);
+        st->seg[CPU_CS].selector = 0;
+        st->seg[CPU_CS].base = 0;
+        st->rip = CODE;
+        st->gpr[CPU_RSP] = STACK;
+        st->tsc_offset = 12345;
+        engine_kvm.push(m->vcpu, st, CPU_GROUP_ALL);
+    }
+    free(st);
+    return ret;
+}
+
+/* What `sys` offers is asked for first, as the machine does. */
+static int machine_try(const struct kvm_sys *sys, const void *code, size_t size,
+                       struct machine **out, struct err *e)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+    struct cpu_model_limit limit;
+    int ret;
+
+    assert_non_null(m);
+    m->ram = aligned_alloc(4096, RAM_SIZE);
+    assert_non_null(m->ram);
+    memset(m->ram, 0, RAM_SIZE);
+    memcpy(m->ram + CODE, code, size);
+    *out = m;
+    cpu_model_limit_init(&limit);
+    ret = kvm_cpuid_limit(sys, &limit, e);
+    if (ret == 0 && sys->open_kvm == kvm_sys_host.open_kvm)
+        ret = cpu_model_create_within("host", 1, 1000000000, &limit, &m->model, e);
+    else if (ret == 0)
+        ret = cpu_model_create("host", 1, 1000000000, &m->model, e);
+    return ret != 0 ? ret : machine_open(m, sys, e);
+}
+
+static struct machine *machine_create(const struct kvm_sys *sys, const void *code, size_t size)
+{
+    struct machine *m;
+    struct err e = {0};
+
+    if (machine_try(sys, code, size, &m, &e) != 0)
+        fail_msg("%s", e.msg);
+    return m;
+}
+
+static enum engine_stop machine_run(struct machine *m)
+{
+    enum engine_stop stop;
+    struct err e = {0};
+
+    if (engine_kvm.run(m->vcpu, &stop, &e) != 0)
+        fail_msg("%s", e.msg);
+    return stop;
+}
+
+static struct cpu_state *machine_state(struct machine *m)
+{
+    struct cpu_state *st = aligned_alloc(64, align_up(sizeof(*st), 64));
+
+    assert_non_null(st);
+    engine_kvm.pull(m->vcpu, st, CPU_GROUP_ALL);
+    return st;
+}
+
+static const uint8_t nothing[] = {0xf4};
+
+/* ---- exits ---- */
+
+static int turn_out_string(struct fake *f)
+{
+    static const uint16_t words[] = {0x1111, 0x2222, 0x3333};
+
+    f->run->exit_reason = KVM_EXIT_IO;
+    f->run->io.direction = KVM_EXIT_IO_OUT;
+    f->run->io.size = 2;
+    f->run->io.port = 0x1f0;
+    f->run->io.count = 3;
+    f->run->io.data_offset = 4096;
+    memcpy((uint8_t *)f->run + 4096, words, sizeof(words));
+    return 0;
+}
+
+static int turn_in_string(struct fake *f)
+{
+    turn_out_string(f);
+    f->run->io.direction = KVM_EXIT_IO_IN;
+    return 0;
+}
+
+static int turn_mmio_7(struct fake *f)
+{
+    f->run->exit_reason = KVM_EXIT_MMIO;
+    f->run->mmio.phys_addr = 0xfec00ff9;
+    f->run->mmio.len = 7;
+    f->run->mmio.is_write = 1;
+    memcpy(f->run->mmio.data, "\1\2\3\4\5\6\7", 7);
+    return 0;
+}
+
+static int turn_mmio_read(struct fake *f)
+{
+    f->run->exit_reason = KVM_EXIT_MMIO;
+    f->run->mmio.phys_addr = 0xfec00010;
+    f->run->mmio.len = 4;
+    f->run->mmio.is_write = 0;
+    return 0;
+}
+
+static void serves_ports_and_devices(void **state)
+{
+    struct fake f = {.turns = {turn_out_string, turn_in_string, turn_mmio_7, turn_mmio_read}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    static const struct {
+        uint64_t address, value;
+        unsigned size;
+    } wanted[] = {
+        {0x1f0, 0x1111, 2},
+        {0x1f0, 0x2222, 2},
+        {0x1f0, 0x3333, 2},
+        {0x1f0, 0, 2},
+        {0x1f0, 0, 2},
+        {0x1f0, 0, 2},
+        {0xfec00ff9, 0x04030201, 4},
+        {0xfec00ffd, 0x0605, 2},
+        {0xfec00fff, 7, 1},
+        {0xfec00010, 0, 4},
+    };
+
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(m->logged, ARRAY_SIZE(wanted));
+    for (unsigned i = 0; i < ARRAY_SIZE(wanted); i++) {
+        assert_int_equal(m->log[i].address, wanted[i].address);
+        assert_int_equal(m->log[i].value, wanted[i].value);
+        assert_int_equal(m->log[i].size, wanted[i].size);
+    }
+    /* what was read: a word each, in order */
+    assert_memory_equal((uint8_t *)f.run + 4096, "\x04\x77\x05\x77\x06\x77", 6);
+    assert_memory_equal(f.run->mmio.data, "\x11\x22\x33\x44", 4);
+    machine_free(m);
+}
+
+/* The instruction is finished before anybody can look at the registers. */
+static void completes_io_before_it_stops(void **state)
+{
+    struct fake f = {.turns = {turn_mmio_read}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+
+    m->raise = PIN_STOP;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(m->logged, 1);
+    assert_int_equal(f.completed, 1);
+    machine_free(m);
+}
+
+static int turn_shutdown(struct fake *f)
+{
+    f->run->exit_reason = KVM_EXIT_SHUTDOWN;
+    return 0;
+}
+
+static void shuts_down(void **state)
+{
+    struct fake f = {.turns = {turn_shutdown}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct cpu_state *st;
+
+    assert_int_equal(machine_run(m), ENGINE_STOP_SHUTDOWN);
+    st = machine_state(m);
+    assert_int_equal(st->run_state, CPU_SHUTDOWN);
+    assert_int_equal(st->exception_vector, CPU_VECTOR_UNKNOWN);
+    free(st);
+    machine_free(m);
+}
+
+static int turn_msr(struct fake *f, unsigned reason, uint32_t index, uint64_t data)
+{
+    f->run->exit_reason = reason;
+    f->run->msr.reason = KVM_MSR_EXIT_REASON_FILTER;
+    f->run->msr.index = index;
+    f->run->msr.data = data;
+    f->run->msr.error = 0xff;
+    return 0;
+}
+
+static int turn_read_apic_base(struct fake *f)
+{
+    return turn_msr(f, KVM_EXIT_X86_RDMSR, 0x1b, 0);
+}
+
+static int turn_write_deadline(struct fake *f)
+{
+    assert_int_equal(f->run->msr.error, 0);
+    assert_int_equal(f->run->msr.data, 0xfee00900);
+    return turn_msr(f, KVM_EXIT_X86_WRMSR, 0x6e0, 99);
+}
+
+static int turn_write_tsc_adjust(struct fake *f)
+{
+    assert_int_equal(f->run->msr.error, 0);
+    return turn_msr(f, KVM_EXIT_X86_WRMSR, 0x3b, 1000);
+}
+
+static int turn_read_unknown(struct fake *f)
+{
+    assert_int_equal(f->run->msr.error, 0);
+    assert_int_equal(f->tsc_offset, 13345);
+    return turn_msr(f, KVM_EXIT_X86_RDMSR, 0xdeadbeef, 0);
+}
+
+static int turn_write_bad_efer(struct fake *f)
+{
+    assert_int_equal(f->run->msr.error, 1);
+    turn_msr(f, KVM_EXIT_X86_WRMSR, 0xc0000080, 1); /* engine/soft would take it */
+    f->run->msr.reason = KVM_MSR_EXIT_REASON_INVAL;
+    return 0;
+}
+
+static int turn_after_efer(struct fake *f)
+{
+    assert_int_equal(f->run->msr.error, 1);
+    f->run->exit_reason = KVM_EXIT_HLT;
+    return 0;
+}
+
+static void routes_msrs(void **state)
+{
+    struct fake f = {.turns = {turn_read_apic_base, turn_write_deadline, turn_write_tsc_adjust,
+                               turn_read_unknown, turn_write_bad_efer, turn_after_efer}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(f.turn, 6);
+    assert_int_equal(m->logged, 1);
+    assert_int_equal(m->log[0].value, 99);
+    assert_int_equal(m->tsc_changes, 1);
+    machine_free(m);
+}
+
+static int turn_lower_tpr(struct fake *f)
+{
+    assert_int_equal(f->run->cr8, 9);
+    f->run->cr8 = 2;
+    f->run->exit_reason = KVM_EXIT_SET_TPR;
+    return 0;
+}
+
+static void keeps_cr8_in_step(void **state)
+{
+    struct fake f = {.turns = {turn_lower_tpr}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+
+    m->cr8 = 9;
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(m->cr8, 2);
+    machine_free(m);
+}
+
+/* ---- events ---- */
+
+static int turn_open_window(struct fake *f)
+{
+    assert_int_equal(f->run->request_interrupt_window, 1);
+    f->regs.rflags |= RFLAGS_IF;
+    f->run->ready_for_interrupt_injection = 1;
+    f->run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+    return 0;
+}
+
+static int turn_check_injected(struct fake *f)
+{
+    assert_int_equal(f->interrupts, 1);
+    assert_int_equal(f->interrupt, 0x21);
+    assert_int_equal(f->run->request_interrupt_window, 0);
+    f->run->exit_reason = KVM_EXIT_HLT;
+    return 0;
+}
+
+static void injects_when_the_window_opens(void **state)
+{
+    struct fake f = {.turns = {turn_open_window, turn_check_injected}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+
+    atomic_store(&m->pins.bits, PIN_INTR);
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(m->acknowledged, 1);
+    machine_free(m);
+}
+
+/* Interrupted before the processor took what was injected. */
+static int turn_interrupted(struct fake *f)
+{
+    f->events.interrupt.injected = 1;
+    f->events.interrupt.nr = 0x21;
+    f->regs.rip = CODE + 1;
+    f->regs.rflags |= RFLAGS_IF;
+    errno = EINTR;
+    return -1;
+}
+
+static void delivers_what_was_acknowledged(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct cpu_state *st;
+
+    /* the access raises PIN_STOP; on the way out KVM shows an interrupt that is not delivered */
+    store_le16(m->ram + 4 * 0x21, 0x1234);
+    store_le16(m->ram + 4 * 0x21 + 2, 0x0100);
+    m->raise = PIN_STOP;
+    f.turns[0] = turn_interrupted;
+    f.turns[1] = turn_mmio_read;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    st = machine_state(m);
+    assert_int_equal(st->rip, 0x1234);
+    assert_int_equal(st->seg[CPU_CS].selector, 0x0100);
+    assert_int_equal(st->rflags & RFLAGS_IF, 0);
+    assert_int_equal(load_le16(m->ram + STACK - 6), CODE + 1);
+    assert_false(st->is_exception_pending);
+    free(st);
+    /* and KVM is told that nothing is left */
+    atomic_store(&m->pins.bits, 0);
+    f.turn = FAKE_TURNS_MAX;
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(f.events.interrupt.injected, 0);
+    assert_int_equal(f.regs.rip, 0x1234);
+    machine_free(m);
+}
+
+static int turn_nmi_waits(struct fake *f)
+{
+    f->events.nmi.pending = 1;
+    f->events.nmi.masked = 1;
+    return turn_mmio_read(f);
+}
+
+static void an_nmi_that_waits_returns_to_its_pin(void **state)
+{
+    struct fake f = {.turns = {turn_nmi_waits}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct cpu_state *st;
+
+    m->raise = PIN_STOP;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(atomic_load(&m->pins.bits), PIN_STOP | PIN_NMI);
+    st = machine_state(m);
+    assert_true(st->is_nmi_blocked);
+    free(st);
+    atomic_fetch_and(&m->pins.bits, ~PIN_STOP);
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(f.events.nmi.pending, 0);
+    assert_int_equal(f.nmis, 1);
+    machine_free(m);
+}
+
+static void pushes_a_pending_exception_by_delivering_it(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct cpu_state *st = machine_state(m);
+
+    store_le16(m->ram + 4 * VEC_DE, 0x4321);
+    st->is_exception_pending = 1;
+    st->exception_vector = VEC_DE;
+    engine_kvm.push(m->vcpu, st, CPU_GROUP_EVENT);
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(f.regs.rip, 0x4321);
+    free(st);
+    machine_free(m);
+}
+
+/* ---- failures of KVM's own ---- */
+
+static int turn_fails(struct fake *f)
+{
+    f->run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+    f->run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
+    if (f->lacks_failure_exit) {
+        f->events.exception.injected = 1;
+        f->events.exception.nr = VEC_UD;
+    }
+    return 0;
+}
+
+static int turn_refuses_entry(struct fake *f)
+{
+    f->run->exit_reason = KVM_EXIT_FAIL_ENTRY;
+    return 0;
+}
+
+static int turn_check_stepped(struct fake *f)
+{
+    assert_int_equal(f->regs.rax & 0xffff, 0x1235);
+    assert_int_equal(f->regs.rip, CODE + 1);
+    assert_int_equal(f->events.exception.injected, 0);
+    f->run->exit_reason = KVM_EXIT_HLT;
+    return 0;
+}
+
+static void steps_over(fake_turn_fn turn, bool lacks_failure_exit)
+{
+    static const uint8_t code[] = {0x40, 0xf4}; /* inc ax */
+    struct fake f = {.turns = {turn, turn_check_stepped}, .lacks_failure_exit = lacks_failure_exit};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, code, sizeof(code));
+    struct cpu_state *st = machine_state(m);
+
+    st->gpr[CPU_RAX] = 0x1234;
+    engine_kvm.push(m->vcpu, st, CPU_GROUP_GPR);
+    free(st);
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    assert_int_equal(f.turn, 2);
+    machine_free(m);
+}
+
+static void steps_over_failures(void **state)
+{
+    steps_over(turn_fails, false);
+    steps_over(turn_fails, true);
+    steps_over(turn_refuses_entry, false);
+}
+
+/* A KVM that can do nothing at all: the guest runs nevertheless. */
+static void never_loops(void **state)
+{
+    static const uint8_t code[] = {0xb9, 0x00, 0x40, 0x49, 0x75, 0xfd, 0xf4}; /* 4000H rounds */
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, code, sizeof(code));
+    struct cpu_state *st = machine_state(m);
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out;
+
+    m->model.tsc_hz = UINT64_C(100000000000000); /* every failure is near the last */
+    for (unsigned runs = 0; st->rip != CODE + 7 && runs < 100; runs++) {
+        for (unsigned i = 0; i < FAKE_TURNS_MAX; i++)
+            f.turns[i] = turn_fails;
+        f.turn = 0;
+        st->run_state = CPU_RUNNING; /* each script ends with a halt */
+        engine_kvm.push(m->vcpu, st, CPU_GROUP_EVENT);
+        assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+        engine_kvm.pull(m->vcpu, st, CPU_GROUP_ALL);
+    }
+    assert_int_equal(st->rip, CODE + 7);
+    assert_int_equal(st->gpr[CPU_RCX] & 0xffff, 0);
+    free(st);
+    out = open_memstream(&text, &size);
+    engine_kvm.print_stats(m->engine, out);
+    fclose(out);
+    assert_non_null(strstr(text, "emulation failures"));
+    assert_non_null(strstr(text, "times: 49"));
+    free(text);
+    machine_free(m);
+}
+
+/* ---- calls that fail ---- */
+
+static unsigned open_files(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    unsigned count = 0;
+
+    assert_non_null(dir);
+    while (readdir(dir) != NULL)
+        count++;
+    closedir(dir);
+    return count;
+}
+
+/* Everything an engine is asked for, until the first failure. */
+static int exercise(const struct kvm_sys *sys, struct err *e)
+{
+    /* mov al, 42h; out 80h, al; in al, 81h; hlt */
+    static const uint8_t code[] = {0xb0, 0x42, 0xe6, 0x80, 0xe4, 0x81, 0xf4};
+    enum engine_stop stop;
+    struct machine *m;
+    struct cpu_state *st;
+    int ret = machine_try(sys, code, sizeof(code), &m, e);
+
+    if (ret == 0)
+        ret = engine_kvm.run(m->vcpu, &stop, e);
+    if (ret == 0) {
+        assert_int_equal(stop, ENGINE_STOP_HALT);
+        st = machine_state(m);
+        st->run_state = CPU_RUNNING;
+        st->rip = CODE;
+        engine_kvm.push(m->vcpu, st, CPU_GROUP_ALL);
+        free(st);
+        atomic_store(&m->pins.bits, PIN_NMI);
+        m->raise = PIN_STOP;
+        ret = engine_kvm.run(m->vcpu, &stop, e);
+    }
+    if (ret == 0) {
+        st = machine_state(m);
+        free(st);
+        atomic_store(&m->pins.bits, PIN_STOP);
+        ret = engine_kvm.run(m->vcpu, &stop, e); /* says if the exchange failed */
+    }
+    if (ret == 0)
+        ret = engine_kvm.remove_ram(m->engine, ROM_ADDR, e);
+    machine_free(m);
+    return ret;
+}
+
+static const int codes[] = {ENOMEM, EINVAL, EIO, EPERM};
+
+static void fails_in_turn(const struct kvm_sys *under)
+{
+    struct failing f;
+    struct kvm_sys sys = failing_sys(&f);
+    unsigned i, files = open_files();
+
+    for (i = 0;; i++) {
+        struct err e = {0};
+        f = (struct failing){.under = under, .fail_at = i, .code = codes[i % ARRAY_SIZE(codes)]};
+        int ret = exercise(&sys, &e);
+        assert_int_equal(open_files(), files);
+        if (f.failed == 0) { /* there were not that many */
+            assert_int_equal(ret, 0);
+            break;
+        }
+        /* only what is asked of an extension or of the TSC may be missing without a word */
+        if (ret == 0 && f.failed != KVM_CHECK_EXTENSION && f.failed != KVM_GET_TSC_KHZ &&
+            f.failed != KVM_GET_MSRS && f.failed != KVM_CREATE_VM && f.failed != KVM_CREATE_VCPU)
+            fail_msg("call %u (request 0x%lx) failed without a word", i, f.failed);
+        assert_true(ret == 0 || (ret < 0 && e.code != 0));
+        if (ret != 0 && strstr(e.msg, "KVM") == NULL)
+            fail_msg("call %u: '%s' does not name it", i, e.msg);
+    }
+    assert_true(i > 40);
+}
+
+static void calls_fail_in_turn(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys under = fake_sys(&f);
+
+    fails_in_turn(&under);
+}
+
+static void calls_of_the_host_fail_in_turn(void **state)
+{
+    struct err e = {0};
+    int fd;
+
+    if (kvm_open_system(&kvm_sys_host, &fd, &e) != 0) {
+        print_message("skipped: %s\n", e.msg);
+        skip();
+    }
+    kvm_close_fd(&fd);
+    fails_in_turn(&kvm_sys_host);
+}
+
+static void says_what_to_do(void **state)
+{
+    static const struct {
+        int code;
+        const char *word;
+    } cases[] = {{EACCES, "usermod"}, {EMFILE, "ulimit"}, {ENOENT, "host"}};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct failing f = {.under = &kvm_sys_host, .code = cases[i].code};
+        struct kvm_sys sys = failing_sys(&f);
+        struct err e = {0};
+        int fd;
+        assert_int_equal(kvm_open_system(&sys, &fd, &e), -cases[i].code);
+        assert_non_null(strstr(e.msg, "open /dev/kvm: "));
+        assert_non_null(strstr(e.msg, cases[i].word));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(serves_ports_and_devices),
+        cmocka_unit_test(completes_io_before_it_stops),
+        cmocka_unit_test(shuts_down),
+        cmocka_unit_test(routes_msrs),
+        cmocka_unit_test(keeps_cr8_in_step),
+        cmocka_unit_test(injects_when_the_window_opens),
+        cmocka_unit_test(delivers_what_was_acknowledged),
+        cmocka_unit_test(an_nmi_that_waits_returns_to_its_pin),
+        cmocka_unit_test(pushes_a_pending_exception_by_delivering_it),
+        cmocka_unit_test(steps_over_failures),
+        cmocka_unit_test(never_loops),
+        cmocka_unit_test(calls_fail_in_turn),
+        cmocka_unit_test(calls_of_the_host_fail_in_turn),
+        cmocka_unit_test(says_what_to_do),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
