@@ -85,7 +85,8 @@ static void emit_check(struct bt_tr *t, unsigned size, bool is_write, uint32_t i
     uint8_t *hit = emit_jrcxz(e);
     uint8_t *miss = emit_jmp(e);
     emit_patch8(e, hit, e->p);
-    emit_op_gs(e, true, 0x8b, S2, S2, BT_SET_OFFSET(t->set, addend));
+    emit_op_gs(e, true, 0x8b, S2, S2,
+               is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend));
 
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_TLB, miss);
     cold->resume = t->retry;

@@ -53,7 +53,8 @@ static uint8_t *emit_string_check(struct bt_tr *t, unsigned h, unsigned size, bo
         emit_lea(e, true, S0, S0, h, 1, (int32_t)size - 1);
     }
     uint8_t *other = emit_require_zero(t, S0, BT_OFFSET(mask_page));
-    emit_op_gs(e, true, 0x8b, S2, S2, BT_SET_OFFSET(t->set, addend));
+    emit_op_gs(e, true, 0x8b, S2, S2,
+               is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend));
     return other;
 }
 

@@ -109,7 +109,41 @@ static void fill_data(struct soft_vcpu *v, gva_t addr, enum soft_access access, 
         place->host = NULL;
     if (UNLIKELY(soft_debug_is_armed(v) && soft_debug_page_is_watched(v, addr)))
         return;
-    soft_tlb_fill_data(v, set, addr, entry, page, true, is_writable);
+    soft_tlb_fill_data(v, set, addr, entry, page, access != SOFT_READ, is_writable);
+}
+
+/* Pages that follow a miss in a row of misses and are filled with it. */
+#define STREAM_PAGES 8
+
+/*
+ * Misses that go from page to page: fill what comes next, as far as translations are known. Stops
+ * at the next GiB, so that no address wraps. Never walks: that would set accessed bits.
+ */
+static void fill_ahead(struct soft_vcpu *v, gva_t addr, enum soft_access access, unsigned set,
+                       struct soft_tlb_entry entry)
+{
+    gva_t page = align_down(addr, SOFT_PAGE_SIZE);
+    unsigned shift = entry.page_shift;
+    struct soft_ram *ram;
+    struct soft_place place;
+
+    for (unsigned i = 0; i < STREAM_PAGES; i++) {
+        gva_t next = page + SOFT_PAGE_SIZE;
+        if ((page ^ next) >> 30 != 0)
+            break;
+        if ((page ^ next) >> shift == 0)
+            entry.gpa += SOFT_PAGE_SIZE;
+        else if (!soft_tlb2_find(v, next, &entry) || !entry_serves(v, &entry, access, set))
+            break;
+        shift = entry.page_shift;
+        ram = soft_ram_find(v->engine, entry.gpa);
+        if (ram == NULL)
+            break;
+        place.host = ram->host + (entry.gpa - ram->addr);
+        fill_data(v, next, access, set, &entry, ram, &place);
+        page = next;
+    }
+    v->tlb_tracking.next_page[access != SOFT_READ] = (page >> SOFT_PAGE_SHIFT) + 1;
 }
 
 static inline bool address_is_canonical(const struct soft_vcpu *v, gva_t addr)
@@ -148,10 +182,16 @@ int soft_translate(struct soft_vcpu *v, gva_t addr, enum soft_access access, enu
         return 0;
     }
     place->host = ram->host + (place->gpa - ram->addr);
-    if (access == SOFT_FETCH)
+    if (access == SOFT_FETCH) {
         soft_tlb_fill_exec(v, set, addr, &entry, place->host - (addr & (SOFT_PAGE_SIZE - 1)));
+        return 0;
+    }
+    fill_data(v, addr, access, set, &entry, ram, place);
+    uint64_t *next_page = &v->tlb_tracking.next_page[access != SOFT_READ];
+    if (*next_page == addr >> SOFT_PAGE_SHIFT && (v->st.cr0 & CR0_PG))
+        fill_ahead(v, addr, access, set, entry);
     else
-        fill_data(v, addr, access, set, &entry, ram, place);
+        *next_page = (addr >> SOFT_PAGE_SHIFT) + 1;
     return 0;
 }
 

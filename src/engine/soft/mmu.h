@@ -86,7 +86,7 @@ static inline uint8_t *soft_tlb_find_read(struct soft_vcpu *v, unsigned set, gva
 
     if (UNLIKELY(addr + tlb->read_tag[slot] + size - 1 >= SOFT_PAGE_SIZE))
         return NULL;
-    return (uint8_t *)(uintptr_t)(addr + tlb->addend[slot]);
+    return (uint8_t *)(uintptr_t)(addr + tlb->read_addend[slot]);
 }
 
 static inline uint8_t *soft_tlb_find_write(struct soft_vcpu *v, unsigned set, gva_t addr,
@@ -97,7 +97,7 @@ static inline uint8_t *soft_tlb_find_write(struct soft_vcpu *v, unsigned set, gv
 
     if (UNLIKELY(addr + tlb->write_tag[slot] + size - 1 >= SOFT_PAGE_SIZE))
         return NULL;
-    return (uint8_t *)(uintptr_t)(addr + tlb->addend[slot]);
+    return (uint8_t *)(uintptr_t)(addr + tlb->write_addend[slot]);
 }
 
 static inline uint8_t *soft_tlb_find_exec(struct soft_vcpu *v, unsigned set, gva_t addr)
@@ -121,9 +121,12 @@ struct soft_tlb_entry {
 bool soft_tlb2_find(struct soft_vcpu *v, gva_t addr, struct soft_tlb_entry *entry);
 void soft_tlb2_insert(struct soft_vcpu *v, gva_t addr, const struct soft_tlb_entry *entry);
 
-/* First level: enter the page of `addr` for data; host is the page's start. */
+/*
+ * First level: enter the page of `addr` for data; host is the page's start. Reads and writes have
+ * halves of their own; the one that was not asked for is filled unless another page is in it.
+ */
 void soft_tlb_fill_data(struct soft_vcpu *v, unsigned set, gva_t addr,
-                        const struct soft_tlb_entry *entry, uint8_t *host, bool is_readable,
+                        const struct soft_tlb_entry *entry, uint8_t *host, bool is_for_write,
                         bool is_writable);
 void soft_tlb_fill_exec(struct soft_vcpu *v, unsigned set, gva_t addr,
                         const struct soft_tlb_entry *entry, uint8_t *host);

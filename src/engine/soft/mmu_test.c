@@ -164,6 +164,50 @@ static void test_invlpg_large(void **state)
     assert_int_equal(load(t, LARGE + 0x5000, 8), 2);
 }
 
+/* Misses in a row fill what follows, as far as it is known; no page table entry is touched. */
+static void test_fill_ahead(void **state)
+{
+    struct soft_test *t = test_of(state);
+    struct soft_vcpu *v = t->v;
+    const uint64_t rw = P | W | U;
+
+    for (unsigned i = 0; i < 16; i++)
+        map(t, i, (PAGE_A + 4096 * i) | rw);
+    for (unsigned i = 0; i < 4; i++)
+        load(t, SMALL + 4096 * i, 8);
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, SMALL + 4 * 4096, 8));
+    assert_int_equal(soft_test_get(t, PT + 8 * 4, 8), (PAGE_A + 4 * 4096) | rw); /* no A */
+
+    /* all of the first four are known by now, and come back with the second of them */
+    load(t, SMALL + 5 * 4096, 8);
+    soft_tlb_rights_changed(v);
+    load(t, SMALL, 8);
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, SMALL + 2 * 4096, 8));
+    load(t, SMALL + 4096, 8);
+    for (unsigned i = 0; i < 4; i++)
+        assert_ptr_equal(soft_tlb_find_read(v, SOFT_TLB_KERNEL, SMALL + 4096 * i, 8),
+                         t->ram + PAGE_A + 4096 * i);
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, SMALL + 4 * 4096, 8));
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, SMALL + 5 * 4096, 8));
+
+    /* clean pages are not made writable by it */
+    soft_tlb_rights_changed(v);
+    assert_int_equal(soft_store(v, SMALL, 8, SOFT_AS_CPL, 1), 0);
+    assert_int_equal(soft_store(v, SMALL + 4096, 8, SOFT_AS_CPL, 1), 0);
+    assert_null(soft_tlb_find_write(v, SOFT_TLB_KERNEL, SMALL + 2 * 4096, 8));
+    assert_false(soft_test_get(t, PT + 8 * 2, 8) & D);
+
+    /* a large page, up to its end, and INVLPG of any part of it */
+    load(t, LARGE + 0x1fd000, 8);
+    load(t, LARGE + 0x1fe000, 8);
+    assert_ptr_equal(soft_tlb_find_read(v, SOFT_TLB_KERNEL, LARGE + 0x1ff000, 8),
+                     t->ram + 0x3ff000);
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, LARGE + 0x200000, 8));
+    soft_tlb_flush_page(v, LARGE);
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, LARGE + 0x1ff000, 8));
+    assert_null(soft_tlb_find_read(v, SOFT_TLB_KERNEL, LARGE + 0x1fd000, 8));
+}
+
 static void test_invlpg_huge(void **state)
 {
     struct soft_test *t = test_of(state);
@@ -522,6 +566,7 @@ int main(void)
         TEST(test_read_write_lengths),
         TEST(test_invlpg),
         TEST(test_invlpg_large),
+        TEST(test_fill_ahead),
         TEST(test_invlpg_huge),
         TEST(test_invlpg_drops_code),
         TEST(test_global),

@@ -36,6 +36,12 @@ static inline unsigned region_bit(gva_t addr)
 
 /* ---- first level ---- */
 
+static inline void slots_add(struct soft_tlb_slots *slots, unsigned slot)
+{
+    slots->words[slot / 64] |= BIT(slot % 64);
+    slots->any |= BIT(slot / 64);
+}
+
 static inline void data_drop(struct soft_vcpu *v, unsigned set, unsigned slot)
 {
     uint64_t invalid = soft_tlb_invalid_tag(slot);
@@ -67,8 +73,14 @@ static inline void level1_note(struct soft_tlb_tracking *t, gva_t addr,
     }
 }
 
+/* May the slot with this tag be taken for `page` without being asked for? */
+static inline bool slot_is_free(uint64_t tag, uint64_t page, uint64_t invalid)
+{
+    return tag == invalid || tag == -page;
+}
+
 void soft_tlb_fill_data(struct soft_vcpu *v, unsigned set, gva_t addr,
-                        const struct soft_tlb_entry *entry, uint8_t *host, bool is_readable,
+                        const struct soft_tlb_entry *entry, uint8_t *host, bool is_for_write,
                         bool is_writable)
 {
     struct soft_tlb_set *tlb = &v->tlb[set];
@@ -76,15 +88,20 @@ void soft_tlb_fill_data(struct soft_vcpu *v, unsigned set, gva_t addr,
     unsigned slot = soft_tlb_slot(addr);
     gva_t page = align_down(addr, SOFT_PAGE_SIZE);
     uint64_t invalid = soft_tlb_invalid_tag(slot);
+    uint64_t addend = (uint64_t)(uintptr_t)host - page;
 
-    tlb->read_tag[slot] = is_readable ? -page : invalid;
-    tlb->write_tag[slot] = is_writable ? -page : invalid;
-    tlb->addend[slot] = (uint64_t)(uintptr_t)host - page;
-    bitmap_assign(t->is_global[set], slot, entry->rights & PAGE_RIGHT_GLOBAL);
-    if (!bitmap_test(t->is_filled[set], slot)) {
-        bitmap_assign(t->is_filled[set], slot, true);
-        t->filled[set][t->filled_count[set]++] = (uint16_t)slot;
+    if (!is_for_write || slot_is_free(tlb->read_tag[slot], page, invalid)) {
+        tlb->read_tag[slot] = -page;
+        tlb->read_addend[slot] = addend;
     }
+    if (is_writable && (is_for_write || slot_is_free(tlb->write_tag[slot], page, invalid))) {
+        tlb->write_tag[slot] = -page;
+        tlb->write_addend[slot] = addend;
+    } else if (tlb->write_tag[slot] == -page) {
+        tlb->write_tag[slot] = invalid;
+    }
+    /* a slot may be in both: its two halves may hold different pages */
+    slots_add(entry->rights & PAGE_RIGHT_GLOBAL ? &t->global[set] : &t->local[set], slot);
     level1_note(t, addr, entry);
     v->stats.tlb_fills++;
 }
@@ -108,22 +125,15 @@ void soft_tlb_fill_exec(struct soft_vcpu *v, unsigned set, gva_t addr,
     v->stats.tlb_fills++;
 }
 
-/* Drop data entries; global ones stay with keep_global. */
-static void level1_flush_data(struct soft_vcpu *v, unsigned set, bool keep_global)
+static void level1_flush_slots(struct soft_vcpu *v, unsigned set, struct soft_tlb_slots *slots)
 {
-    struct soft_tlb_tracking *t = &v->tlb_tracking;
-    unsigned kept = 0;
-
-    for (unsigned i = 0; i < t->filled_count[set]; i++) {
-        unsigned slot = t->filled[set][i];
-        if (keep_global && bitmap_test(t->is_global[set], slot)) {
-            t->filled[set][kept++] = (uint16_t)slot;
-        } else {
-            data_drop(v, set, slot);
-            bitmap_assign(t->is_filled[set], slot, false);
-        }
+    for (uint64_t any = slots->any; any != 0; any &= any - 1) {
+        unsigned word = (unsigned)__builtin_ctzll(any);
+        for (uint64_t m = slots->words[word]; m != 0; m &= m - 1)
+            data_drop(v, set, word * 64 + (unsigned)__builtin_ctzll(m));
+        slots->words[word] = 0;
     }
-    t->filled_count[set] = kept;
+    slots->any = 0;
 }
 
 static void level1_flush_exec(struct soft_vcpu *v, unsigned set, bool keep_global)
@@ -145,7 +155,9 @@ static void level1_flush(struct soft_vcpu *v, bool keep_global)
     struct soft_tlb_tracking *t = &v->tlb_tracking;
 
     for (unsigned set = 0; set < SOFT_TLB_SETS; set++) {
-        level1_flush_data(v, set, keep_global);
+        level1_flush_slots(v, set, &t->local[set]);
+        if (!keep_global)
+            level1_flush_slots(v, set, &t->global[set]);
         level1_flush_exec(v, set, keep_global);
     }
     /* what is known of a half can be forgotten when nothing of it can be left */
@@ -160,19 +172,28 @@ static void level1_flush(struct soft_vcpu *v, bool keep_global)
     v->stats.tlb_flushes++;
 }
 
-/* Drop what lies in the same 2^shift bytes as addr. */
+/* Slots in use of one word. */
+static inline uint64_t slots_used(const struct soft_tlb_tracking *t, unsigned set, unsigned word)
+{
+    return t->local[set].words[word] | t->global[set].words[word];
+}
+
+/* Drop what lies in the same 2^shift bytes as addr, at least 64 pages. */
 static void level1_flush_range(struct soft_vcpu *v, gva_t addr, unsigned shift)
 {
     struct soft_tlb_tracking *t = &v->tlb_tracking;
+    unsigned first = soft_tlb_slot(addr >> shift << shift) / 64;
+    unsigned count = MIN(1u << (shift - SOFT_PAGE_SHIFT - 6), SOFT_TLB_WORDS);
 
     for (unsigned set = 0; set < SOFT_TLB_SETS; set++) {
         struct soft_tlb_set *tlb = &v->tlb[set];
-        for (unsigned i = 0; i < t->filled_count[set]; i++) {
-            unsigned slot = t->filled[set][i];
-            if ((-tlb->read_tag[slot] ^ addr) >> shift == 0 ||
-                (-tlb->write_tag[slot] ^ addr) >> shift == 0)
-                data_drop(v, set, slot);
-        }
+        for (unsigned word = first; word < first + count; word++)
+            for (uint64_t m = slots_used(t, set, word); m != 0; m &= m - 1) {
+                unsigned slot = word * 64 + (unsigned)__builtin_ctzll(m);
+                if ((-tlb->read_tag[slot] ^ addr) >> shift == 0 ||
+                    (-tlb->write_tag[slot] ^ addr) >> shift == 0)
+                    data_drop(v, set, slot);
+            }
         for (unsigned word = 0; word < SOFT_TLB_EXEC_SIZE / 64; word++)
             for (uint64_t m = t->exec_is_filled[set][word]; m != 0; m &= m - 1) {
                 unsigned slot = word * 64 + (unsigned)__builtin_ctzll(m);
@@ -216,11 +237,14 @@ void soft_tlb_drop_writes(struct soft_vcpu *v, const uint8_t *page)
 
     for (unsigned set = 0; set < SOFT_TLB_SETS; set++) {
         struct soft_tlb_set *tlb = &v->tlb[set];
-        for (unsigned i = 0; i < t->filled_count[set]; i++) {
-            unsigned slot = t->filled[set][i];
-            /* an invalid tag may match by chance; it is invalid afterwards as well */
-            if (tlb->addend[slot] - tlb->write_tag[slot] == (uint64_t)(uintptr_t)page)
-                tlb->write_tag[slot] = soft_tlb_invalid_tag(slot);
+        for (uint64_t any = t->local[set].any | t->global[set].any; any != 0; any &= any - 1) {
+            unsigned word = (unsigned)__builtin_ctzll(any);
+            for (uint64_t m = slots_used(t, set, word); m != 0; m &= m - 1) {
+                unsigned slot = word * 64 + (unsigned)__builtin_ctzll(m);
+                /* an invalid tag may match by chance; it is invalid afterwards as well */
+                if (tlb->write_addend[slot] - tlb->write_tag[slot] == (uint64_t)(uintptr_t)page)
+                    tlb->write_tag[slot] = soft_tlb_invalid_tag(slot);
+            }
         }
     }
 }
@@ -261,7 +285,7 @@ static inline struct soft_tlb2_line *line_small(struct soft_tlb2 *c, gva_t addr)
 {
     uint64_t number = addr >> SOFT_PAGE_SHIFT;
 
-    return &c->small[(number ^ number >> 10) & (SOFT_TLB2_SIZE - 1)];
+    return &c->small[(number ^ number >> 11) & (SOFT_TLB2_SIZE - 1)];
 }
 
 static inline struct soft_tlb2_line *line_large(struct soft_tlb2 *c, gva_t addr)

@@ -1,11 +1,11 @@
 /*
  * tlb.h - layout of the software TLB, shared with generated code
  *
- * Direct-mapped, one set per kind of access rights. A slot is found by the page number's low
- * bits; it hits when address + tag + size - 1 < 4096, where the tag is minus the page's
- * address: one sum checks the page and that the access stays within it. A slot that is not
- * valid holds minus the address of a page which maps to another slot (and whose predecessor
- * does as well), so that nothing which selects the slot can hit it.
+ * Direct-mapped, one set per kind of access rights, reads and writes apart. A slot is found by
+ * the page number's low bits; it hits when address + tag + size - 1 < 4096, where the tag is
+ * minus the page's address: one sum checks the page and that the access stays within it. A slot
+ * that is not valid holds minus the address of a page which maps to another slot (and whose
+ * predecessor does as well), so that nothing which selects the slot can hit it.
  *
  * host address = linear address + addend.
  */
@@ -18,9 +18,9 @@
 #define SOFT_PAGE_SHIFT 12
 #define SOFT_PAGE_SIZE UINT64_C(4096)
 
-#define SOFT_TLB_BITS 10
+#define SOFT_TLB_BITS 12
 #define SOFT_TLB_SIZE (1u << SOFT_TLB_BITS)
-#define SOFT_TLB_EXEC_SIZE 256u
+#define SOFT_TLB_EXEC_SIZE 1024u
 #define SOFT_TLB_REGION_WORDS 64u
 
 enum {
@@ -33,7 +33,9 @@ enum {
 struct soft_tlb_set {
     uint64_t read_tag[SOFT_TLB_SIZE];
     uint64_t write_tag[SOFT_TLB_SIZE];
-    uint64_t addend[SOFT_TLB_SIZE];
+    /* of their own, so that a copy between pages of one slot does not miss all the time */
+    uint64_t read_addend[SOFT_TLB_SIZE];
+    uint64_t write_addend[SOFT_TLB_SIZE];
 
     /* fetches by the C code */
     uint64_t exec_tag[SOFT_TLB_EXEC_SIZE];
@@ -47,12 +49,19 @@ struct soft_tlb_set {
     uint32_t code_cookie[SOFT_TLB_EXEC_SIZE];
 };
 
+/* A set of slots: a bit for each, and one for each word that may hold any. */
+#define SOFT_TLB_WORDS (SOFT_TLB_SIZE / 64)
+
+struct soft_tlb_slots {
+    uint64_t words[SOFT_TLB_WORDS];
+    uint64_t any;
+};
+
+_Static_assert(SOFT_TLB_WORDS <= 64, "one word says which words are in use");
+
 /* Which slots are in use, so that a flush costs what was filled. */
 struct soft_tlb_tracking {
-    uint16_t filled[SOFT_TLB_SETS][SOFT_TLB_SIZE];      /* slots filled since the last flush */
-    uint32_t filled_count[SOFT_TLB_SETS];
-    uint64_t is_global[SOFT_TLB_SETS][SOFT_TLB_SIZE / 64];
-    uint64_t is_filled[SOFT_TLB_SETS][SOFT_TLB_SIZE / 64];
+    struct soft_tlb_slots local[SOFT_TLB_SETS], global[SOFT_TLB_SETS];
     uint64_t exec_is_global[SOFT_TLB_SETS][SOFT_TLB_EXEC_SIZE / 64];
     uint64_t exec_is_filled[SOFT_TLB_SETS][SOFT_TLB_EXEC_SIZE / 64];
 
@@ -64,6 +73,9 @@ struct soft_tlb_tracking {
     /* filled since the last flush, per half of the address space: fragments of large pages, of
      * 1 GiB pages, global pages */
     bool has_large[2], has_huge[2], has_global[2];
+
+    /* the page behind the last miss of a read, and of a write: who misses there reads on */
+    uint64_t next_page[2];
 };
 
 /*
@@ -74,7 +86,7 @@ struct soft_tlb_tracking {
  * data = guest-physical page | PAGE_RIGHT_*.
  */
 #define SOFT_TLB2_WAYS 4u
-#define SOFT_TLB2_SIZE 1024u
+#define SOFT_TLB2_SIZE 2048u
 #define SOFT_TLB2_LARGE_SIZE 128u
 #define SOFT_TLB2_HUGE_SIZE 8u
 
