@@ -10,6 +10,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -17,6 +19,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "base/parse.h"
+#include "base/stats.h"
 
 static void test_err_set_appends_reason(void **state)
 {
@@ -182,6 +185,29 @@ static void test_log_limit(void **state)
     assert_false(log_limit_allows(&limit));
 }
 
+static void test_stats_text(void **state)
+{
+    struct stats_text text;
+    char *buf = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&buf, &size);
+    stats_text_init(&text, out);
+    stats_begin(&text.sink, "cache", -1);
+    stats_put_count(&text.sink, "blocks", "blocks", 7);
+    stats_put_count(&text.sink, "none", "not seen", 0);
+    stats_begin(&text.sink, "translator", 3);
+    stats_put_share(&text.sink, "hits", "hits", 1, 8);
+    stats_put_ms(&text.sink, "time_ms", "ms in it", 1.5);
+    fclose(out);
+    assert_string_equal(buf, "cache\n"
+                             "  blocks                                                      7\n"
+                             "CPU 3, translator\n"
+                             "  hits                                                        1"
+                             "  12.500%\n"
+                             "  ms in it                                                1.500\n");
+    free(buf);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -195,6 +221,7 @@ int main(void)
         cmocka_unit_test(test_log_lines),
         cmocka_unit_test(test_log_level),
         cmocka_unit_test(test_log_limit),
+        cmocka_unit_test(test_stats_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

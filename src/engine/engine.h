@@ -13,7 +13,6 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 
 #include "base/err.h"
 #include "cpu/model.h"
@@ -21,6 +20,7 @@
 
 struct engine;
 struct engine_vcpu;
+struct stats_sink;
 
 /*
  * Input pins of one vCPU, owned by the machine. Devices set bits from any thread and then call
@@ -128,8 +128,8 @@ struct engine_ops {
     /* RAM changed behind the engine's back (DMA): drop translations of it. */
     void (*code_changed)(struct engine *engine, gpa_t addr, uint64_t size);
 
-    /* Print the table of `--stats`. No vCPU runs. */
-    void (*print_stats)(struct engine *engine, FILE *out);
+    /* What the engine counted, group by group. No vCPU runs. */
+    void (*report_stats)(struct engine *engine, struct stats_sink *sink);
 };
 
 extern const struct engine_ops engine_interp;

@@ -240,22 +240,6 @@ void vm_run(struct vm *vm, struct vm_end *end)
     *end = vm->end;
 }
 
-const char *vm_engine_name(const struct vm *vm)
-{
-    return vm->ops->name;
-}
-
-void vm_print_stats(struct vm *vm, FILE *out)
-{
-    fprintf(out, "%-5s %14s %14s %14s\n", "CPU", "running (ms)", "halted (ms)", "times halted");
-    for (unsigned i = 0; i < vm->vcpu_count; i++) {
-        const struct vcpu *vcpu = &vm->vcpus[i];
-        fprintf(out, "%-5u %14.1f %14.1f %14" PRIu64 "\n", i, (double)vcpu->run_ns / 1e6,
-                (double)vcpu->halt_ns / 1e6, vcpu->halt_count);
-    }
-    vm->ops->print_stats(vm->engine, out);
-}
-
 /* ---- making and taking apart ---- */
 
 static int vm_check_config(const struct vm_config *config, struct err *e)

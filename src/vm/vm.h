@@ -17,6 +17,7 @@
 
 struct chardev;
 struct loop;
+struct stats_sink;
 struct vm;
 
 #define VM_CPUS_MAX 64
@@ -102,7 +103,26 @@ bool vm_is_paused(const struct vm *vm);
 /* What executes the guest now: "kvm", "bt" or "interp". Owner's thread. */
 const char *vm_engine_name(const struct vm *vm);
 
-/* The tables of `--stats`: time of each CPU, then the engine's. After vm_run. */
+/* Strings are the machine's. */
+struct vm_status {
+    const char *engine;        /* "kvm", "bt" or "interp" */
+    bool is_paused;
+    unsigned cpu_count;
+    uint64_t memory_bytes;
+    const char *cpu_model, *kernel_path, *cmdline;
+    const char *initrd_path;   /* NULL: none */
+    uint64_t guest_ns;         /* guest time since the machine was made */
+};
+
+/* Owner's thread. */
+void vm_get_status(struct vm *vm, struct vm_status *out);
+
+/*
+ * What was counted: time of each CPU, then the engine's counters. The CPUs are held meanwhile.
+ * Owner's thread.
+ */
+void vm_report_stats(struct vm *vm, struct stats_sink *sink);
+/* The same as text, for `--stats`. */
 void vm_print_stats(struct vm *vm, FILE *out);
 
 /* NULL is allowed. Not while vm_run runs. `loop` and `serial` are left to the caller. */

@@ -431,7 +431,7 @@ void bt_trace_block(struct bt_engine *be, const struct bt_block *block, const ui
 void bt_trace_close(struct bt_engine *be);
 
 /* stats.c */
-void bt_print_stats(struct engine *engine, FILE *out);
+void bt_report_stats(struct engine *engine, struct stats_sink *sink);
 
 /* Status flags between st.rflags and the form that stubs load and save. */
 static inline void bt_flags_from_host(struct bt_vcpu *b)

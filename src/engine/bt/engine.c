@@ -192,5 +192,5 @@ const struct engine_ops engine_bt = {
     .add_ram = bt_add_ram,
     .remove_ram = bt_remove_ram,
     .code_changed = bt_code_changed,
-    .print_stats = bt_print_stats,
+    .report_stats = bt_report_stats,
 };

@@ -1,10 +1,11 @@
 /*
- * stats.c - the translator's part of --stats
+ * stats.c - what the translator counts
  */
 #include <Zydis/Zydis.h>
-#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
+#include "base/stats.h"
 #include "engine/bt/bt.h"
 #include "engine/soft/stats.h"
 
@@ -21,13 +22,8 @@ static int compare_counts(const void *a, const void *b)
     return x->count < y->count ? 1 : x->count > y->count ? -1 : 0;
 }
 
-static void print_row(FILE *out, const char *what, uint64_t value)
-{
-    fprintf(out, "  %-44s %14" PRIu64 "\n", what, value);
-}
-
 /* Instructions that ran in C, the most frequent first. */
-static void print_ops(const struct bt_stats *s, FILE *out)
+static void report_ops(const struct bt_stats *s, struct stats_sink *sink)
 {
     struct op_count ops[ARRAY_SIZE(s->soft_ops)];
     uint64_t total = 0;
@@ -37,72 +33,86 @@ static void print_ops(const struct bt_stats *s, FILE *out)
         total += s->soft_ops[i];
     }
     qsort(ops, ARRAY_SIZE(ops), sizeof(ops[0]), compare_counts);
-    print_row(out, "helper calls (instructions run in C)", total);
-    for (unsigned i = 0; i < TOP_OPS && ops[i].count != 0; i++)
-        fprintf(out, "    %-42s %14" PRIu64 "\n", ZydisMnemonicGetString((ZydisMnemonic)ops[i].op),
-                ops[i].count);
+    stats_put_count(sink, "helper_calls", "helper calls (instructions run in C)", total);
+    for (unsigned i = 0; i < TOP_OPS && ops[i].count != 0; i++) {
+        const char *name = ZydisMnemonicGetString((ZydisMnemonic)ops[i].op);
+        char key[48], title[48];
+        snprintf(key, sizeof(key), "helper_calls.%s", name);
+        snprintf(title, sizeof(title), "  %s", name);
+        stats_put_count(sink, key, title, ops[i].count);
+    }
 }
 
 /* Share of `total` that was not among `misses`. */
-static void print_rate(FILE *out, const char *what, uint64_t total, uint64_t misses)
+static void report_hits(struct stats_sink *sink, const char *key, const char *title, uint64_t total,
+                        uint64_t misses)
 {
-    if (total != 0)
-        fprintf(out, "  %-44s %14" PRIu64 "  %.3f%%\n", what, total - MIN(misses, total),
-                100.0 * (double)(total - MIN(misses, total)) / (double)total);
+    stats_put_share(sink, key, title, total - MIN(misses, total), total);
 }
 
-static void print_times(const struct bt_vcpu *b, double tsc_per_ms, FILE *out)
+static void report_times(const struct bt_vcpu *b, double tsc_per_ms, struct stats_sink *sink)
 {
     const struct bt_stats *s = &b->stats;
     const struct {
-        const char *what;
+        const char *key, *title;
         uint64_t cycles;
     } rows[] = {
-        {"ms translating", s->translate_cycles},
-        {"ms in TLB misses", s->tlb_miss_cycles},
-        {"ms in instructions run in C, devices included", s->soft_cycles},
-        {"ms dispatching, translating included", s->dispatch_cycles},
-        {"ms in devices", b->soft.stats.host_tsc},
+        {"translating_ms", "ms translating", s->translate_cycles},
+        {"tlb_misses_ms", "ms in TLB misses", s->tlb_miss_cycles},
+        {"helpers_ms", "ms in instructions run in C, devices included", s->soft_cycles},
+        {"dispatching_ms", "ms dispatching, translating included", s->dispatch_cycles},
+        {"devices_ms", "ms in devices", b->soft.stats.host_tsc},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-        fprintf(out, "  %-44s %14.3f\n", rows[i].what, (double)rows[i].cycles / tsc_per_ms);
+        stats_put_ms(sink, rows[i].key, rows[i].title, (double)rows[i].cycles / tsc_per_ms);
 }
 
-void bt_print_stats(struct engine *engine, FILE *out)
+static void report_vcpu(const struct bt_vcpu *b, double tsc_per_ms, struct stats_sink *sink)
+{
+    const struct bt_stats *s = &b->stats;
+
+    stats_put_count(sink, "blocks", "blocks translated", s->blocks);
+    stats_put_count(sink, "guest_instructions", "guest instructions in them", s->guest_insns);
+    stats_put_count(sink, "guest_bytes", "guest bytes", s->guest_bytes);
+    stats_put_count(sink, "host_bytes", "host bytes", s->host_bytes);
+    report_times(b, tsc_per_ms, sink);
+    report_hits(sink, "blocks_chained", "blocks entered without a dispatch", b->blocks_run,
+                s->dispatches);
+    stats_put_count(sink, "dispatches", "dispatches (control came back to C)", s->dispatches);
+    stats_put_count(sink, "dispatches.indirect", "  after an indirect branch without a guess",
+                    s->indirect_misses);
+    stats_put_count(sink, "dispatches.link", "  to link a branch", s->chains);
+    stats_put_count(sink, "host_faults", "host faults in generated code", s->host_faults);
+    stats_put_count(sink, "instructions_stepped", "instructions stepped", s->steps);
+    report_hits(sink, "tlb_hits", "TLB hits of generated code", b->accesses, s->tlb_misses);
+    stats_put_count(sink, "tlb_misses", "TLB misses of generated code", s->tlb_misses);
+    stats_put_count(sink, "tlb_misses.in_c", "  of them finished in C (fault, device, ...)",
+                    s->tlb_miss_soft);
+    stats_put_count(sink, "share_misses", "shared checks that failed", s->share_misses);
+    stats_put_count(sink, "code_writes", "writes to pages with code", s->code_writes);
+    stats_put_count(sink, "code_writes.beside", "  of them beside the code", s->code_writes_beside);
+    stats_put_count(sink, "blocks_dropped", "blocks dropped by writes", s->kills);
+    stats_put_count(sink, "pages_protected", "pages protected", s->protects);
+    stats_put_count(sink, "pages_protected.exclusive", "  of them with all CPUs stopped",
+                    s->protect_exclusive);
+    report_ops(s, sink);
+}
+
+void bt_report_stats(struct engine *engine, struct stats_sink *sink)
 {
     struct bt_engine *be = (struct bt_engine *)engine;
     double tsc_per_ms = be->soft.model->tsc_hz != 0 ? (double)be->soft.model->tsc_hz / 1000 : 1e6;
 
-    fprintf(out, "engine bt\n");
-    fprintf(out, "  code cache: %zu of %zu KiB, %zu blocks, emptied %" PRIu64 " times\n",
-            be->used >> 10, be->cache_size >> 10, be->block_count, be->generation);
+    stats_begin(sink, "code cache", -1);
+    stats_put_share(sink, "used_bytes", "bytes used", be->used, be->cache_size);
+    stats_put_count(sink, "size_bytes", "bytes there are", be->cache_size);
+    stats_put_count(sink, "blocks", "blocks", be->block_count);
+    stats_put_count(sink, "emptied", "times emptied", be->generation);
     for (unsigned i = 0; i < be->soft.vcpu_count; i++) {
-        const struct bt_vcpu *b = (const struct bt_vcpu *)be->soft.vcpus[i];
-        if (b == NULL)
+        if (be->soft.vcpus[i] == NULL)
             continue;
-        const struct bt_stats *s = &b->stats;
-        fprintf(out, "CPU %u, translator\n", i);
-        print_row(out, "blocks translated", s->blocks);
-        print_row(out, "guest instructions in them", s->guest_insns);
-        print_row(out, "guest bytes", s->guest_bytes);
-        print_row(out, "host bytes", s->host_bytes);
-        print_times(b, tsc_per_ms, out);
-        print_rate(out, "blocks entered without a dispatch", b->blocks_run, s->dispatches);
-        print_row(out, "dispatches (control came back to C)", s->dispatches);
-        print_row(out, "  after an indirect branch without a guess", s->indirect_misses);
-        print_row(out, "  to link a branch", s->chains);
-        print_row(out, "host faults in generated code", s->host_faults);
-        print_row(out, "instructions stepped", s->steps);
-        print_rate(out, "TLB hits of generated code", b->accesses, s->tlb_misses);
-        print_row(out, "TLB misses of generated code", s->tlb_misses);
-        print_row(out, "  of them finished in C (fault, device, ...)", s->tlb_miss_soft);
-        print_row(out, "shared checks that failed", s->share_misses);
-        print_row(out, "writes to pages with code", s->code_writes);
-        print_row(out, "  of them beside the code", s->code_writes_beside);
-        print_row(out, "blocks dropped by writes", s->kills);
-        print_row(out, "pages protected", s->protects);
-        print_row(out, "  of them with all CPUs stopped", s->protect_exclusive);
-        print_ops(s, out);
+        stats_begin(sink, "translator", (int)i);
+        report_vcpu((const struct bt_vcpu *)be->soft.vcpus[i], tsc_per_ms, sink);
     }
-    soft_stats_print(&be->soft, out);
+    soft_stats_report(&be->soft, sink);
 }

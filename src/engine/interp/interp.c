@@ -7,10 +7,10 @@
  * the loop sets `go` and then reads the pins. Either the pin is seen, or `go` is 0 again.
  */
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/stats.h"
 #include "engine/engine.h"
 #include "engine/soft/stats.h"
 #include "engine/soft/vcpu.h"
@@ -172,21 +172,21 @@ static void interp_code_changed(struct engine *engine, gpa_t addr, uint64_t size
 {
 }
 
-static void interp_print_stats(struct engine *engine, FILE *out)
+static void interp_report_stats(struct engine *engine, struct stats_sink *sink)
 {
     double tsc_per_ms =
         engine->soft.model->tsc_hz != 0 ? (double)engine->soft.model->tsc_hz / 1000 : 1e6;
 
-    fprintf(out, "engine interp\n");
-    soft_stats_print(&engine->soft, out);
     for (unsigned i = 0; i < engine->soft.vcpu_count; i++) {
         const struct soft_vcpu *v = engine->soft.vcpus[i];
         const struct engine_vcpu *vcpu;
         if (v == NULL)
             continue;
         vcpu = CONTAINER_OF(v, struct engine_vcpu, soft);
-        fprintf(out, "CPU %u ran %.3f ms\n", i, (double)vcpu->run_tsc / tsc_per_ms);
+        stats_begin(sink, "interpreter", (int)i);
+        stats_put_ms(sink, "running_ms", "ms running", (double)vcpu->run_tsc / tsc_per_ms);
     }
+    soft_stats_report(&engine->soft, sink);
 }
 
 const struct engine_ops engine_interp = {
@@ -202,5 +202,5 @@ const struct engine_ops engine_interp = {
     .add_ram = interp_add_ram,
     .remove_ram = interp_remove_ram,
     .code_changed = interp_code_changed,
-    .print_stats = interp_print_stats,
+    .report_stats = interp_report_stats,
 };

@@ -319,5 +319,5 @@ const struct engine_ops engine_kvm = {
     .add_ram = engine_add_ram,
     .remove_ram = engine_remove_ram,
     .code_changed = engine_code_changed,
-    .print_stats = kvm_stats_print,
+    .report_stats = kvm_stats_report,
 };

@@ -193,7 +193,7 @@ int kvm_deliver_pending(struct engine_vcpu *v, struct err *e);
 
 /* stats.c */
 void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigned length);
-void kvm_stats_print(struct engine *engine, FILE *out);
+void kvm_stats_report(struct engine *engine, struct stats_sink *sink);
 
 /* probe.c */
 int kvm_probe(const struct kvm_sys *sys, struct err *why);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/stats.h"
 #include "engine/kvm/fake.h"
 #include "os/fault.h"
 
@@ -589,7 +590,7 @@ static void never_loops(void **state)
     struct cpu_state *st = machine_state(m);
     char *text = NULL;
     size_t size = 0;
-    FILE *out;
+    struct stats_text stats;
 
     m->model.tsc_hz = UINT64_C(100000000000000); /* every failure is near the last */
     for (unsigned runs = 0; st->rip != CODE + 7 && runs < 100; runs++) {
@@ -604,11 +605,11 @@ static void never_loops(void **state)
     assert_int_equal(st->rip, CODE + 7);
     assert_int_equal(st->gpr[CPU_RCX] & 0xffff, 0);
     free(st);
-    out = open_memstream(&text, &size);
-    engine_kvm.print_stats(m->engine, out);
-    fclose(out);
+    stats_text_init(&stats, open_memstream(&text, &size));
+    engine_kvm.report_stats(m->engine, &stats.sink);
+    fclose(stats.out);
     assert_non_null(strstr(text, "emulation failures"));
-    assert_non_null(strstr(text, "times: 49"));
+    assert_non_null(strstr(text, "failed on 49"));
     free(text);
     machine_free(m);
 }

@@ -1,31 +1,32 @@
 /*
- * stats.c - the table of `--stats`
+ * stats.c - what the engine on KVM counts
  */
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/stats.h"
 #include "engine/kvm/kvm.h"
-#include "engine/soft/stats.h"
 
-static const char *const count_names[KVM_COUNT_MAX] = {
-    [KVM_COUNT_IO_READ] = "port reads",
-    [KVM_COUNT_IO_WRITE] = "port writes",
-    [KVM_COUNT_MMIO_READ] = "MMIO reads",
-    [KVM_COUNT_MMIO_WRITE] = "MMIO writes",
-    [KVM_COUNT_MSR_READ] = "MSR reads",
-    [KVM_COUNT_MSR_WRITE] = "MSR writes",
-    [KVM_COUNT_HALT] = "halts",
-    [KVM_COUNT_WINDOW] = "interrupt windows",
-    [KVM_COUNT_TPR] = "task priority lowered",
-    [KVM_COUNT_KICK] = "kicked out",
-    [KVM_COUNT_INTERRUPT] = "interrupts",
-    [KVM_COUNT_NMI] = "NMIs",
-    [KVM_COUNT_FETCH] = "registers read",
-    [KVM_COUNT_STORE] = "registers set",
-    [KVM_COUNT_FAILURE] = "emulation failures",
-    [KVM_COUNT_BAD_ENTRY] = "entries refused",
-    [KVM_COUNT_STEPPED] = "instructions stepped over",
+static const struct {
+    const char *key, *title;
+} counts[KVM_COUNT_MAX] = {
+    [KVM_COUNT_IO_READ] = {"io_reads", "port reads"},
+    [KVM_COUNT_IO_WRITE] = {"io_writes", "port writes"},
+    [KVM_COUNT_MMIO_READ] = {"mmio_reads", "MMIO reads"},
+    [KVM_COUNT_MMIO_WRITE] = {"mmio_writes", "MMIO writes"},
+    [KVM_COUNT_MSR_READ] = {"msr_reads", "MSR reads"},
+    [KVM_COUNT_MSR_WRITE] = {"msr_writes", "MSR writes"},
+    [KVM_COUNT_HALT] = {"halts", "halts"},
+    [KVM_COUNT_WINDOW] = {"interrupt_windows", "interrupt windows"},
+    [KVM_COUNT_TPR] = {"tpr_lowered", "task priority lowered"},
+    [KVM_COUNT_KICK] = {"kicks", "kicked out"},
+    [KVM_COUNT_INTERRUPT] = {"interrupts", "interrupts"},
+    [KVM_COUNT_NMI] = {"nmis", "NMIs"},
+    [KVM_COUNT_FETCH] = {"registers_read", "registers read"},
+    [KVM_COUNT_STORE] = {"registers_set", "registers set"},
+    [KVM_COUNT_FAILURE] = {"emulation_failures", "emulation failures"},
+    [KVM_COUNT_BAD_ENTRY] = {"entries_refused", "entries refused"},
+    [KVM_COUNT_STEPPED] = {"instructions_stepped", "instructions stepped over"},
 };
 
 /* Space-Saving: a newcomer takes the rarest one's place, and its count. */
@@ -47,11 +48,14 @@ void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigne
     rarest->count++;
 }
 
-static void print_failed(const struct kvm_stats *s, FILE *out)
+/* Instructions that KVM failed on, the most frequent first. */
+static void report_failed(const struct kvm_stats *s, struct stats_sink *sink)
 {
     bool is_done[KVM_FAILED_KINDS] = {false};
 
     for (unsigned n = 0; n < KVM_FAILED_KINDS; n++) {
+        char hex[2 * sizeof(s->failed[0].bytes) + 1] = "not_readable";
+        char key[16 + sizeof(hex)], title[16 + sizeof(hex)];
         unsigned best = KVM_FAILED_KINDS;
         for (unsigned i = 0; i < KVM_FAILED_KINDS; i++)
             if (!is_done[i] && s->failed[i].count != 0 &&
@@ -60,28 +64,28 @@ static void print_failed(const struct kvm_stats *s, FILE *out)
         if (best == KVM_FAILED_KINDS)
             return;
         is_done[best] = true;
-        fprintf(out, "    failed on %16" PRIu64 " times:", s->failed[best].count);
         for (unsigned i = 0; i < s->failed[best].length; i++)
-            fprintf(out, " %02x", s->failed[best].bytes[i]);
-        fprintf(out, "%s\n", s->failed[best].length == 0 ? " (not readable)" : "");
+            snprintf(hex + 2 * i, sizeof(hex) - 2 * i, "%02x", s->failed[best].bytes[i]);
+        snprintf(key, sizeof(key), "failed.%s", hex);
+        snprintf(title, sizeof(title), "  failed on %s", hex);
+        stats_put_count(sink, key, title, s->failed[best].count);
     }
 }
 
-void kvm_stats_print(struct engine *engine, FILE *out)
+void kvm_stats_report(struct engine *engine, struct stats_sink *sink)
 {
     double tsc_per_ms = MAX((double)engine->soft.model->tsc_hz / 1000, 1.0);
 
-    fprintf(out, "engine kvm\n");
     for (unsigned i = 0; i < engine->soft.vcpu_count; i++) {
         const struct engine_vcpu *v;
         if (engine->soft.vcpus[i] == NULL)
             continue;
         v = CONTAINER_OF(engine->soft.vcpus[i], struct engine_vcpu, soft);
-        fprintf(out, "CPU %u ran %.3f ms, entered KVM %" PRIu64 " times\n", i,
-                (double)v->run_tsc / tsc_per_ms, v->stats.runs);
+        stats_begin(sink, "KVM", (int)i);
+        stats_put_ms(sink, "running_ms", "ms running", (double)v->run_tsc / tsc_per_ms);
+        stats_put_count(sink, "entries", "times entered", v->stats.runs);
         for (unsigned n = 0; n < KVM_COUNT_MAX; n++)
-            if (v->stats.counts[n] != 0)
-                fprintf(out, "  %-28s %16" PRIu64 "\n", count_names[n], v->stats.counts[n]);
-        print_failed(&v->stats, out);
+            stats_put_count(sink, counts[n].key, counts[n].title, v->stats.counts[n]);
+        report_failed(&v->stats, sink);
     }
 }

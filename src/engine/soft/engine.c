@@ -5,9 +5,11 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/stats.h"
 #include "engine/soft/exclusive.h"
 #include "engine/soft/mmu.h"
 #include "engine/soft/ops.h"
@@ -252,44 +254,57 @@ static const char *const exception_names[32] = {
     "#NP", "#SS", "#GP", "#PF", NULL,  "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
 };
 
-static void stats_print_line(FILE *out, const char *name, uint64_t value)
+static void soft_report_exceptions(const struct soft_stats *s, struct stats_sink *sink)
 {
-    if (value != 0)
-        fprintf(out, "  %-28s %16" PRIu64 "\n", name, value);
+    for (unsigned n = 0; n < ARRAY_SIZE(s->exceptions); n++) {
+        char key[24], title[32];
+        if (s->exceptions[n] == 0)
+            continue;
+        snprintf(key, sizeof(key), "exceptions.%u", n);
+        snprintf(title, sizeof(title), "exceptions %u %s", n,
+                 exception_names[n] != NULL ? exception_names[n] : "");
+        stats_put_count(sink, key, title, s->exceptions[n]);
+    }
 }
 
-void soft_stats_print(const struct soft_engine *se, FILE *out)
+static void soft_report_vcpu(const struct soft_stats *s, double tsc_per_ms, struct stats_sink *sink)
+{
+    const struct {
+        const char *key, *title;
+        uint64_t count;
+    } rows[] = {
+        {"tlb_fills", "TLB fills", s->tlb_fills},
+        {"tlb_flushes", "TLB flushes", s->tlb_flushes},
+        {"tlb_page_flushes", "TLB page flushes", s->tlb_page_flushes},
+        {"io_reads", "port reads", s->io_reads},
+        {"io_writes", "port writes", s->io_writes},
+        {"mmio_reads", "MMIO reads", s->mmio_reads},
+        {"mmio_writes", "MMIO writes", s->mmio_writes},
+        {"halts", "halts", s->halts},
+        {"fpu_loads", "FPU state loads", s->fpu_loads},
+        {"fpu_saves", "FPU state saves", s->fpu_saves},
+        {"host_calls", "host calls", s->host_calls},
+        {"exclusive_waits", "exclusive sections or waits", s->exclusive_waits},
+    };
+
+    stats_put_count(sink, "instructions_stepped", "instructions stepped", s->instructions);
+    stats_put_count(sink, "interrupts", "interrupts", s->interrupts);
+    soft_report_exceptions(s, sink);
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
+        stats_put_count(sink, rows[i].key, rows[i].title, rows[i].count);
+    stats_put_ms(sink, "host_calls_ms", "ms in host calls", (double)s->host_tsc / tsc_per_ms);
+    stats_put_ms(sink, "exclusive_ms", "ms in exclusive sections",
+                 (double)s->exclusive_tsc / tsc_per_ms);
+}
+
+void soft_stats_report(const struct soft_engine *se, struct stats_sink *sink)
 {
     double tsc_per_ms = se->model->tsc_hz != 0 ? (double)se->model->tsc_hz / 1000 : 1e6;
 
     for (unsigned i = 0; i < se->vcpu_count; i++) {
-        const struct soft_stats *s;
         if (se->vcpus[i] == NULL)
             continue;
-        s = &se->vcpus[i]->stats;
-        fprintf(out, "CPU %u\n", i);
-        stats_print_line(out, "instructions stepped", s->instructions);
-        stats_print_line(out, "interrupts", s->interrupts);
-        for (unsigned n = 0; n < ARRAY_SIZE(s->exceptions); n++) {
-            char name[24];
-            snprintf(name, sizeof(name), "exceptions %u %s", n,
-                     exception_names[n] != NULL ? exception_names[n] : "");
-            stats_print_line(out, name, s->exceptions[n]);
-        }
-        stats_print_line(out, "TLB fills", s->tlb_fills);
-        stats_print_line(out, "TLB flushes", s->tlb_flushes);
-        stats_print_line(out, "TLB page flushes", s->tlb_page_flushes);
-        stats_print_line(out, "port reads", s->io_reads);
-        stats_print_line(out, "port writes", s->io_writes);
-        stats_print_line(out, "MMIO reads", s->mmio_reads);
-        stats_print_line(out, "MMIO writes", s->mmio_writes);
-        stats_print_line(out, "halts", s->halts);
-        stats_print_line(out, "FPU state loads", s->fpu_loads);
-        stats_print_line(out, "FPU state saves", s->fpu_saves);
-        stats_print_line(out, "host calls", s->host_calls);
-        stats_print_line(out, "exclusive sections or waits", s->exclusive_waits);
-        fprintf(out, "  %-28s %16.3f\n", "ms in host calls", (double)s->host_tsc / tsc_per_ms);
-        fprintf(out, "  %-28s %16.3f\n", "ms in exclusive sections",
-                (double)s->exclusive_tsc / tsc_per_ms);
+        stats_begin(sink, "execution", (int)i);
+        soft_report_vcpu(&se->vcpus[i]->stats, tsc_per_ms, sink);
     }
 }

@@ -1,14 +1,13 @@
 /*
- * stats.h - printing what the software engines count
+ * stats.h - reporting what the software engines count
  */
 #ifndef DOPPEL_ENGINE_SOFT_STATS_H
 #define DOPPEL_ENGINE_SOFT_STATS_H
 
-#include <stdio.h>
-
 struct soft_engine;
+struct stats_sink;
 
-/* One block per vCPU; counters of zero are left out. No vCPU runs. */
-void soft_stats_print(const struct soft_engine *se, FILE *out);
+/* One group, "execution", per vCPU. No vCPU runs. */
+void soft_stats_report(const struct soft_engine *se, struct stats_sink *sink);
 
 #endif
