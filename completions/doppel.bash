@@ -16,6 +16,7 @@ _doppel() {
     --engine) mapfile -t COMPREPLY < <(compgen -W 'auto kvm bt interp' -- "$cur") ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
+    --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
     --memory | --code-cache | --cpus | --cmdline) ;;
@@ -25,7 +26,7 @@ _doppel() {
         ;;
     *)
         mapfile -t COMPREPLY < <(compgen -W '--engine --cpus --memory --cpu-model --kernel --initrd
-            --cmdline --serial --debug-exit --test-device --on-reboot --stats --log --code-cache --perf-map
+            --cmdline --disk --serial --debug-exit --test-device --on-reboot --stats --log --code-cache --perf-map
             --dump-blocks --help --version' -- "$cur")
         ;;
     esac

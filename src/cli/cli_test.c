@@ -114,6 +114,35 @@ static void test_bad_usage(void **state)
     EXPECT_ERROR("unknown option", many);
 }
 
+static void test_disks(void **state)
+{
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "a,,b.img", "--disk",
+                           "c,ro,cache=none,serial=X,,1"),
+                     0);
+    assert_int_equal(o.disk_count, 2);
+    assert_string_equal(o.disks[0].path, "a,b.img");
+    assert_false(o.disks[0].is_read_only);
+    assert_int_equal(o.disks[0].cache, VM_DISK_WRITEBACK);
+    assert_null(o.disks[0].serial);
+    assert_string_equal(o.disks[1].path, "c");
+    assert_true(o.disks[1].is_read_only);
+    assert_int_equal(o.disks[1].cache, VM_DISK_NONE);
+    assert_string_equal(o.disks[1].serial, "X,1");
+    static const struct {
+        const char *value, *about;
+    } bad[] = {{",ro", "empty"},
+               {"a,cache=fast", "unknown cache"},
+               {"a,seriel=x", "did you mean 'serial'"},
+               {"a,b", "written twice"},
+               {"a,serial=123456789012345678901", "longer than 20"}};
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", bad[i].value), -EINVAL);
+        assert_non_null(strstr(e.msg, bad[i].about));
+    }
+}
+
 static void test_help_needs_no_kernel(void **state)
 {
     struct options o;
@@ -271,6 +300,7 @@ int main(void)
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_bad_usage),
+        cmocka_unit_test(test_disks),
         cmocka_unit_test(test_help_needs_no_kernel),
         cmocka_unit_test(test_suggest),
         cmocka_unit_test(test_keys),

@@ -21,6 +21,7 @@ enum option_id {
     OPTION_KERNEL,
     OPTION_INITRD,
     OPTION_CMDLINE,
+    OPTION_DISK,
     OPTION_SERIAL,
     OPTION_DEBUG_EXIT,
     OPTION_TEST_DEVICE,
@@ -60,7 +61,12 @@ static const struct option_spec {
         "Initial RAM disk; for Multiboot a list FILE,FILE of modules"},
     [OPTION_CMDLINE] = {"cmdline", "STRING", NULL,
         "Kernel command line"},
-    [OPTION_SERIAL] = {"serial", "DEVICE", "Devices",
+    [OPTION_DISK] = {"disk", "FILE[,PROPERTY...]", "Devices",
+        "A virtio disk in a raw file or on a block device, up to\n"
+        "16 times. Properties: ro (read-only), serial=TEXT, and\n"
+        "cache=writeback (the default), none (past the page cache)\n"
+        "or unsafe (the guest's flushes are ignored)"},
+    [OPTION_SERIAL] = {"serial", "DEVICE", NULL,
         "First serial port: stdio (the default), file:PATH,\n"
         "unix:PATH (a listening socket) or none"},
     [OPTION_DEBUG_EXIT] = {"debug-exit", NULL, NULL,
@@ -263,6 +269,12 @@ static int options_take(enum option_id id, const char *value, struct options *ou
     case OPTION_CMDLINE:
         out->cmdline = value;
         return 0;
+    case OPTION_DISK:
+        if (out->disk_count == VM_DISKS_MAX)
+            return err_set(e, 0, "--disk: there can be %u disks", VM_DISKS_MAX);
+        rc = disk_parse(value, out->disk_texts[out->disk_count], &out->disks[out->disk_count], e);
+        out->disk_count++;
+        return rc;
     case OPTION_SERIAL:
         out->serial = value;
         return 0;

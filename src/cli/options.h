@@ -10,6 +10,7 @@
 
 #include "base/err.h"
 #include "base/log.h"
+#include "cli/disk.h"
 #include "vm/vm.h"
 
 /* What to do; strings point into argv or are constants. */
@@ -25,6 +26,9 @@ struct options {
     const char *cmdline;
     const char *serial;
     const char *cpu_model;
+    struct vm_disk disks[VM_DISKS_MAX];
+    char disk_texts[VM_DISKS_MAX][DISK_TEXT_SIZE]; /* what `disks` points into */
+    unsigned disk_count;
     bool has_debug_exit;
     bool has_test_device; /* which implies a debug-exit port */
     bool wants_stats;

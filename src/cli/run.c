@@ -225,6 +225,8 @@ static int run_open(struct run *run, struct err *e)
         .cpu_model = o->cpu_model,
         .loop = run->loop,
         .serial = run->serial,
+        .disks = o->disks,
+        .disk_count = o->disk_count,
         .has_debug_exit = o->has_debug_exit || o->has_test_device,
         .has_test_device = o->has_test_device,
         .on_reboot = o->on_reboot,

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "backend/block/block.h"
 #include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/i8259.h"
 #include "dev/irqchip/ioapic.h"
@@ -24,6 +25,7 @@
 #include "dev/timer/hpet.h"
 #include "dev/timer/i8254.h"
 #include "dev/timer/mc146818.h"
+#include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
 #include "mem/space.h"
@@ -426,6 +428,60 @@ static int board_create_rng(struct board *b, struct err *e)
     return ret;
 }
 
+#define PCI_CLASS_STORAGE_OTHER 0x0180
+#define DISK_QUEUES_MAX 4u
+
+static int board_create_disk(struct board *b, unsigned index, struct err *e)
+{
+    static const enum block_cache caches[] = {
+        [VM_DISK_WRITEBACK] = BLOCK_CACHE_WRITEBACK,
+        [VM_DISK_NONE] = BLOCK_CACHE_NONE,
+        [VM_DISK_UNSAFE] = BLOCK_CACHE_UNSAFE,
+    };
+    const struct vm_disk *disk = &b->vm->config.disks[index];
+    struct board_disk *d = &b->disks[index];
+    struct block_config host = {
+        .path = disk->path,
+        .is_read_only = disk->is_read_only,
+        .cache = caches[disk->cache],
+    };
+    int ret = block_open(&host, &d->block, e);
+
+    if (ret != 0)
+        return ret;
+    struct virtio_blk_config config = {
+        .name = disk->path,
+        .memory = b->memory,
+        .block = d->block,
+        .serial = disk->serial,
+        .queue_count = MIN(b->vm->config.cpu_count, DISK_QUEUES_MAX),
+    };
+    ret = virtio_blk_create(&config, &d->blk, e);
+    if (ret == 0)
+        ret =
+            virtio_pci_create(virtio_blk_device(d->blk), PCI_CLASS_STORAGE_OTHER, &d->function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(d->function, b->pci, MAP_DISK_SLOT + index, e);
+    return ret;
+}
+
+static int board_create_disks(struct board *b, struct err *e)
+{
+    int ret = 0;
+
+    for (unsigned i = 0; ret == 0 && i < b->vm->config.disk_count; i++)
+        ret = board_create_disk(b, i, e);
+    return ret;
+}
+
+static void board_destroy_disk(struct board_disk *d)
+{
+    /* requests under way come back first: they signal through the function */
+    block_close(d->block);
+    virtio_pci_destroy(d->function);
+    virtio_blk_destroy(d->blk);
+}
+
 /* ---- all of it ---- */
 
 int board_create(struct board *b, struct vm *vm, struct err *e)
@@ -441,6 +497,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_fpu_port,    /* x87 errors the AT's way */
         board_create_pci,         /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
         board_create_rng,         /* entropy 00:02.0 */
+        board_create_disks,       /* virtio disks, from 00:03.0 on */
         board_create_debug_exit,  /* with --debug-exit */
         board_create_test_device, /* with --test-device: also QEMU's firmware configuration */
     };
@@ -460,6 +517,8 @@ void board_destroy(struct board *b)
     debug_exit_destroy(b->debug_exit);
     fw_cfg_destroy(b->fw_cfg);
     test_device_destroy(b->test_device);
+    for (unsigned i = 0; i < VM_DISKS_MAX; i++)
+        board_destroy_disk(&b->disks[i]);
     virtio_pci_destroy(b->rng_function);
     virtio_rng_destroy(b->rng);
     pci_host_destroy(b->pci);
@@ -503,6 +562,8 @@ static void board_route_interrupts(struct board *b)
 
 void board_reset(struct board *b)
 {
+    for (unsigned i = 0; i < b->vm->config.disk_count; i++)
+        virtio_pci_reset(b->disks[i].function);
     virtio_pci_reset(b->rng_function);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);

@@ -55,6 +55,11 @@ struct board {
     struct pci_host *pci;
     struct virtio_rng *rng;
     struct virtio_pci *rng_function;
+    struct board_disk {
+        struct block *block;
+        struct virtio_blk *blk;
+        struct virtio_pci *function;
+    } disks[VM_DISKS_MAX];
 };
 
 /*

@@ -27,6 +27,22 @@ enum vm_on_reboot {
     VM_REBOOT_EXIT,    /* the machine ends: VM_END_RESET */
 };
 
+enum vm_disk_cache {
+    VM_DISK_WRITEBACK, /* through the host's page cache; the guest's flushes are honoured */
+    VM_DISK_NONE,      /* past the page cache (O_DIRECT); flushes are honoured */
+    VM_DISK_UNSAFE,    /* flushes are ignored: for disks that may be lost */
+};
+
+/* A virtio disk, kept in a file or on a block device of the host. */
+struct vm_disk {
+    const char *path;
+    bool is_read_only;
+    enum vm_disk_cache cache;
+    const char *serial; /* as the guest sees it, up to 20 characters; NULL: none */
+};
+
+#define VM_DISKS_MAX 16
+
 /* Strings and objects are the caller's and outlive the machine. */
 struct vm_config {
     const char *engine;          /* "auto", "kvm", "bt" or "interp"; NULL is "auto" */
@@ -38,6 +54,8 @@ struct vm_config {
     const char *cpu_model;       /* as for cpu_model_create; NULL is "host" */
     struct loop *loop;           /* the main loop, made by the caller */
     struct chardev *serial;      /* the other end of COM1, on `loop`; NULL: nothing connected */
+    const struct vm_disk *disks;
+    unsigned disk_count;         /* at most VM_DISKS_MAX */
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
     bool has_test_device;        /* QEMU's pc-testdev and firmware configuration */
     enum vm_on_reboot on_reboot;

@@ -5,6 +5,7 @@ Every line that guests/init prints is noted with the time at which it arrived, s
 clocks can be compared with the host's.
 """
 import argparse
+import hashlib
 import os
 import re
 import subprocess
@@ -45,12 +46,46 @@ def run_tool(*command):
                           stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def boot(args, kernel, initrd):
+DISK_SIZE = 4 << 20
+
+
+class Disks:
+    """Two disks: one that the guest reads, one that it writes what it read to."""
+
+    def __init__(self, work):
+        self.source = os.path.join(work, "source,1.img")
+        self.target = os.path.join(work, "target.img")
+        self.data = os.urandom(DISK_SIZE)
+        with open(self.source, "wb") as out:
+            out.write(self.data)
+
+    def options(self):
+        with open(self.target, "wb") as out:
+            out.truncate(DISK_SIZE)
+        return ["--disk", self.source.replace(",", ",,") + ",ro,serial=SOURCE",
+                "--disk", self.target]
+
+    def check(self, marked):
+        digest = hashlib.md5(self.data).hexdigest()
+        for word in ("read-only-disk-written", "no-discard"):
+            expect(not [entry for entry in marked if entry[1] == word], "a disk did as it must not")
+        expect(one(marked, "disk")[2].split()[:2] == ["SOURCE", digest], "the disk read wrong")
+        with open(self.target, "rb") as target:
+            got = target.read()
+        want = bytearray(DISK_SIZE)
+        want[:1 << 20] = self.data[:1 << 20]
+        want[4001 * 512:4004 * 512] = self.data[7 * 512:10 * 512]
+        want[65536:131072] = bytes(65536)
+        expect(got == want, "the disk was written wrong")
+
+
+def boot(args, kernel, initrd, disks):
     """Returns exit status, all lines, and the marked ones as (time, word, rest)."""
     command = [args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
                "--memory", "%dM" % args.memory_mib, "--kernel", kernel, "--initrd", initrd,
                "--on-reboot", "exit", "--cmdline",
                "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + args.mode]
+    command += disks.options()
     if args.code_cache:
         command += ["--code-cache", args.code_cache]
     lines, marked = [], []
@@ -117,7 +152,7 @@ def check_clocks(marked):
     expect(abs(wall - now) <= 2.5, "the guest's date is off by %.1f s" % (wall - now))
 
 
-def check(args, status, marked):
+def check(args, status, marked, disks):
     expect(status == 0, "doppel ended with status %d" % status)
     one(marked, "ok")
     expect(one(marked, "cpu")[2].startswith("%d x " % args.cpus), "wrong number of CPUs")
@@ -129,6 +164,7 @@ def check(args, status, marked):
     expect(one(marked, "workers")[2] == "100", "a worker process computed something else")
     check_memory(args, marked)
     expect(one(marked, "entropy")[2] == "virtio_rng.0 4096", "no entropy device at work")
+    disks.check(marked)
     check_clocks(marked)
     for _, word, rest in marked:
         if word == "log" and not any(allowed.search(rest) for allowed in LOG_ALLOWED):
@@ -142,6 +178,7 @@ def main():
         kernel = run_tool("fetch-kernel", kernel)
     with tempfile.TemporaryDirectory(prefix="doppel-boot-") as work:
         initrd = os.path.join(work, "initramfs.cpio")
+        disks = Disks(work)
         modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
         names = os.listdir(modules) if os.path.isdir(modules) else []
         run_tool("make-initramfs", initrd,
@@ -149,9 +186,9 @@ def main():
                    for name in names if name.startswith("virtio")])
         for number in range(1, args.repeat + 1):
             start = time.monotonic()
-            status, lines, marked = boot(args, kernel, initrd)
+            status, lines, marked = boot(args, kernel, initrd, disks)
             try:
-                check(args, status, marked)
+                check(args, status, marked, disks)
             except Failed as failure:
                 print("\n".join(lines))
                 print("FAILED (boot %d of %d): %s" % (number, args.repeat, failure))

@@ -1,0 +1,165 @@
+/*
+ * block.c - a disk: requests, and the threads that carry them out
+ *
+ * A few threads take requests from one list. They block in the kernel, so more of them than CPUs
+ * keep a disk busy; they are made with the disk and sleep while there is nothing to do.
+ */
+#include "backend/block/block.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "backend/block/block_impl.h"
+#include "base/bits.h"
+
+#define THREADS 4
+
+struct block {
+    struct block_image image;
+    bool is_read_only;
+
+    pthread_mutex_t lock;
+    pthread_cond_t has_work;
+    struct block_request *first, **last; /* under lock, as the rest */
+    bool is_stopping;
+    pthread_t threads[THREADS];
+    unsigned thread_count;
+};
+
+static int execute(const struct block *block, const struct block_request *r)
+{
+    const struct block_format *format = block->image.format;
+    void *image = block->image.image;
+
+    if (r->op != BLOCK_FLUSH && (((r->offset | r->size) & (BLOCK_SECTOR - 1)) != 0 ||
+                                 !range_fits(r->offset, r->size, block->image.size)))
+        return -EINVAL;
+    if (r->op != BLOCK_READ && r->op != BLOCK_FLUSH && block->is_read_only)
+        return -EROFS;
+    switch (r->op) {
+    case BLOCK_READ:
+    case BLOCK_WRITE:
+        return format->transfer(image, r->op == BLOCK_WRITE, r->offset, r->size, r->iov,
+                                r->iov_count);
+    case BLOCK_FLUSH:
+        return block->is_read_only ? 0 : format->flush(image);
+    case BLOCK_DISCARD:
+        return format->discard(image, r->offset, r->size);
+    case BLOCK_WRITE_ZEROES:
+        return format->write_zeroes(image, r->offset, r->size, r->may_unmap);
+    }
+    return -EINVAL;
+}
+
+static void *block_run(void *ctx)
+{
+    struct block *block = ctx;
+
+    pthread_mutex_lock(&block->lock);
+    for (;;) {
+        struct block_request *r = block->first;
+        if (r == NULL) {
+            if (block->is_stopping)
+                break;
+            pthread_cond_wait(&block->has_work, &block->lock);
+            continue;
+        }
+        block->first = r->next;
+        if (block->first == NULL)
+            block->last = &block->first;
+        pthread_mutex_unlock(&block->lock);
+        r->done(r, execute(block, r));
+        pthread_mutex_lock(&block->lock);
+    }
+    pthread_mutex_unlock(&block->lock);
+    return NULL;
+}
+
+void block_submit(struct block *block, struct block_request *request)
+{
+    request->next = NULL;
+    pthread_mutex_lock(&block->lock);
+    *block->last = request;
+    block->last = &request->next;
+    pthread_cond_signal(&block->has_work);
+    pthread_mutex_unlock(&block->lock);
+}
+
+static int start_threads(struct block *block, const char *path, struct err *e)
+{
+    sigset_t all, old;
+    int code = 0;
+
+    /* signals are the main thread's business */
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    while (block->thread_count < THREADS && code == 0) {
+        pthread_t *thread = &block->threads[block->thread_count];
+        code = pthread_create(thread, NULL, block_run, block);
+        if (code == 0) {
+            pthread_setname_np(*thread, "doppel-disk");
+            block->thread_count++;
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return code == 0 ? 0 : err_set(e, code, "start the threads of the disk '%s'", path);
+}
+
+int block_open(const struct block_config *config, struct block **out, struct err *e)
+{
+    struct block *block = calloc(1, sizeof(*block));
+
+    if (block == NULL)
+        return err_set(e, ENOMEM, "open the disk '%s'", config->path);
+    block->is_read_only = config->is_read_only;
+    block->last = &block->first;
+    int rc = block_raw_open(config, &block->image, e);
+    if (rc != 0) {
+        free(block);
+        return rc;
+    }
+    pthread_mutex_init(&block->lock, NULL);
+    pthread_cond_init(&block->has_work, NULL);
+    rc = start_threads(block, config->path, e);
+    if (rc != 0) {
+        block_close(block);
+        return rc;
+    }
+    *out = block;
+    return 0;
+}
+
+void block_close(struct block *block)
+{
+    if (block == NULL)
+        return;
+    pthread_mutex_lock(&block->lock);
+    block->is_stopping = true;
+    pthread_cond_broadcast(&block->has_work);
+    pthread_mutex_unlock(&block->lock);
+    for (unsigned i = 0; i < block->thread_count; i++)
+        pthread_join(block->threads[i], NULL);
+    assert(block->first == NULL);
+    block->image.format->close(block->image.image);
+    pthread_cond_destroy(&block->has_work);
+    pthread_mutex_destroy(&block->lock);
+    free(block);
+}
+
+uint64_t block_size(const struct block *block)
+{
+    return block->image.size;
+}
+
+bool block_is_read_only(const struct block *block)
+{
+    return block->is_read_only;
+}
+
+uint32_t block_physical_size(const struct block *block)
+{
+    return block->image.physical_size;
+}

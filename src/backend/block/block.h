@@ -1,0 +1,68 @@
+/*
+ * block.h - disks of the host: files and block devices that guests' disks are kept in
+ *
+ * Requests are asynchronous and run in no order but this: a flush covers what had completed when
+ * it was submitted. The caller keeps overlapping requests apart.
+ *
+ * Threads: block_submit may be called from any thread and does not block; `done` runs on one of
+ * the disk's own threads with no lock held, and may submit more. Everything else belongs to one
+ * thread, with no request under way.
+ */
+#ifndef DOPPEL_BACKEND_BLOCK_BLOCK_H
+#define DOPPEL_BACKEND_BLOCK_BLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+
+struct block;
+
+#define BLOCK_SECTOR 512u
+
+enum block_op {
+    BLOCK_READ,
+    BLOCK_WRITE,
+    BLOCK_FLUSH,        /* what was written is on stable storage afterwards */
+    BLOCK_DISCARD,      /* a hint: the contents are no longer wanted, and undefined */
+    BLOCK_WRITE_ZEROES, /* `may_unmap`: by deallocating, if that makes zeroes */
+};
+
+struct block_request {
+    enum block_op op;
+    bool may_unmap;
+    uint64_t offset, size;   /* bytes; multiples of BLOCK_SECTOR, inside of the disk */
+    const struct iovec *iov; /* READ, WRITE: `size` bytes in all; the submitter's until `done` */
+    unsigned iov_count;
+    /* `result`: 0 or -errno. The request is the submitter's again. */
+    void (*done)(struct block_request *request, int result);
+    void *ctx;
+    struct block_request *next; /* the block layer's */
+};
+
+enum block_cache {
+    BLOCK_CACHE_WRITEBACK, /* the host's page cache; flushes are honoured */
+    BLOCK_CACHE_NONE,      /* O_DIRECT: past the page cache; flushes are honoured */
+    BLOCK_CACHE_UNSAFE,    /* flushes are ignored: for disks that may be lost */
+};
+
+struct block_config {
+    const char *path;
+    bool is_read_only;
+    enum block_cache cache;
+};
+
+int block_open(const struct block_config *config, struct block **out, struct err *e);
+
+/* Waits for requests under way. NULL is allowed. Does not flush. */
+void block_close(struct block *block);
+
+uint64_t block_size(const struct block *block);
+bool block_is_read_only(const struct block *block);
+/* Smallest unit of writing that is not a read and a write beneath: bytes. */
+uint32_t block_physical_size(const struct block *block);
+
+void block_submit(struct block *block, struct block_request *request);
+
+#endif

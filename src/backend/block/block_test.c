@@ -1,0 +1,252 @@
+/*
+ * block_test.c - raw disks: reading, writing, holes, errors, and who may use one
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backend/block/block.h"
+#include "base/bits.h"
+
+#define SIZE (UINT64_C(1) << 20)
+
+struct fixture {
+    char path[64];
+    uint8_t *data; /* what the file holds */
+};
+
+struct waiter {
+    struct block_request request;
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    bool is_done;
+    int result;
+};
+
+static int setup(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    strcpy(f->path, "/tmp/doppel-block-XXXXXX");
+    int fd = mkstemp(f->path);
+    assert_true(fd >= 0);
+    f->data = malloc(SIZE);
+    for (size_t i = 0; i < SIZE; i++)
+        f->data[i] = (uint8_t)(i * 7 + (i >> 9));
+    assert_int_equal(write(fd, f->data, SIZE), SIZE);
+    close(fd);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    unlink(f->path);
+    free(f->data);
+    free(f);
+    return 0;
+}
+
+static void on_done(struct block_request *request, int result)
+{
+    struct waiter *w = request->ctx;
+    pthread_mutex_lock(&w->lock);
+    w->is_done = true;
+    w->result = result;
+    pthread_cond_signal(&w->cond);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static int run(struct block *b, enum block_op op, uint64_t offset, uint64_t size,
+               const struct iovec *iov, unsigned count, bool may_unmap)
+{
+    struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+    w.request = (struct block_request){.op = op,
+                                       .offset = offset,
+                                       .size = size,
+                                       .iov = iov,
+                                       .iov_count = count,
+                                       .may_unmap = may_unmap,
+                                       .done = on_done,
+                                       .ctx = &w};
+    block_submit(b, &w.request);
+    pthread_mutex_lock(&w.lock);
+    while (!w.is_done)
+        pthread_cond_wait(&w.cond, &w.lock);
+    pthread_mutex_unlock(&w.lock);
+    return w.result;
+}
+
+static struct block *open_disk(const struct fixture *f, bool is_read_only, enum block_cache cache)
+{
+    struct block_config config = {.path = f->path, .is_read_only = is_read_only, .cache = cache};
+    struct block *b;
+    struct err e;
+    if (block_open(&config, &b, &e) != 0)
+        fail_msg("%s", e.msg);
+    return b;
+}
+
+static void assert_file(const struct fixture *f)
+{
+    uint8_t *got = malloc(SIZE);
+    int fd = open(f->path, O_RDONLY);
+    assert_int_equal(read(fd, got, SIZE), SIZE);
+    assert_memory_equal(got, f->data, SIZE);
+    close(fd);
+    free(got);
+}
+
+/* Buffers of odd sizes at odd addresses, in both ways of caching. */
+static void reads_and_writes(void **state)
+{
+    struct fixture *f = *state;
+    for (unsigned cache = 0; cache < 3; cache++) {
+        struct block *b = open_disk(f, false, (enum block_cache)cache);
+        uint8_t *buf = malloc(200 * 512 + 1);
+        struct iovec iov[130];
+        assert_int_equal(block_size(b), SIZE);
+        for (unsigned first = 0; first < 3; first++) {
+            uint8_t *at = buf + 1;
+            unsigned count = 0;
+            for (size_t left = 129 * 512; left != 0;
+                 count++) { /* more pieces than one call takes */
+                size_t n = MIN(left, count % 3 == 0 ? (size_t)300 : (size_t)724);
+                iov[count] = (struct iovec){at, n};
+                at += n;
+                left -= n;
+            }
+            uint64_t offset = first * 40960 + 512;
+            assert_int_equal(run(b, BLOCK_READ, offset, 129 * 512, iov, count, false), 0);
+            assert_memory_equal(buf + 1, f->data + offset, 129 * 512);
+            for (size_t i = 0; i < 129 * 512; i++)
+                buf[1 + i] ^= 0x5a;
+            memcpy(f->data + offset, buf + 1, 129 * 512);
+            assert_int_equal(run(b, BLOCK_WRITE, offset, 129 * 512, iov, count, false), 0);
+        }
+        assert_int_equal(run(b, BLOCK_FLUSH, 0, 0, NULL, 0, false), 0);
+        block_close(b);
+        free(buf);
+        assert_file(f);
+    }
+}
+
+static void zeroes_and_holes(void **state)
+{
+    struct fixture *f = *state;
+    struct block *b = open_disk(f, false, BLOCK_CACHE_WRITEBACK);
+    assert_int_equal(run(b, BLOCK_WRITE_ZEROES, 512, 5 * 512, NULL, 0, false), 0);
+    memset(f->data + 512, 0, 5 * 512);
+    assert_int_equal(run(b, BLOCK_WRITE_ZEROES, 65536, 131072, NULL, 0, true), 0);
+    memset(f->data + 65536, 0, 131072);
+    assert_int_equal(run(b, BLOCK_DISCARD, 524288, 262144, NULL, 0, false), 0);
+    memset(f->data + 524288, 0, 262144); /* of a file: a hole */
+    assert_int_equal(run(b, BLOCK_FLUSH, 0, 0, NULL, 0, false), 0);
+    block_close(b);
+    assert_file(f);
+}
+
+static void impossible_requests_fail(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t buf[1024] = {0};
+    struct iovec iov = {buf, 512}, odd = {buf, 100};
+    struct block *b = open_disk(f, false, BLOCK_CACHE_WRITEBACK);
+    assert_int_equal(run(b, BLOCK_READ, SIZE, 512, &iov, 1, false), -EINVAL);
+    assert_int_equal(run(b, BLOCK_READ, UINT64_MAX - 511, 512, &iov, 1, false), -EINVAL);
+    assert_int_equal(run(b, BLOCK_WRITE, 0, 100, &odd, 1, false), -EINVAL);
+    assert_int_equal(run(b, BLOCK_WRITE, 3, 512, &iov, 1, false), -EINVAL);
+    block_close(b);
+    b = open_disk(f, true, BLOCK_CACHE_WRITEBACK);
+    assert_true(block_is_read_only(b));
+    assert_int_equal(run(b, BLOCK_WRITE, 0, 512, &iov, 1, false), -EROFS);
+    assert_int_equal(run(b, BLOCK_DISCARD, 0, 512, NULL, 0, false), -EROFS);
+    assert_int_equal(run(b, BLOCK_FLUSH, 0, 0, NULL, 0, false), 0);
+    block_close(b);
+    assert_file(f);
+}
+
+/* A file that shrank beneath us: what is gone reads as zeroes and grows again when written. */
+static void the_file_may_shrink(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t buf[1024];
+    struct iovec iov = {buf, sizeof(buf)};
+    struct block *b = open_disk(f, false, BLOCK_CACHE_WRITEBACK);
+    assert_int_equal(truncate(f->path, 512), 0);
+    memset(buf, 1, sizeof(buf));
+    assert_int_equal(run(b, BLOCK_READ, 0, 1024, &iov, 1, false), 0);
+    assert_memory_equal(buf, f->data, 512);
+    for (unsigned i = 512; i < 1024; i++)
+        assert_int_equal(buf[i], 0);
+    block_close(b);
+}
+
+static int try_open(const struct fixture *f, bool is_read_only)
+{
+    struct block_config config = {.path = f->path, .is_read_only = is_read_only};
+    struct block *b;
+    struct err e;
+    int rc = block_open(&config, &b, &e);
+    if (rc == 0)
+        block_close(b);
+    else
+        assert_non_null(strstr(e.msg, f->path));
+    return rc;
+}
+
+static void one_writer_or_many_readers(void **state)
+{
+    struct fixture *f = *state;
+    struct block *b = open_disk(f, false, BLOCK_CACHE_WRITEBACK);
+    assert_int_equal(try_open(f, false), -EBUSY);
+    assert_int_equal(try_open(f, true), -EBUSY);
+    block_close(b);
+    b = open_disk(f, true, BLOCK_CACHE_WRITEBACK);
+    assert_int_equal(try_open(f, true), 0);
+    assert_int_equal(try_open(f, false), -EBUSY);
+    block_close(b);
+    assert_int_equal(try_open(f, false), 0);
+}
+
+static void what_is_no_disk_is_refused(void **state)
+{
+    struct block_config config = {.path = "/tmp/doppel-no-such-disk"};
+    struct block *b;
+    struct err e;
+    assert_int_equal(block_open(&config, &b, &e), -ENOENT);
+    assert_non_null(strstr(e.msg, "/tmp/doppel-no-such-disk"));
+    config.path = "/tmp";
+    config.is_read_only = true;
+    assert_true(block_open(&config, &b, &e) < 0);
+    config.path = "/dev/null";
+    assert_int_equal(block_open(&config, &b, &e), -EINVAL);
+    assert_non_null(strstr(e.msg, "neither a file nor a block device"));
+    struct fixture *f = *state;
+    assert_int_equal(truncate(f->path, 100), 0);
+    config.path = f->path;
+    assert_int_equal(block_open(&config, &b, &e), -EINVAL);
+    assert_non_null(strstr(e.msg, "less than one sector"));
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(reads_and_writes),           TEST(zeroes_and_holes),
+        TEST(impossible_requests_fail),   TEST(the_file_may_shrink),
+        TEST(one_writer_or_many_readers), TEST(what_is_no_disk_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,90 @@
+/*
+ * disk.c - the value of --disk
+ */
+#include "cli/disk.h"
+
+#include <string.h>
+
+#include "base/bits.h"
+#include "cli/suggest.h"
+
+#define SERIAL_MAX 20
+
+/* Copy up to the next single comma; returns what follows it, or NULL at the end. */
+static const char *take_part(const char *from, char **to)
+{
+    for (; *from != '\0'; from++) {
+        if (*from == ',' && from[1] != ',')
+            break;
+        from += *from == ',';
+        *(*to)++ = *from;
+    }
+    *(*to)++ = '\0';
+    return *from == ',' ? from + 1 : NULL;
+}
+
+static int take_cache(const char *value, struct vm_disk *out, struct err *e)
+{
+    static const char *const names[] = {
+        [VM_DISK_WRITEBACK] = "writeback", [VM_DISK_NONE] = "none", [VM_DISK_UNSAFE] = "unsafe"};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+        if (strcmp(value, names[i]) == 0) {
+            out->cache = (enum vm_disk_cache)i;
+            return 0;
+        }
+    return err_set(e, 0, "--disk: unknown cache '%s' (choose from writeback, none, unsafe)", value);
+}
+
+static int take_serial(const char *value, struct vm_disk *out, struct err *e)
+{
+    if (strlen(value) > SERIAL_MAX)
+        return err_set(e, 0, "--disk: the serial '%s' is longer than %u characters", value,
+                       SERIAL_MAX);
+    out->serial = value;
+    return 0;
+}
+
+static int take_property(const char *part, struct vm_disk *out, struct err *e)
+{
+    static const char *const names[] = {"ro", "cache", "serial"};
+    char name[32] = "";
+
+    if (strcmp(part, "ro") == 0) {
+        out->is_read_only = true;
+        return 0;
+    }
+    if (strncmp(part, "cache=", 6) == 0)
+        return take_cache(part + 6, out, e);
+    if (strncmp(part, "serial=", 7) == 0)
+        return take_serial(part + 7, out, e);
+    size_t len = MIN(strcspn(part, "="), sizeof(name) - 1);
+    memcpy(name, part, len);
+    const char *near = suggest_nearest(name, names, ARRAY_SIZE(names));
+    if (near != NULL)
+        return err_set(e, 0, "--disk: unknown property '%s'; did you mean '%s'?", part, near);
+    return err_set(e, 0,
+                   "--disk: unknown property '%s' (there are ro, cache=, serial=; a comma in the "
+                   "file's name is written twice)",
+                   part);
+}
+
+int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out, struct err *e)
+{
+    char *to = text;
+
+    *out = (struct vm_disk){.path = text};
+    if (strlen(value) >= DISK_TEXT_SIZE)
+        return err_set(e, 0, "--disk: the value is longer than %u characters", DISK_TEXT_SIZE - 1);
+    const char *rest = take_part(value, &to);
+    if (text[0] == '\0')
+        return err_set(e, 0, "--disk: the file's name is empty");
+    while (rest != NULL) {
+        const char *part = to;
+        rest = take_part(rest, &to);
+        int rc = take_property(part, out, e);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}

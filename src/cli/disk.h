@@ -1,0 +1,19 @@
+/*
+ * disk.h - the value of --disk: FILE[,ro][,cache=writeback|none|unsafe][,serial=TEXT]
+ */
+#ifndef DOPPEL_CLI_DISK_H
+#define DOPPEL_CLI_DISK_H
+
+#include "base/err.h"
+#include "vm/vm.h"
+
+/* What the parsed strings point into. */
+#define DISK_TEXT_SIZE 4608
+
+/*
+ * Take `value` apart. A comma that belongs to the file's name is written twice. Returns 0 or
+ * -EINVAL.
+ */
+int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out, struct err *e);
+
+#endif
