@@ -236,6 +236,39 @@ void draw_bytes(struct rng *r, unsigned mode, uint8_t bytes[INSN_MAX_LEN])
     }
 }
 
+void draw_stack_bytes(struct rng *r, unsigned mode, uint8_t bytes[INSN_MAX_LEN])
+{
+    static const uint8_t through_rsp[] = {0x89, 0x8b, 0x89, 0x8b, 0x01, 0x03, 0x2b, 0x39, 0x85};
+    unsigned n = 0, kind = rng_below(r, 10);
+
+    draw_bytes(r, mode, bytes);
+    if (kind == 0)
+        return;
+    if (kind < 7 && mode == 8 && rng_percent(r, 40))
+        bytes[n++] = (uint8_t)(0x41 | rng_below(r, 16)); /* R8 to R15 */
+    if (kind < 4) {
+        bytes[n] = (uint8_t)(0x50 | rng_below(r, 8));
+    } else if (kind < 6) {
+        bytes[n] = (uint8_t)(0x58 | rng_below(r, 8));
+    } else if (kind == 6) {
+        bytes[n] = rng_percent(r, 50) ? 0x6a : 0x68;
+    } else {
+        unsigned rex_r = kind == 7 ? 0 : rng_below(r, 2);
+        if (mode == 8)
+            bytes[n++] = (uint8_t)(0x48 | rex_r << 2);
+        if (kind == 7) { /* SUB or ADD RSP */
+            bytes[n] = 0x83;
+            bytes[n + 1] = rng_percent(r, 50) ? 0xec : 0xc4;
+            bytes[n + 2] = (uint8_t)(8 * rng_below(r, 8));
+        } else {
+            bytes[n] = through_rsp[rng_below(r, ARRAY_SIZE(through_rsp))];
+            bytes[n + 1] = (uint8_t)(0x44 | rng_below(r, 8) << 3);
+            bytes[n + 2] = 0x24;
+            bytes[n + 3] = (uint8_t)(rng_below(r, 128) - 32);
+        }
+    }
+}
+
 bool draw_is_string(const struct insn *in)
 {
     return in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && in->encoding == INSN_LEGACY &&

@@ -129,14 +129,35 @@ static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LE
     return true;
 }
 
+/*
+ * What the instructions of a case have in common: nothing, operands at addresses that their bytes
+ * hold, or the stack. A translator checks several of those at once.
+ */
+enum flavour { FLAVOUR_ANY, FLAVOUR_FIXED, FLAVOUR_STACK };
+
+/* An operand through registers becomes one relative to RIP, in 32-bit code an absolute one. */
+static void fix_address(const struct diff_case *c, uint8_t bytes[INSN_MAX_LEN])
+{
+    struct insn in;
+
+    if (insn_decode(&in, bytes, INSN_MAX_LEN, c->mode, NULL) > 0 && in.has_mem && in.has_modrm &&
+        !in.is_vsib)
+        bytes[in.modrm_off] = (uint8_t)((in.modrm & 0x38) | 5);
+}
+
 /* Draw until one fits. Half of what has no memory operand is thrown away: there is most to see. */
-static void draw_and_append(struct rng *r, struct diff_case *c, bool is_last,
+static void draw_and_append(struct rng *r, struct diff_case *c, bool is_last, enum flavour flavour,
                             const struct cpu_model *model, uint16_t *pointers)
 {
     uint8_t bytes[INSN_MAX_LEN];
-    do
-        draw_bytes(r, c->mode, bytes);
-    while (!append(r, c, bytes, is_last, model, pointers));
+    do {
+        if (flavour == FLAVOUR_STACK)
+            draw_stack_bytes(r, c->mode, bytes);
+        else
+            draw_bytes(r, c->mode, bytes);
+        if (flavour == FLAVOUR_FIXED)
+            fix_address(c, bytes);
+    } while (!append(r, c, bytes, is_last, model, pointers));
 }
 
 static void draw_x87_state(struct rng *r, uint8_t *x)
@@ -244,9 +265,12 @@ void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *m
 
     start(c, seed, rng_percent(&r, 60) ? 8 : 4);
     draw_state(&r, c, model);
-    unsigned count = rng_percent(&r, 60) ? 1 : 1 + rng_below(&r, DIFF_INSNS);
+    unsigned kind = rng_below(&r, 100);
+    enum flavour flavour = kind < 10 ? FLAVOUR_FIXED : kind < 20 ? FLAVOUR_STACK : FLAVOUR_ANY;
+    unsigned count =
+        flavour == FLAVOUR_ANY && rng_percent(&r, 75) ? 1 : 1 + rng_below(&r, DIFF_INSNS);
     for (unsigned i = 0; i < count; i++)
-        draw_and_append(&r, c, i + 1 == count, model, &pointers);
+        draw_and_append(&r, c, i + 1 == count, flavour, model, &pointers);
     finish(c);
 }
 

@@ -22,6 +22,9 @@ uint64_t rng_value(struct rng *r);
 /* draw.c: 15 bytes that are likely an instruction for code of `mode` bytes. */
 void draw_bytes(struct rng *r, unsigned mode, uint8_t bytes[INSN_MAX_LEN]);
 
+/* The same, mostly: PUSH, POP, moves of RSP by constants, operands through RSP. */
+void draw_stack_bytes(struct rng *r, unsigned mode, uint8_t bytes[INSN_MAX_LEN]);
+
 /* What may follow an instruction of a sequence, and what it asks of its operands. */
 enum draw_kind {
     DRAW_REFUSED, /* reaches the kernel, tells the time or the machine's identity */

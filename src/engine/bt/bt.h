@@ -263,8 +263,10 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
 
 struct bt_share {
     bool is_live, is_write;
+    bool is_fixed; /* all of `page`; no registers (fixed.c) */
     uint8_t base, index, scale, seg;
     int32_t low, high;
+    uint64_t page;
 };
 
 /* A checked operand: [S1 + index + disp]; index is S2 or H_NONE. */
@@ -295,14 +297,14 @@ struct bt_tr {
     struct bt_cold {
         uint8_t *from;   /* the rel32 that leads here; chain: linking patches it */
         uint8_t *resume; /* tlb: start over here; indirect: within the instruction */
-        uint64_t rip;    /* chain, switch: target */
+        uint64_t rip;    /* chain, switch: target; tlb_fixed: operand's address */
         uint32_t info;   /* tlb: BT_MISS_*; indirect: change of RSP; switch: mode there */
         uint8_t kind;
     } cold[3 * BT_BLOCK_INSNS_MAX + 8];
     unsigned cold_count;
 };
 
-enum { BT_COLD_TLB, BT_COLD_CHAIN, BT_COLD_INDIRECT, BT_COLD_SWITCH };
+enum { BT_COLD_TLB, BT_COLD_TLB_FIXED, BT_COLD_CHAIN, BT_COLD_INDIRECT, BT_COLD_SWITCH };
 
 #define BT_MISS_WRITE 0x10000u
 #define BT_MISS_SHARED 0x20000u
@@ -389,6 +391,21 @@ void bt_shares_forget(struct bt_tr *t);
 /* *in was emitted: drop or move the shares whose registers it has changed. */
 void bt_shares_after(struct bt_tr *t, const struct insn *in);
 bool bt_is_jcc(const struct insn *in);
+/* Does straight-line code go on behind *in with no C code in between? */
+bool bt_stays_inline(const struct insn *in);
+/* Are shares allowed in this block? */
+static inline bool bt_may_share(const struct bt_tr *t)
+{
+    return !(t->mode & BT_MODE_NOSHARE) && !t->is_share_refused;
+}
+/* The next share to use, and where in the vCPU block its host address is. */
+struct bt_share *bt_share_add(struct bt_tr *t);
+uint32_t bt_share_slot(const struct bt_tr *t, const struct bt_share *s);
+
+/* fixed.c */
+/* Check the operand of *in when its address is a constant; false: it is not. */
+bool bt_fixed_access(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
+                     struct bt_place *place);
 
 /* Count in the vCPU block, S0 lost; nothing unless is_counting. */
 void bt_emit_count(struct bt_tr *t, uint32_t offset);

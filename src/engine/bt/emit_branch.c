@@ -22,10 +22,13 @@ static bool emit_indirect_target(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
     if (in->has_mem) {
-        if (!bt_emit_address(t, in))
-            return false;
-        bt_emit_check(t, t->size, false);
-        emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
+        struct bt_place place = {.index = S2};
+        if (!bt_fixed_access(t, in, t->size, false, &place)) {
+            if (!bt_emit_address(t, in))
+                return false;
+            bt_emit_check(t, t->size, false);
+        }
+        bt_emit_stack_op(t, 0x8b, S1, place);
     } else {
         unsigned h = bt_emit_gpr_get(t, in->gpr_rm.reg, S1);
         if (h != S1)

@@ -180,18 +180,19 @@ static bool emit_operand(struct bt_tr *t, const struct insn *in, bool is_rcx_imp
 {
     struct emit *e = &t->e;
     unsigned displaced = displaced_count(in), room = is_rcx_implicit ? 0 : 1;
+    bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
     struct bt_place place;
 
     if (in->uses_high_byte && displaced > 0)
         return false; /* both want RCX */
-    if (bt_share_access(t, in, &place)) {
+    if (bt_fixed_access(t, in, in->mem_size, is_write, &place) || bt_share_access(t, in, &place)) {
         r->mem_index = INSN_NO_REG;
         r->mem_disp = place.disp;
         temps->free[temps->free_count++] = S2;
     } else {
         if (!bt_emit_address(t, in))
             return false;
-        bt_emit_check(t, in->mem_size, (in->mem_access & INSN_ACCESS_WRITE) != 0);
+        bt_emit_check(t, in->mem_size, is_write);
         if (in->uses_high_byte) {
             emit_lea(e, true, H_RCX, S1, S2, 1, 0); /* an address without REX */
             r->mem_base = H_RCX;
@@ -300,17 +301,19 @@ static void emit_mov_special(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
     bool is_store = in->opcode == 0xa2 || in->opcode == 0xa3;
+    struct bt_place place = {.index = S2};
 
     if (in->opcode < 0xa0 || in->opcode > 0xa3 || !in->has_mem || in->opcode_map != 0 ||
-        !bt_emit_address(t, in)) {
+        (!bt_fixed_access(t, in, in->op_size, is_store, &place) && !bt_emit_address(t, in))) {
         bt_emit_soft(t);
         return;
     }
-    bt_emit_check(t, in->op_size, is_store);
+    if (place.index != H_NONE)
+        bt_emit_check(t, in->op_size, is_store);
     if (in->op_size == 2)
         emit8(e, 0x66);
     emit_op_mem(e, in->op_size == 8, (uint8_t)((is_store ? 0x88 : 0x8a) | (in->op_size != 1)),
-                H_RAX, S1, S2, 1, 0);
+                H_RAX, S1, place.index, 1, place.disp);
 }
 
 /* Instructions after which the same block must not be resumed. */

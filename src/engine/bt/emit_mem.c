@@ -3,7 +3,8 @@
  *
  * Invariant (isolation): a load or store of generated code goes to S1 + S2 right behind
  * bt_emit_check, which left there the sum of a linear address and the addend of a TLB slot whose
- * tag matched it: a RAM page that the walker allowed. There is no other way to form an address.
+ * tag matched it: a RAM page that the walker allowed. Only shares (share.c) and operands at fixed
+ * addresses (fixed.c) form addresses differently, of the same parts.
  */
 #include "engine/bt/bt.h"
 
@@ -161,6 +162,9 @@ void bt_emit_cold(struct bt_tr *t)
         const struct bt_cold *cold = &t->cold[i];
         emit_patch32(e, cold->from, e->p);
         switch (cold->kind) {
+        case BT_COLD_TLB_FIXED:
+            emit_mov_imm(e, S1, cold->rip);
+            /* fall through */
         case BT_COLD_TLB:
             emit_lea_rip(e, S2, cold->resume);
             emit_mov_imm(e, S0, cold->info);

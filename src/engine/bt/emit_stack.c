@@ -60,14 +60,17 @@ void bt_emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value)
 static void emit_push_mem(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
-    if (!bt_emit_address(t, in)) {
-        bt_emit_soft(t);
-        return;
+    struct bt_place place = {.index = S2};
+    if (!bt_fixed_access(t, in, t->size, false, &place)) {
+        if (!bt_emit_address(t, in)) {
+            bt_emit_soft(t);
+            return;
+        }
+        bt_emit_check(t, t->size, false);
     }
-    bt_emit_check(t, t->size, false);
-    emit_op_mem(e, t->size == 8, 0x8b, S1, S1, S2, 1, 0);
+    bt_emit_stack_op(t, 0x8b, S1, place);
     emit_gs_store(e, true, S1, BT_OFFSET(pushed));
-    struct bt_place place = emit_push_check(t, in);
+    place = emit_push_check(t, in);
     emit_gs_load(e, true, S0, BT_OFFSET(pushed));
     bt_emit_stack_op(t, 0x89, S0, place);
     bt_emit_move_rsp(t, -(int32_t)t->size);

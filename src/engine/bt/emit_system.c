@@ -63,6 +63,7 @@ void bt_emit_swapgs(struct bt_tr *t)
         bt_emit_soft(t);
         return;
     }
+    bt_shares_forget(t); /* those of GS lie elsewhere now */
     emit_gs_load(e, true, S1, BT_SEG_BASE_OFFSET(CPU_GS));
     emit_gs_load(e, true, S2, BT_OFFSET(soft.st.kernel_gs_base));
     emit_gs_store(e, true, S2, BT_SEG_BASE_OFFSET(CPU_GS));

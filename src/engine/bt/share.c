@@ -110,8 +110,7 @@ static bool moves_rsp_by_constant(const struct bt_tr *t, const struct insn *in, 
     }
 }
 
-/* Does straight-line code go on behind *in with no C code in between? */
-static bool stays_inline(const struct insn *in)
+bool bt_stays_inline(const struct insn *in)
 {
     if (in->is_hidden || in->cls == INSN_INVALID)
         return false;
@@ -146,7 +145,7 @@ static unsigned look_ahead(const struct bt_tr *t, const struct access *first, in
                 break;
             moved += delta;
         }
-        if (!stays_inline(in) || i + 1 >= t->insn_count)
+        if (!bt_stays_inline(in) || i + 1 >= t->insn_count)
             break;
         if (in->cls == INSN_SPECIAL && bt_is_jcc(in))
             is_certain = false;
@@ -172,9 +171,9 @@ static struct bt_share *find_live(struct bt_tr *t, const struct access *a)
 {
     for (unsigned i = 0; i < BT_SHARES; i++) {
         struct bt_share *s = &t->shares[i];
-        if (s->is_live && s->base == a->base && s->index == a->index && s->seg == a->seg &&
-            (a->index == INSN_NO_REG || s->scale == a->scale) && a->disp >= s->low &&
-            a->disp + a->size <= s->high && (s->is_write || !a->is_write))
+        if (s->is_live && !s->is_fixed && s->base == a->base && s->index == a->index &&
+            s->seg == a->seg && (a->index == INSN_NO_REG || s->scale == a->scale) &&
+            a->disp >= s->low && a->disp + a->size <= s->high && (s->is_write || !a->is_write))
             return s;
     }
     return NULL;
@@ -193,7 +192,13 @@ static void emit_share_address(struct bt_tr *t, const struct bt_share *s)
     }
 }
 
-static uint32_t slot_offset(const struct bt_tr *t, const struct bt_share *s)
+struct bt_share *bt_share_add(struct bt_tr *t)
+{
+    t->has_shares = true;
+    return &t->shares[t->share_next++ % BT_SHARES];
+}
+
+uint32_t bt_share_slot(const struct bt_tr *t, const struct bt_share *s)
 {
     return BT_OFFSET(share) + 8 * (uint32_t)(s - t->shares);
 }
@@ -203,24 +208,23 @@ bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *pl
     struct emit *e = &t->e;
     struct access a;
 
-    if ((t->mode & BT_MODE_NOSHARE) || t->is_share_refused || !describe(t, in, &a))
+    if (!bt_may_share(t) || !describe(t, in, &a))
         return false;
     struct bt_share *s = find_live(t, &a);
     if (s != NULL) {
         bt_emit_count(t, BT_OFFSET(accesses));
-        emit_gs_load(e, true, S1, slot_offset(t, s));
+        emit_gs_load(e, true, S1, bt_share_slot(t, s));
     } else {
         struct bt_share made = {
             .is_live = true, .base = a.base, .index = a.index, .scale = a.scale, .seg = a.seg};
         if (look_ahead(t, &a, &made.low, &made.high, &made.is_write) < 2)
             return false;
-        s = &t->shares[t->share_next++ % BT_SHARES];
+        s = bt_share_add(t);
         *s = made;
         emit_share_address(t, s);
         bt_emit_check_shared(t, (unsigned)(s->high - s->low), s->is_write);
         emit_lea(e, true, S1, S1, S2, 1, 0);
-        emit_gs_store(e, true, S1, slot_offset(t, s));
-        t->has_shares = true;
+        emit_gs_store(e, true, S1, bt_share_slot(t, s));
     }
     *place = (struct bt_place){.index = H_NONE, .disp = a.disp - s->low};
     return true;
@@ -239,7 +243,7 @@ void bt_shares_after(struct bt_tr *t, const struct insn *in)
 
     for (unsigned i = 0; i < BT_SHARES; i++) {
         struct bt_share *s = &t->shares[i];
-        if (!s->is_live)
+        if (!s->is_live || s->is_fixed)
             continue;
         uint32_t registers =
             (uint32_t)BIT(s->base) | (s->index != INSN_NO_REG ? (uint32_t)BIT(s->index) : 0);
