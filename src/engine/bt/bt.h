@@ -2,14 +2,17 @@
  * bt.h - the translator's own structures
  *
  * A block is host code for guest code that starts at one (linear address, physical address,
- * mode). It has two entries:
+ * mode). It has three entries, one behind the other:
  *
  *   guard: compares the vCPU's cookie for the linear page with the block's. Equal: the page is
  *          mapped to the same physical page, executable at this privilege. Entered from
  *          indirect branches and from blocks in other pages.
- *   body:  for who knows that already: blocks of the same page, and the dispatcher.
+ *   poll:  for who knows that already: blocks of the same page. Looks whether somebody wants this
+ *          vCPU's attention.
+ *   body:  for who cannot be part of an endless loop: links to a higher address in the page, and
+ *          the dispatcher.
  *
- * The body starts with a five-byte NOP at an 8-byte boundary. Killing a block turns that NOP
+ * The body starts with a five-byte NOP within an aligned quadword. Killing a block turns that NOP
  * into a jump to its `fail` path by one atomic store; whatever still points to the block then
  * falls through to the dispatcher, and goes to the block's successor once that has been made.
  * Memory is reused only when the whole cache is emptied with every vCPU outside of it.
@@ -136,6 +139,7 @@ struct bt_block {
     bool has_shares;       /* C may not resume it */
     uint16_t share_misses; /* a guess: several vCPUs count without a lock */
     uint8_t *guard;        /* executable addresses */
+    uint8_t *poll;
     uint8_t *body;
     uint8_t *fail;
     uint8_t *end;
@@ -409,6 +413,16 @@ bool bt_fixed_access(struct bt_tr *t, const struct insn *in, unsigned size, bool
 
 /* Count in the vCPU block, S0 lost; nothing unless is_counting. */
 void bt_emit_count(struct bt_tr *t, uint32_t offset);
+/*
+ * How many bytes must precede a displacement that would be at `at`. Linking stores it while others
+ * may execute it: such a store is atomic within an aligned quadword (AMD APM vol. 2, 7.3.2; Intel SDM
+ * vol. 3, 9.1.1 asks for less).
+ */
+static inline unsigned bt_link_padding(const uint8_t *at)
+{
+    unsigned offset = (uintptr_t)at & 7;
+    return offset > 4 ? 8 - offset : 0;
+}
 /* Note a path that stands after the block's hot code and is reached by the rel32 at `from`. */
 struct bt_cold *bt_cold_add(struct bt_tr *t, unsigned kind, uint8_t *from);
 /* Host register of a guest GPR; one that stays in memory is loaded into `scratch`. */

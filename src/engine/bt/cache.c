@@ -175,10 +175,12 @@ void bt_block_forget(struct bt_engine *be, struct bt_block *block)
 
 void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target)
 {
-    uint64_t *word = (uint64_t *)(void *)bt_rw(be, block->body);
+    unsigned shift = 8 * ((uintptr_t)block->body & 7); /* at most 24 */
+    uint64_t *word = (uint64_t *)(void *)bt_rw(be, block->body - shift / 8);
     uint32_t rel = (uint32_t)(target - (block->body + 5));
     uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
-    value = (value & ~UINT64_C(0xffffffffff)) | (uint64_t)rel << 8 | 0xe9;
+    value &= ~(UINT64_C(0xffffffffff) << shift);
+    value |= ((uint64_t)rel << 8 | 0xe9) << shift;
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
 }
 

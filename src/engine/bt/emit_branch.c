@@ -108,7 +108,7 @@ void bt_emit_jcc(struct bt_tr *t, const struct insn *in)
         bt_emit_soft(t);
         return;
     }
-    emit_nops(e, (unsigned)(-(uintptr_t)(e->p + 2) & 3));
+    emit_nops(e, bt_link_padding(e->p + 2));
     emit8(e, 0x0f);
     emit8(e, (uint8_t)(0x80 | (in->opcode & 15)));
     emit32(e, 0);

@@ -210,6 +210,18 @@ static bool emit_operand(struct bt_tr *t, const struct insn *in, bool is_rcx_imp
     return true;
 }
 
+/*
+ * The branch behind an instruction of `size` bytes may need padding; before them it does not keep
+ * the processor from fusing a comparison with the branch.
+ */
+static unsigned pad_before_jcc(const struct bt_tr *t, size_t size)
+{
+    unsigned next = t->insn_index + 1;
+    if (next >= t->insn_count || !bt_is_jcc(&t->insns[next]) || t->insns[next].cls != INSN_SPECIAL)
+        return 0;
+    return bt_link_padding(t->e.p + size + 2);
+}
+
 static void emit_data(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
@@ -251,6 +263,7 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
         bt_emit_soft(t);
         return;
     }
+    emit_nops(e, pad_before_jcc(t, n));
     emit_bytes(e, code, n);
     temps_put_back(t, &temps);
     if (in->unit == INSN_UNIT_X87)

@@ -141,15 +141,14 @@ void bt_emit_set_rip(struct emit *e, uint64_t rip)
 void bt_emit_exit(struct bt_tr *t, uint64_t target)
 {
     struct emit *e = &t->e;
-    /* linking stores the displacement while others may execute it: keep it in one word */
-    emit_nops(e, (unsigned)(-(uintptr_t)(e->p + 1) & 3));
+    emit_nops(e, bt_link_padding(e->p + 1));
     bt_cold_add(t, BT_COLD_CHAIN, emit_jmp(e))->rip = target;
 }
 
 void bt_emit_exit_to_mode(struct bt_tr *t, uint64_t target, uint32_t mode)
 {
     struct emit *e = &t->e;
-    emit_nops(e, (unsigned)(-(uintptr_t)(e->p + 1) & 3));
+    emit_nops(e, bt_link_padding(e->p + 1));
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_SWITCH, emit_jmp(e));
     cold->rip = target;
     cold->info = mode;

@@ -468,7 +468,10 @@ static void link_site(struct bt_engine *be, const struct bt_block *source, uint8
     bool is_same_page = (source->rip ^ block->rip) < SOFT_PAGE_SIZE &&
                         (source->gpa ^ block->gpa) < SOFT_PAGE_SIZE &&
                         ((source->mode ^ block->mode) & BT_MODE_SET) == 0;
-    const uint8_t *target = is_same_page ? block->body : block->guard;
+    /* links that skip the poll lead upwards only: every loop has one that does not */
+    const uint8_t *target = !is_same_page              ? block->guard
+                            : block->rip > source->rip ? block->body
+                                                       : block->poll;
     int32_t rel = (int32_t)(target - (site + 4));
 
     pthread_mutex_lock(&be->lock);

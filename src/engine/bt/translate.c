@@ -11,7 +11,7 @@
 #include "engine/bt/bt.h"
 #include "os/tsc.h"
 
-/* Both entries and the way out when an entry refuses (see bt.h). */
+/* All entries and the way out when an entry refuses (see bt.h). */
 static void emit_entries(struct bt_tr *t, struct bt_block *block)
 {
     struct emit *e = &t->e;
@@ -28,13 +28,15 @@ static void emit_entries(struct bt_tr *t, struct bt_block *block)
     bt_emit_set_rip(e, t->block_rip);
     emit_jmp_to(e, bt_rw(t->be, t->be->stub_dispatch));
 
-    emit_nops(e, (unsigned)(-(uintptr_t)e->p & 7));
     emit_patch8(e, match, e->p);
+    block->poll = (uint8_t *)bt_rx(t->be, e->p);
+    emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
+    emit_patch8(e, emit_jrcxz(e), fail);
+    if (((uintptr_t)e->p & 7) > 3)
+        emit_nops(e, (unsigned)(-(uintptr_t)e->p & 7));
     t->body = e->p;
     block->body = (uint8_t *)bt_rx(t->be, e->p);
     emit_nops(e, 5);
-    emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
-    emit_patch8(e, emit_jrcxz(e), fail);
     bt_emit_count(t, BT_OFFSET(blocks_run));
 }
 
