@@ -93,6 +93,9 @@ enum cpu_seg_index { CPU_ES, CPU_CS, CPU_SS, CPU_DS, CPU_FS, CPU_GS, CPU_LDTR, C
 #define DR7_FIXED UINT64_C(0x400)
 #define DR7_GD BIT(13)
 
+#define DEBUGCTL_LBR BIT(0)
+#define DEBUGCTL_BTF BIT(1)
+
 #define XCR0_X87 BIT(0)
 #define XCR0_SSE BIT(1)
 #define XCR0_AVX BIT(2)
@@ -178,7 +181,7 @@ struct cpu_state {
     uint64_t efer, star, lstar, cstar, sfmask, kernel_gs_base;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t pat, tsc_aux, misc_enable;
-    uint64_t spec_ctrl;
+    uint64_t spec_ctrl, debugctl;
     uint64_t mtrr_def_type, mtrr_fixed[11];
     uint64_t mtrr_base[CPU_MTRR_VARIABLE_COUNT], mtrr_mask[CPU_MTRR_VARIABLE_COUNT];
     uint64_t tsc_offset;     /* guest TSC = host TSC + tsc_offset (modulo 2^64) */
@@ -191,7 +194,8 @@ struct cpu_state {
     uint8_t is_exception_pending; /* raised but not delivered yet, e.g. by another engine */
     uint8_t exception_vector; /* of the pending exception; in shutdown: of what led there */
     uint8_t exception_has_error;
-    uint8_t pad[2];
+    uint8_t is_ferr;         /* FERR# is asserted: an x87 exception with CR0.NE clear */
+    uint8_t pad;
     uint32_t exception_error;
     uint64_t pending_dbg;    /* DR6 bits of a #DB that is due at the next boundary */
 

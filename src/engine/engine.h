@@ -64,8 +64,11 @@ struct engine_host {
     /* The guest wrote its TSC: deadlines and clocks that follow it have moved. May be NULL. */
     void (*tsc_changed)(void *cpu);
 
-    /* FERR# asserted (x87 error with CR0.NE clear) or deasserted. */
-    void (*set_ferr)(void *cpu, bool is_asserted);
+    /*
+     * FERR# asserted (x87 error with CR0.NE clear) or deasserted. Returns whether the machine
+     * asserts IGNNE#: the error is to be ignored.
+     */
+    bool (*set_ferr)(void *cpu, bool is_asserted);
 };
 
 enum engine_stop {

@@ -17,6 +17,7 @@
 #include "dev/pci/piix3.h"
 #include "dev/platform/acpi_pm.h"
 #include "dev/platform/debug_exit.h"
+#include "dev/platform/ferr.h"
 #include "dev/platform/fw_cfg.h"
 #include "dev/platform/i8042.h"
 #include "dev/platform/kvmclock.h"
@@ -34,6 +35,7 @@
 #include "vm/machine.h"
 #include "vm/smbios.h"
 
+_Static_assert(MAP_FPU_PORT == FERR_PORT, "the DSDT says where the coprocessor's port is");
 _Static_assert(MAP_HPET_ADDR == HPET_DEFAULT_BASE, "the DSDT says where the HPET is");
 _Static_assert(MAP_COM1_PORT == UART16550_COM1_PORT, "the DSDT says where COM1 is");
 _Static_assert(MAP_PM_PORT == ACPI_PM_DEFAULT_BASE, "the DSDT says where the PM block is");
@@ -300,31 +302,11 @@ static int board_create_serial(struct board *b, struct err *e)
     return ret;
 }
 
-/*
- * Port F0H: the write by which a handler for IRQ13 takes the coprocessor's error away (IBM PC AT
- * Technical Reference, "Math Coprocessor").
- */
-static void board_write_fpu_port(void *ctx, uint64_t offset, uint64_t value, unsigned size)
+static int board_create_ferr(struct board *b, struct err *e)
 {
-    struct board *b = ctx;
+    int ret = ferr_create(b->isa[MAP_FERR_IRQ], &b->ferr, e);
 
-    irq_set(&b->isa[MAP_FERR_IRQ], false);
-}
-
-static uint64_t board_read_fpu_port(void *ctx, uint64_t offset, unsigned size)
-{
-    return mask_bytes(size);
-}
-
-static int board_create_fpu_port(struct board *b, struct err *e)
-{
-    static const struct space_ops ops = {
-        .read = board_read_fpu_port,
-        .write = board_write_fpu_port,
-        .max_size = 1,
-    };
-
-    return space_add_io(b->ports, MAP_FPU_PORT, 1, &ops, b, NULL, e);
+    return ret == 0 ? ferr_map(b->ferr, b->ports, e) : ret;
 }
 
 static int board_create_debug_exit(struct board *b, struct err *e)
@@ -494,7 +476,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_pm,          /* ACPI fixed hardware: SCI, PM timer, power */
         board_create_kbc,         /* keyboard controller and port 92H */
         board_create_serial,      /* COM1 */
-        board_create_fpu_port,    /* x87 errors the AT's way */
+        board_create_ferr,        /* x87 errors the AT's way */
         board_create_pci,         /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
         board_create_rng,         /* entropy 00:02.0 */
         board_create_disks,       /* virtio disks, from 00:03.0 on */
@@ -524,6 +506,7 @@ void board_destroy(struct board *b)
     pci_host_destroy(b->pci);
     piix3_destroy(b->isa_bridge);
     uart16550_destroy(b->com1);
+    ferr_destroy(b->ferr);
     i8042_destroy(b->kbc);
     acpi_pm_destroy(b->pm);
     kvmclock_destroy(b->kvmclock);
@@ -568,6 +551,7 @@ void board_reset(struct board *b)
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);
     uart16550_reset(b->com1);
+    ferr_reset(b->ferr);
     i8042_reset(b->kbc);
     acpi_pm_reset(b->pm);
     kvmclock_reset(b->kvmclock);

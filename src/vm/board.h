@@ -44,6 +44,7 @@ struct board {
     struct mc146818 *rtc;
     struct uart16550 *com1;
     struct i8042 *kbc;
+    struct ferr *ferr;
     struct acpi_pm *pm;
     struct debug_exit *debug_exit; /* these three: NULL unless asked for */
     struct test_device *test_device;

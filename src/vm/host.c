@@ -5,6 +5,7 @@
  * processor and may be moved, so it is not in the address space.
  */
 #include "dev/irqchip/lapic.h"
+#include "dev/platform/ferr.h"
 #include "dev/platform/kvmclock.h"
 #include "mem/space.h"
 #include "vm/machine.h"
@@ -85,13 +86,12 @@ static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
     return false;
 }
 
-static void host_set_ferr(void *cpu, bool is_asserted)
+static bool host_set_ferr(void *cpu, bool is_asserted)
 {
     struct vcpu *vcpu = cpu;
 
-    /* only the boot processor's FERR# is wired to the 8259, as on real boards */
-    if (vcpu->index == 0)
-        irq_set(&vcpu->vm->board.isa[MAP_FERR_IRQ], is_asserted);
+    /* only the boot processor's FERR# is wired, as on real boards */
+    return vcpu->index == 0 && ferr_set(vcpu->vm->board.ferr, is_asserted);
 }
 
 static void host_tsc_changed(void *cpu)

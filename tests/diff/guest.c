@@ -82,8 +82,9 @@ static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
     return false;
 }
 
-static void host_set_ferr(void *cpu, bool is_asserted)
+static bool host_set_ferr(void *cpu, bool is_asserted)
 {
+    return false;
 }
 
 static const struct engine_host guest_host = {

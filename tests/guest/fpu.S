@@ -155,6 +155,62 @@ ferr:
     fnstsw %ax
     and $0x8080, %eax
     check64 "FERR#: cleared", %rax, $0
+    /* a second error interrupts again */
+    call ferr_divide
+    sti
+    fwait
+    nop
+    cli
+    check64 "FERR#: a second error", ferr_count, $2
+    /* between the write to port F0H and the end of the error, IGNNE# lets x87 instructions run */
+    hook64 VEC_PIC+13, ignne_handler
+    call ferr_divide
+    movl $0, ferr_count
+    sti
+    fwait
+    nop
+    cli
+    check64 "IGNNE#: one interrupt", ferr_count, $1
+    check64 "IGNNE#: fld1, fstpl in the handler", quad, one_double
+    mov ferr_status, %rax
+    and $0x80ff, %eax
+    check64 "IGNNE#: the error is still noted", %rax, $0x8084
+    mov ferr_control, %rax
+    check64 "IGNNE#: the control word is as it was", %rax, $0x37b
+    call ferr_divide
+    sti
+    fwait
+    nop
+    cli
+    check64 "IGNNE#: it ends with the error: the next one interrupts", ferr_count, $2
+    /* the interrupt comes by an edge: the end of the error, without port F0H, gives no other */
+    hook64 VEC_PIC+13, clex_handler
+    call ferr_divide
+    movl $0, ferr_count
+    sti
+    fwait
+    nop
+    nop
+    cli
+    check64 "FERR#: fnclex alone ends the wait", ferr_count, $1
+    mov $0x0a, %al                      /* IRR */
+    out %al, $0xa0
+    in $0xa0, %al
+    and $0x20, %eax
+    out %al, $0xf0
+    in $0xa0, %al
+    and $0x20, %eax
+    check64 "FERR#: taken away by port F0H", %rax, $0
+    /* with NE set it is #MF, and no interrupt */
+    mov %cr0, %rax
+    or $0x20, %rax
+    mov %rax, %cr0
+    call ferr_divide
+    sti
+    fault64 "MF with NE set", 16, 0, fwait
+    cli
+    fnclex
+    check64 "NE set: no IRQ 13", ferr_count, $1
     mov $0xff, %al
     out %al, $0x21
     out %al, $0xa1
@@ -162,6 +218,38 @@ ferr:
     mov %cr0, %rax
     or $0x20, %rax
     mov %rax, %cr0
+    ret
+
+/* 1 / 0, unmasked; nothing has waited for it yet. */
+ferr_divide:
+    fninit
+    movw $0x37b, word
+    fldcw word
+    fld1
+    fldz
+    fdivrp
+    ret
+
+clex_handler:
+    incl ferr_count
+    fnclex
+    mov $0x20, %al
+    out %al, $0xa0
+    out %al, $0x20
+    ret
+
+ignne_handler:
+    incl ferr_count
+    out %al, $0xf0
+    fld1
+    fstpl quad
+    fwait
+    fnstsw ferr_status
+    fnstcw ferr_control
+    fnclex
+    mov $0x20, %al
+    out %al, $0xa0
+    out %al, $0x20
     ret
 
 ferr_handler:
@@ -442,5 +530,9 @@ denormal: .long 1
 qnan: .long 0x7fc00000
 snan: .long 0x7f800001
 mxcsr: .long 0
-ferr_count: .long 0
+    .balign 8
+ferr_count: .quad 0
+ferr_status: .quad 0
+ferr_control: .quad 0
+one_double: .double 1
 word: .word 0

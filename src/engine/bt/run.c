@@ -59,7 +59,7 @@ static uint32_t mode_of(const struct soft_vcpu *v)
     uint32_t mode = soft_tlb_current(v) << BT_MODE_SET_SHIFT;
 
     if ((st->rflags & (RFLAGS_TF | RFLAGS_VM)) || soft_debug_is_armed(v) || st->pending_dbg != 0 ||
-        !(st->cr0 & CR0_PE))
+        st->is_ferr || !(st->cr0 & CR0_PE))
         return mode | BT_MODE_STEP;
     /* alignment checks: no guest runs long with them */
     if ((st->cr0 & CR0_AM) && (st->rflags & RFLAGS_AC) && cpu_cpl(st) == 3)

@@ -107,8 +107,9 @@ static void host_tsc_changed(void *cpu)
     ((struct machine *)cpu)->tsc_changes++;
 }
 
-static void host_set_ferr(void *cpu, bool is_asserted)
+static bool host_set_ferr(void *cpu, bool is_asserted)
 {
+    return false;
 }
 
 static const struct engine_host host = {

@@ -192,6 +192,7 @@ static void state_copy_msr(struct cpu_state *to, const struct cpu_state *from)
     to->tsc_aux = from->tsc_aux;
     to->misc_enable = from->misc_enable;
     to->spec_ctrl = from->spec_ctrl;
+    to->debugctl = from->debugctl;
     to->mtrr_def_type = from->mtrr_def_type;
     memcpy(to->mtrr_fixed, from->mtrr_fixed, sizeof(to->mtrr_fixed));
     memcpy(to->mtrr_base, from->mtrr_base, sizeof(to->mtrr_base));
@@ -207,6 +208,7 @@ static void state_copy_events(struct cpu_state *to, const struct cpu_state *from
     to->exception_vector = from->exception_vector;
     to->exception_has_error = from->exception_has_error;
     to->exception_error = from->exception_error;
+    to->is_ferr = from->is_ferr;
     to->pending_dbg = from->pending_dbg;
 }
 

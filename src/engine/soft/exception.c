@@ -105,6 +105,8 @@ static void event_from_fault(struct soft_vcpu *v, struct soft_event *ev)
     ev->rip = st->rip;
     if (f->vector == VEC_PF)
         st->cr2 = f->cr2;
+    if (f->vector == VEC_DB)
+        st->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF); /* SDM vol. 3, 17.4.3; APM vol. 2, 13.1.1 */
     if (f->vector == VEC_DB && f->dr6 != 0)
         st->dr6 = (st->dr6 & ~UINT64_C(0xf)) | f->dr6;
 }

@@ -6,6 +6,7 @@
  * Spec: Intel SDM vol. 3, 5.3 (CS limit), 6.15 (#UD, #GP of over-long instructions).
  */
 #include "engine/soft/exec.h"
+#include "engine/soft/fpu_state.h"
 #include "engine/soft/mmu.h"
 #include "engine/soft/vcpu.h"
 
@@ -146,6 +147,30 @@ int soft_fetch(struct soft_vcpu *v, const struct insn **in)
     return check_limit(v, slot->in.len);
 }
 
+static int exec_any(struct soft_vcpu *v, const struct insn *in)
+{
+    soft_op_fn fn;
+
+    if (in->cls == INSN_DATA)
+        return soft_exec_data(v, in);
+    fn = v->engine->dispatch[in->op];
+    return fn != NULL ? fn(v, in) : soft_raise(v, VEC_UD);
+}
+
+/* With IGNNE# asserted, x87 instructions do not wait for the exception that is pending. */
+static __attribute__((cold)) int exec_ferr(struct soft_vcpu *v, const struct insn *in)
+{
+    uint16_t fcw;
+    int r;
+
+    if (!soft_ferr_is_ignored(v, in))
+        return exec_any(v, in);
+    fcw = soft_ferr_mask(v);
+    r = exec_any(v, in);
+    soft_ferr_unmask(v, in, fcw, r == 0);
+    return r;
+}
+
 int soft_exec(struct soft_vcpu *v, const struct insn *in)
 {
     int r;
@@ -158,12 +183,7 @@ int soft_exec(struct soft_vcpu *v, const struct insn *in)
         if (r != 0)
             return r;
     }
-    if (in->cls == INSN_DATA) {
-        r = soft_exec_data(v, in);
-    } else {
-        soft_op_fn fn = v->engine->dispatch[in->op];
-        r = fn != NULL ? fn(v, in) : soft_raise(v, VEC_UD);
-    }
+    r = UNLIKELY(v->st.is_ferr) ? exec_ferr(v, in) : exec_any(v, in);
     if (r != 0)
         return r;
     v->st.rip = v->next_rip & linear_mask(v);

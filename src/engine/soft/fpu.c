@@ -132,16 +132,6 @@ bool soft_fpu_is_pending(struct soft_vcpu *v)
     return fsw & FPU_FSW_ES;
 }
 
-int soft_fpu_raise_pending(struct soft_vcpu *v)
-{
-    if (v->st.cr0 & CR0_NE)
-        return soft_raise(v, VEC_MF);
-    /* the machine turns FERR# into IRQ 13; the instruction waits for it */
-    soft_host_set_ferr(v, true);
-    v->next_rip = v->st.rip;
-    return 0;
-}
-
 int soft_fpu_operand(struct soft_vcpu *v, const struct insn *in, unsigned size, unsigned first,
                      unsigned piece_size, enum soft_access access, gva_t *addr)
 {

@@ -66,9 +66,19 @@ void soft_fpu_vector_mark(struct soft_vcpu *v, unsigned n, unsigned size);
 bool soft_fpu_is_pending(struct soft_vcpu *v);
 /*
  * Report the pending x87 exception: #MF, or FERR# and the instruction waits for the interrupt
- * (SDM vol. 1, 8.7). Return what the semantic function is to return.
+ * (SDM vol. 1, 8.7; ferr.c). Return what the semantic function is to return.
  */
 int soft_fpu_raise_pending(struct soft_vcpu *v);
+
+/*
+ * With FERR# asserted (st.is_ferr): is `in` about to wait for an exception that IGNNE# lets pass?
+ * Then it is run between soft_ferr_mask, which returns the control word, and soft_ferr_unmask.
+ */
+bool soft_ferr_is_ignored(struct soft_vcpu *v, const struct insn *in);
+uint16_t soft_ferr_mask(struct soft_vcpu *v);
+void soft_ferr_unmask(struct soft_vcpu *v, const struct insn *in, uint16_t fcw, bool has_run);
+/* After an instruction with FERR# asserted: has the exception gone? */
+void soft_ferr_update(struct soft_vcpu *v);
 
 /*
  * soft_operand_address for an operand that the CPU accesses in pieces, of which the one at

@@ -106,12 +106,13 @@ bool soft_host_msr_write(struct soft_vcpu *v, uint32_t index, uint64_t value)
     return is_accepted;
 }
 
-void soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted)
+bool soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted)
 {
     uint64_t start = host_call(v);
+    bool is_ignne = v->engine->host->set_ferr(v->cpu, is_asserted);
 
-    v->engine->host->set_ferr(v->cpu, is_asserted);
     host_return(v, start);
+    return is_ignne;
 }
 
 void soft_host_tsc_changed(struct soft_vcpu *v)

@@ -89,8 +89,7 @@
 
 /* MISC_ENABLE: what only reads (BTS and PEBS unavailable, performance monitoring available). */
 #define MISC_ENABLE_READ_ONLY (BIT(7) | BIT(11) | BIT(12))
-#define DEBUGCTL_ACCEPTED (BIT(0) | BIT(1)) /* LBR, BTF */
-#define HWCR_TSC_FREQ_SEL BIT(24)           /* the TSC runs at the P0 frequency */
+#define HWCR_TSC_FREQ_SEL BIT(24) /* the TSC runs at the P0 frequency */
 #define VM_CR_LOCK BIT(3)
 #define VM_CR_SVMDIS BIT(4)
 #define DE_CFG_LFENCE_SERIALIZE BIT(1)
@@ -185,6 +184,9 @@ static bool read_state(struct soft_vcpu *v, uint32_t index, uint64_t *value)
     case MSR_SPEC_CTRL:
         *value = st->spec_ctrl;
         return spec_ctrl_defined(v) != 0;
+    case MSR_DEBUGCTL:
+        *value = st->debugctl;
+        return true;
     case MSR_SYSENTER_CS:
         *value = st->sysenter_cs;
         return true;
@@ -240,7 +242,6 @@ static bool read_common(struct soft_vcpu *v, uint32_t index, uint64_t *value)
     case MSR_P5_MC_TYPE:
     case MSR_MCG_CAP: /* no banks */
     case MSR_MCG_STATUS:
-    case MSR_DEBUGCTL:
     case MSR_LAST_BRANCH_FROM ... MSR_LAST_INT_TO:
     case MSR_XSS:
         return true;
@@ -357,7 +358,10 @@ static bool write_efer(struct soft_vcpu *v, uint64_t value)
         return false;
     if (((value ^ st->efer) & EFER_LME) && (st->cr0 & CR0_PG))
         return false;
-    value = (value & ~EFER_LMA) | (st->efer & EFER_LMA); /* LMA only reads */
+    /* LMA only reads: on AMD another value faults (APM vol. 2, 3.1.7), on Intel it is ignored */
+    if (((value ^ st->efer) & EFER_LMA) && soft_is_amd(v))
+        return false;
+    value = (value & ~EFER_LMA) | (st->efer & EFER_LMA);
     if ((value ^ st->efer) & EFER_NXE)
         soft_tlb_flush_all(v);
     st->efer = value;
@@ -421,6 +425,11 @@ static bool write_state(struct soft_vcpu *v, uint32_t index, uint64_t value, boo
         return has_ibpb(v) && (value & ~UINT64_C(1)) == 0;
     case MSR_FLUSH_CMD:
         return cpu_model_has(v->model, CPU_FEATURE_FLUSH_L1D) && (value & ~UINT64_C(1)) == 0;
+    case MSR_DEBUGCTL:
+        if (value & ~(DEBUGCTL_LBR | DEBUGCTL_BTF))
+            return false;
+        st->debugctl = value;
+        return true;
     case MSR_SYSENTER_CS:
         st->sysenter_cs = (uint32_t)value;
         return true;
@@ -472,8 +481,6 @@ static bool write_common(struct soft_vcpu *v, uint32_t index, uint64_t value)
     case MSR_MCG_STATUS:
     case MSR_XSS: /* no supervisor state component is offered */
         return value == 0;
-    case MSR_DEBUGCTL:
-        return (value & ~DEBUGCTL_ACCEPTED) == 0;
     case MSR_UCODE_WRITE:
         return true; /* the revision stays, which is how a refusal looks */
     default:

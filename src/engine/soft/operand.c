@@ -128,5 +128,6 @@ int soft_jump_near(struct soft_vcpu *v, uint64_t target, unsigned size)
         return soft_raise_error(v, VEC_GP, 0);
     }
     v->next_rip = target;
+    v->has_jumped = true;
     return 0;
 }

@@ -11,6 +11,7 @@
 #include <Zydis/Zydis.h>
 
 #include "engine/soft/debug.h"
+#include "engine/soft/fpu_state.h"
 
 /* Deliver what is due before the next instruction, apart from interrupts. */
 static bool step_pending(struct soft_vcpu *v)
@@ -69,6 +70,32 @@ static inline bool is_repeated_string(const struct insn *in)
             (opcode >= 0xaa && opcode <= 0xaf));
 }
 
+/* Instructions that transfer control whenever they complete. */
+static bool op_is_branch(uint16_t op)
+{
+    switch (op) {
+    case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_JMP:
+    case ZYDIS_MNEMONIC_RET:
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Does an instruction that began with TF set trap? With DEBUGCTL.BTF, branches alone do. */
+static bool is_stepped(const struct soft_vcpu *v, uint16_t op)
+{
+    return !(v->st.debugctl & DEBUGCTL_BTF) || v->has_jumped || op_is_branch(op);
+}
+
 /* Traps after an instruction that has completed. */
 static void step_trap(struct soft_vcpu *v, bool is_single_step, uint16_t op)
 {
@@ -111,6 +138,7 @@ void soft_step(struct soft_vcpu *v)
     is_repeated = is_repeated_string(in);
     st->shadow = 0;
     st->rflags &= ~RFLAGS_RF;
+    v->has_jumped = false;
     if (UNLIKELY(soft_exec(v, in))) {
         /* as at the start, for the frame; hits of data breakpoints come again at the restart */
         if (!v->fault.is_software && !v->fault.is_trap) {
@@ -124,8 +152,10 @@ void soft_step(struct soft_vcpu *v)
         if (UNLIKELY(is_repeated && st->rip == start))
             st->rflags |= RFLAGS_RF;
         if (UNLIKELY((flags & RFLAGS_TF) || st->pending_dbg != 0))
-            step_trap(v, (flags & RFLAGS_TF) != 0, op);
+            step_trap(v, (flags & RFLAGS_TF) && is_stepped(v, op), op);
     }
+    if (UNLIKELY(st->is_ferr))
+        soft_ferr_update(v);
     if (v->is_mode_stale)
         step_update_ac(v);
 }

@@ -127,6 +127,7 @@ struct soft_vcpu {
 
     bool is_fpu_live;              /* guest x87/vector state is in the host's registers */
     bool is_ac_set;                /* reserved for #AC checks: CR0.AM && RFLAGS.AC && CPL 3 */
+    bool has_jumped;               /* the instruction was a near branch, and taken */
     struct soft_fault fault;
     struct soft_tlb_tracking tlb_tracking;
     struct soft_tlb2 tlb2;
@@ -314,7 +315,7 @@ uint64_t soft_host_cr8_read(struct soft_vcpu *v);
 void soft_host_cr8_write(struct soft_vcpu *v, uint64_t value);
 bool soft_host_msr_read(struct soft_vcpu *v, uint32_t index, uint64_t *value);
 bool soft_host_msr_write(struct soft_vcpu *v, uint32_t index, uint64_t value);
-void soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted);
+bool soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted); /* is IGNNE# asserted? */
 void soft_host_tsc_changed(struct soft_vcpu *v);
 /* Log what the guest did wrong (log_guest), from here where stdio may not be called directly. */
 void soft_host_log(struct soft_vcpu *v, const char *format, uint64_t a, uint64_t b);
