@@ -25,10 +25,11 @@ CPUS ?=
 MEMORY ?= 512M
 KERNEL ?= cloud
 FUZZ_SECONDS ?= 60
+MINUTES ?= 30
 # Warnings are errors where somebody looks at the result, not on a user's future compiler.
 WERROR := $(if $(CI),true,false)
 
-.PHONY: build run test bench install uninstall format fuzz sanitize clean help
+.PHONY: build run test bench soak install uninstall format fuzz sanitize clean help
 
 $(BUILD)/build.ninja:
 	@tools/deps build
@@ -52,6 +53,11 @@ bench: $(BUILD)/build.ninja
 	@tools/deps build run bench
 	ninja -C $(BUILD)
 	@bench/run $(BUILD)
+
+soak: $(BUILD)/build.ninja
+	@tools/deps build run test
+	ninja -C $(BUILD) doppel
+	@tests/soak/soak.py --doppel $(BUILD)/doppel --minutes $(MINUTES)
 
 install: $(BUILD)/build.ninja
 	meson configure $(BUILD) -Dprefix=$(PREFIX)
@@ -85,6 +91,7 @@ help:
 	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
 	'make bench      measure against QEMU and the bare host (bench/run --list: single rows)' \
+	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
 	'make format     clang-format over all C files' \
 	'make fuzz       run each fuzz target for FUZZ_SECONDS=60' \
