@@ -14,20 +14,21 @@ _doppel() {
     fi
     case $prev in
     --engine) mapfile -t COMPREPLY < <(compgen -W 'auto kvm bt interp' -- "$cur") ;;
+    --engines) mapfile -t COMPREPLY < <(compgen -W 'kvm,bt kvm,bt,interp bt,interp' -- "$cur") ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
-    --memory | --code-cache | --cpus | --cmdline) ;;
+    --memory | --code-cache | --cpus | --cmdline | --switch-storm) ;;
     --kernel | --initrd | --perf-map | --dump-blocks)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
         ;;
     *)
-        mapfile -t COMPREPLY < <(compgen -W '--engine --cpus --memory --cpu-model --kernel --initrd
+        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --kernel --initrd
             --cmdline --disk --serial --debug-exit --test-device --on-reboot --stats --log --code-cache --perf-map
-            --dump-blocks --help --version' -- "$cur")
+            --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;
     esac
 }

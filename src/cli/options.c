@@ -15,6 +15,7 @@
 
 enum option_id {
     OPTION_ENGINE,
+    OPTION_ENGINES,
     OPTION_CPUS,
     OPTION_MEMORY,
     OPTION_CPU_MODEL,
@@ -31,6 +32,7 @@ enum option_id {
     OPTION_CODE_CACHE,
     OPTION_PERF_MAP,
     OPTION_DUMP_BLOCKS,
+    OPTION_SWITCH_STORM,
     OPTION_HELP,
     OPTION_VERSION,
     OPTION_COUNT,
@@ -47,6 +49,10 @@ static const struct option_spec {
         "What executes the guest: the host's KVM (kvm), the\n"
         "translator (bt), its slow step-by-step twin (interp), or\n"
         "the best there is (auto, the default)"},
+    [OPTION_ENGINES] = {"engines", "LIST", NULL,
+        "Engines that the guest may be moved to while it runs, as in\n"
+        "kvm,bt: it sees a CPU that all of them can offer (default:\n"
+        "what the engine it starts on can offer)"},
     [OPTION_CPUS] = {"cpus", "N", NULL,
         "Number of CPUs, 1 to 64 (default 1)"},
     [OPTION_MEMORY] = {"memory", "SIZE", NULL,
@@ -90,6 +96,9 @@ static const struct option_spec {
     [OPTION_DUMP_BLOCKS] = {"dump-blocks", "FILE", NULL,
         "Write every translated block, guest and host code side by\n"
         "side"},
+    [OPTION_SWITCH_STORM] = {"switch-storm", "N", NULL,
+        "For tests: go to the next engine of --engines after about\n"
+        "every N instructions"},
     [OPTION_HELP] = {"help", NULL, "Help",
         "Print this text"},
     [OPTION_VERSION] = {"version", NULL, NULL,
@@ -256,6 +265,11 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         if (rc == 0 && out->code_cache_size == 0)
             rc = err_set(e, 0, "--code-cache: 0 is too small");
         return rc;
+    case OPTION_SWITCH_STORM:
+        return parse_u64(value, "--switch-storm", 1, INT64_MAX, &out->switch_storm, e);
+    case OPTION_ENGINES:
+        out->engines = value;
+        return 0;
     case OPTION_CPU_MODEL:
         out->cpu_model = value;
         out->wants_cpu_models = strcmp(value, "help") == 0;
@@ -346,5 +360,7 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
     if (out->kernel_path == NULL && !out->wants_help && !out->wants_version &&
         !out->wants_cpu_models)
         return err_set(e, 0, "no kernel to boot: say which with --kernel FILE");
+    if (out->switch_storm != 0 && out->engines == NULL)
+        return err_set(e, 0, "--switch-storm needs to know between which --engines to change");
     return 0;
 }

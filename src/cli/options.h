@@ -19,6 +19,7 @@ struct options {
     bool wants_version;
     bool wants_cpu_models; /* --cpu-model help */
     const char *engine;
+    const char *engines; /* NULL: the one of `engine` */
     unsigned cpu_count;
     uint64_t memory_bytes;
     const char *kernel_path;
@@ -37,6 +38,7 @@ struct options {
     uint64_t code_cache_size;
     const char *perf_map_path;
     const char *dump_blocks_path;
+    uint64_t switch_storm;
 };
 
 /* Fill *out from argv[0..argc), which starts behind "run". Returns 0 or -EINVAL. */

@@ -217,6 +217,7 @@ static int run_open(struct run *run, struct err *e)
         return rc;
     struct vm_config config = {
         .engine = o->engine,
+        .engines = o->engines,
         .cpu_count = o->cpu_count,
         .memory_bytes = o->memory_bytes,
         .kernel_path = o->kernel_path,
@@ -234,6 +235,7 @@ static int run_open(struct run *run, struct err *e)
         .counts_hits = o->wants_stats,
         .perf_map_path = o->perf_map_path,
         .dump_blocks_path = o->dump_blocks_path,
+        .switch_storm = o->switch_storm,
     };
     return vm_create(&config, &run->vm, e);
 }

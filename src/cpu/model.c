@@ -597,6 +597,36 @@ void cpu_model_limit_features(struct cpu_model_limit *limit, const char *who,
     }
 }
 
+int cpu_model_check_limit(const struct cpu_model *model, const struct cpu_model_limit *limit,
+                          struct err *e)
+{
+    char list[160] = "";
+    size_t used = 0;
+
+    for (unsigned i = 0; i < CPU_FEATURE_COUNT; i++) {
+        if (feature_kinds[i] == KIND_COMPUTED || !cpu_model_has(model, (enum cpu_feature)i) ||
+            (limit->feature_words[i / 64] >> (i % 64) & 1))
+            continue;
+        if (used < sizeof(list))
+            used += (size_t)snprintf(list + used, sizeof(list) - used, "%s%s", used > 0 ? ", " : "",
+                                     model_features[i].name);
+    }
+    if (used > 0)
+        return err_set(e, 0, "%s does not offer what this machine's CPU has: %s%s", limit->who,
+                       list, used < sizeof(list) ? "" : " ...");
+    if (model->phys_bits > limit->phys_bits)
+        return err_set(e, 0, "%s offers %u bits of physical address, this machine's CPU has %u",
+                       limit->who, limit->phys_bits, model->phys_bits);
+    if (cpu_model_has(model, CPU_FEATURE_ARCH_CAPABILITIES) &&
+        (model->arch_capabilities & ~limit->arch_capabilities) != 0)
+        return err_set(e, 0,
+                       "%s does not make the promises of IA32_ARCH_CAPABILITIES that this "
+                       "machine's CPU makes (0x%llx)",
+                       limit->who,
+                       (unsigned long long)(model->arch_capabilities & ~limit->arch_capabilities));
+    return 0;
+}
+
 /*
  * Each leaf is asked for many times, and in a virtual machine CPUID is a trap of 2 to 20
  * microseconds: ask the processor once.

@@ -97,6 +97,13 @@ int cpu_model_create_within(const char *spec, unsigned cpu_count, uint64_t tsc_h
                             const struct cpu_model_limit *limit, struct cpu_model *out,
                             struct err *e);
 
+/*
+ * Can an engine with this limit run a machine with that model? If not, *e says what it lacks.
+ * Limits of the same CPU on the same host only: what no engine can change is not compared.
+ */
+int cpu_model_check_limit(const struct cpu_model *model, const struct cpu_model_limit *limit,
+                          struct err *e);
+
 /* Print the known model and feature names, one per line each, for `--cpu-model help`. */
 void cpu_model_list(void (*print)(void *ctx, const char *line), void *ctx);
 

@@ -75,12 +75,14 @@ enum engine_stop {
     ENGINE_STOP_PIN,        /* one of PIN_LEAVE is set */
     ENGINE_STOP_HALT,       /* run_state is CPU_HALTED and nothing wakes it */
     ENGINE_STOP_SHUTDOWN,   /* triple fault: run_state is CPU_SHUTDOWN, state as at the fault */
+    ENGINE_STOP_SLICE,      /* engine_config.slice instructions were executed */
 };
 
 struct engine_config {
     const struct cpu_model *model;
     const struct engine_host *host;
     unsigned cpu_count;
+    uint64_t slice;              /* leave `run` after about so many instructions; 0: no limit */
     uint64_t code_cache_size;    /* bytes of translated code; 0 = default (bt) */
     bool counts_hits;            /* count what generated code executes and time helpers (--stats) */
     const char *perf_map_path;   /* write symbols of translated blocks for perf; NULL = no */
@@ -89,6 +91,7 @@ struct engine_config {
 
 struct engine_ops {
     const char *name;
+    bool has_slices;             /* engine_config.slice is honoured */
 
     /*
      * Is this engine there, and is it fast on this host? 0, or -errno with the reason in *why.
@@ -122,6 +125,12 @@ struct engine_ops {
      */
     void (*pull)(struct engine_vcpu *vcpu, struct cpu_state *out, uint32_t groups);
     void (*push)(struct engine_vcpu *vcpu, const struct cpu_state *in, uint32_t groups);
+
+    /*
+     * Have all exchanges so far worked, and can the vCPU run with the state it was given? Outside
+     * of `run`. NULL: they cannot fail.
+     */
+    int (*sync)(struct engine_vcpu *vcpu, struct err *e);
 
     /* Back [addr, addr + size) with host memory. Slots do not overlap; is_rom: not writable. */
     int (*add_ram)(struct engine *engine, gpa_t addr, void *host, uint64_t size, bool is_rom,

@@ -18,6 +18,7 @@
 #include "cpu/model.h"
 #include "cpu/state.h"
 #include "engine/engine.h"
+#include "os/vclock.h"
 #include "vm/board.h"
 #include "vm/boot/boot.h"
 #include "vm/vm.h"
@@ -25,7 +26,7 @@
 struct vcpu {
     struct vm *vm;
     unsigned index;
-    struct engine_vcpu *engine;
+    struct engine_vcpu *engine;    /* see vm->engine_lock */
     struct engine_pins pins;
     struct lapic *lapic;           /* the board's */
     _Atomic uint8_t sipi_vector;   /* valid with PIN_SIPI */
@@ -42,6 +43,20 @@ struct vcpu {
     struct cpu_state state;        /* scratch for exchanges with the engine */
     bool is_waiting_sipi;
     uint64_t run_ns, halt_ns, halt_count;
+};
+
+#define VM_ENGINES_MAX 3
+
+/* An engine with the machine's memory, and a vCPU of its own for each of the machine's. */
+struct vm_engine {
+    const struct engine_ops *ops;
+    struct engine *engine;                    /* NULL: not open */
+    struct engine_vcpu *vcpus[VM_CPUS_MAX];   /* NULL: not attached */
+};
+
+/* Changes of the engine. The main loop's thread only. */
+struct vm_switches {
+    uint64_t count, stopped_ns, stopped_max_ns;
 };
 
 enum machine_run_state {
@@ -61,17 +76,23 @@ struct vm {
     pthread_rwlock_t engine_lock;
     const struct engine_ops *ops;
     struct engine *engine;
+
+    /* what --engines names, or the one that the machine was made with; fixed */
+    const struct engine_ops *engines[VM_ENGINES_MAX];
+    unsigned engine_count;
     struct cpu_model model;
     struct boot_source source;
     bool is_source_open;
     struct board board;
     struct vcpu *vcpus;
-    unsigned vcpu_count;           /* with locks made and attached to the engine */
+    unsigned vcpu_count;           /* attached to the engine: none or all */
     uint64_t tsc_base;             /* host TSC when the guest's was 0, plus pauses since */
 
     /* the main loop's thread only */
     bool is_started;               /* vCPU threads have been */
     bool is_paused;
+    struct vm_switches switches;
+    struct vtimer storm_timer;     /* --switch-storm on an engine that counts no instructions */
     uint64_t paused_tsc, paused_ns; /* host TSC and CLOCK_BOOTTIME when guest time stopped */
 
     pthread_mutex_t lock;
@@ -80,13 +101,14 @@ struct vm {
     enum machine_run_state run_state; /* under lock */
     unsigned parked_count;         /* under lock */
     bool is_reset_wanted;          /* under lock */
+    bool is_storm_due;             /* under lock */
     bool is_ended;                 /* under lock: `end` is filled, the first cause counts */
     struct vm_end end;             /* under lock */
 };
 
 /* vcpu.c */
-int vcpu_create(struct vcpu *vcpu, struct vm *vm, unsigned index, struct err *e);
-void vcpu_destroy(struct vcpu *vcpu);
+void vcpu_init(struct vcpu *vcpu, struct vm *vm, unsigned index); /* *vcpu is zeroed */
+void vcpu_fini(struct vcpu *vcpu);
 int vcpu_start(struct vcpu *vcpu, struct err *e);
 void vcpu_join(struct vcpu *vcpu);
 /* Set pins, and see to it that the vCPU looks at them. Any thread. */
@@ -99,6 +121,27 @@ extern const struct lapic_ops vcpu_lapic_ops;
 
 /* host.c */
 extern const struct engine_host vm_engine_host;
+
+/* engines.c: the list of all there are, and one for this machine */
+const struct engine_ops *engines_find(const char *name, struct err *e);
+/* Fill in vm->engines, vm->ops and what all of them can offer of a processor. */
+int engines_choose(struct vm *vm, struct cpu_model_limit *limit, struct err *e);
+/* On failure nothing is left open. */
+int engines_open(struct vm *vm, const struct engine_ops *ops, struct vm_engine *out,
+                 struct err *e);
+void engines_close(struct vm *vm, struct vm_engine *engine);
+/* Make the machine run on *engine, and hand out in it what it ran on before. vCPUs are parked. */
+void engines_exchange(struct vm *vm, struct vm_engine *engine);
+
+/* switch.c */
+/* vm_switch_engine to an engine by its table; for tests, that of no known one. */
+int switch_to_ops(struct vm *vm, const struct engine_ops *ops, struct vm_switch *done,
+                  struct err *e);
+void switch_report_stats(const struct vm *vm, struct stats_sink *sink);
+/* ENGINE_STOP_SLICE, on the vCPU's thread: park all, and change the engine. */
+void switch_storm(struct vcpu *vcpu);
+void switch_storm_begin(struct vm *vm);
+void switch_storm_end(struct vm *vm);
 
 /* dump.c */
 void vcpu_dump(struct vcpu *vcpu, char *buf, size_t size);
@@ -118,6 +161,7 @@ bool vm_park(struct vcpu *vcpu);
  * Get every vCPU thread out of the engine and hold it, until vm_release lets them go on, which it
  * does not while something else keeps the machine from running. Main loop's thread.
  */
+void vm_stop_running(struct vm *vm); /* do not wait; any thread */
 void vm_hold(struct vm *vm);
 void vm_release(struct vm *vm);
 /* Has the machine ended? Any thread. */

@@ -35,6 +35,7 @@ void vm_report_stats(struct vm *vm, struct stats_sink *sink)
         stats_put_ms(sink, "halted_ms", "ms halted", (double)vcpu->halt_ns / 1e6);
         stats_put_count(sink, "halts", "times halted", vcpu->halt_count);
     }
+    switch_report_stats(vm, sink);
     vm->ops->report_stats(vm->engine, sink);
     vm_release(vm);
 }

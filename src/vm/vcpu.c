@@ -236,6 +236,9 @@ static void vcpu_run_engine(struct vcpu *vcpu)
     case ENGINE_STOP_SHUTDOWN:
         vcpu_die(vcpu);
         break;
+    case ENGINE_STOP_SLICE:
+        switch_storm(vcpu);
+        break;
     }
 }
 
@@ -303,23 +306,16 @@ void vcpu_join(struct vcpu *vcpu)
     vcpu->is_started = false;
 }
 
-int vcpu_create(struct vcpu *vcpu, struct vm *vm, unsigned index, struct err *e)
+void vcpu_init(struct vcpu *vcpu, struct vm *vm, unsigned index)
 {
-    int ret;
-
     vcpu->vm = vm;
     vcpu->index = index;
-    ret = vm->ops->attach(vm->engine, index, vcpu, &vcpu->pins, &vcpu->engine, e);
-    if (ret != 0)
-        return ret;
     pthread_mutex_init(&vcpu->sleep_lock, NULL);
     pthread_cond_init(&vcpu->wake, NULL);
-    return 0;
 }
 
-void vcpu_destroy(struct vcpu *vcpu)
+void vcpu_fini(struct vcpu *vcpu)
 {
-    vcpu->vm->ops->detach(vcpu->engine);
     pthread_cond_destroy(&vcpu->wake);
     pthread_mutex_destroy(&vcpu->sleep_lock);
 }

@@ -58,15 +58,22 @@ bool vm_park(struct vcpu *vcpu)
     return is_running;
 }
 
+void vm_stop_running(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    if (vm->run_state == MACHINE_RUNNING)
+        vm_set_run_state(vm, MACHINE_PARKED);
+    pthread_mutex_unlock(&vm->lock);
+}
+
 void vm_hold(struct vm *vm)
 {
     unsigned started = 0;
 
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         started += vm->vcpus[i].is_started;
+    vm_stop_running(vm);
     pthread_mutex_lock(&vm->lock);
-    if (vm->run_state == MACHINE_RUNNING)
-        vm_set_run_state(vm, MACHINE_PARKED);
     while (vm->parked_count < started)
         pthread_cond_wait(&vm->parked, &vm->lock);
     pthread_mutex_unlock(&vm->lock);
@@ -75,7 +82,8 @@ void vm_hold(struct vm *vm)
 void vm_release(struct vm *vm)
 {
     pthread_mutex_lock(&vm->lock);
-    if (vm->is_started && !vm->is_paused && !vm->is_ended && !vm->is_reset_wanted)
+    if (vm->is_started && !vm->is_paused && !vm->is_ended && !vm->is_reset_wanted &&
+        !vm->is_storm_due)
         vm_set_run_state(vm, MACHINE_RUNNING);
     pthread_mutex_unlock(&vm->lock);
 }
@@ -190,6 +198,7 @@ static int vm_start(struct vm *vm, struct err *e)
             return ret;
     }
     vm->is_started = true;
+    switch_storm_begin(vm);
     vm_release(vm);
     return 0;
 }
@@ -235,6 +244,7 @@ void vm_run(struct vm *vm, struct vm_end *end)
     pthread_mutex_lock(&vm->lock);
     vm_set_run_state(vm, MACHINE_ENDING);
     pthread_mutex_unlock(&vm->lock);
+    switch_storm_end(vm);
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         vcpu_join(&vm->vcpus[i]);
     *end = vm->end;
@@ -256,51 +266,6 @@ static int vm_check_config(const struct vm_config *config, struct err *e)
     return 0;
 }
 
-/* The first that is there and fast. The last is always. */
-static void vm_choose_best(const struct engine_ops *const *engines, unsigned count,
-                           const struct engine_ops **ops)
-{
-    for (unsigned i = 0; i < count; i++) {
-        struct err why;
-        *ops = engines[i];
-        if (engines[i]->probe == NULL) {
-            log_info("engine: %s", engines[i]->name);
-            return;
-        }
-        if (engines[i]->probe(&why) == 0) {
-            log_info("engine: %s, which runs kernel-mode code at hardware speed here",
-                     engines[i]->name);
-            return;
-        }
-        log_info("engine: not %s: %s", engines[i]->name, why.msg);
-    }
-}
-
-static int vm_choose_engine(const char *name, const struct engine_ops **ops, struct err *e)
-{
-    static const struct engine_ops *const engines[] = {&engine_kvm, &engine_bt, &engine_interp};
-
-    if (name == NULL || strcmp(name, "auto") == 0) {
-        vm_choose_best(engines, ARRAY_SIZE(engines), ops);
-        return 0;
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
-        if (strcmp(name, engines[i]->name) == 0) {
-            *ops = engines[i];
-            return 0;
-        }
-    }
-    return err_set(e, 0, "engine '%s': it has to be auto, kvm, bt or interp", name);
-}
-
-static int vm_add_ram(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
-                      struct err *e)
-{
-    struct vm *vm = ctx;
-
-    return vm->ops->add_ram(vm->engine, addr, host, size, is_rom, e);
-}
-
 static void vm_memory_written(void *ctx, uint64_t addr, uint64_t size)
 {
     struct vm *vm = ctx;
@@ -312,28 +277,15 @@ static void vm_memory_written(void *ctx, uint64_t addr, uint64_t size)
 
 static int vm_open_engine(struct vm *vm, struct err *e)
 {
-    const struct vm_config *config = &vm->config;
-    struct engine_config engine_config = {
-        .model = &vm->model,
-        .host = &vm_engine_host,
-        .cpu_count = config->cpu_count,
-        .code_cache_size = config->code_cache_size,
-        .counts_hits = config->counts_hits,
-        .perf_map_path = config->perf_map_path,
-        .dump_blocks_path = config->dump_blocks_path,
-    };
-    int ret = vm->ops->open(&engine_config, &vm->engine, e);
+    struct vm_engine engine;
+    int ret = engines_open(vm, vm->ops, &engine, e);
 
-    if (ret == 0)
-        ret = space_for_each_ram(vm->board.memory, vm_add_ram, vm, e);
-    if (ret == 0)
-        space_set_watcher(vm->board.memory, vm_memory_written, vm);
-    for (; ret == 0 && vm->vcpu_count < config->cpu_count; vm->vcpu_count++) {
-        ret = vcpu_create(&vm->vcpus[vm->vcpu_count], vm, vm->vcpu_count, e);
-        if (ret != 0)
-            break;
-    }
-    return ret;
+    if (ret != 0)
+        return ret;
+    engines_exchange(vm, &engine);
+    vm->vcpu_count = vm->config.cpu_count;
+    space_set_watcher(vm->board.memory, vm_memory_written, vm);
+    return 0;
 }
 
 static int vm_build(struct vm *vm, struct err *e)
@@ -343,24 +295,22 @@ static int vm_build(struct vm *vm, struct err *e)
     int ret = vm_check_config(config, e);
 
     if (ret == 0)
-        ret = vm_choose_engine(config->engine, &vm->ops, e);
+        ret = engines_choose(vm, &limit, e);
     if (ret == 0)
         ret = boot_source_open(config->kernel_path, config->initrd_path, &vm->source, e);
     if (ret != 0)
         return ret;
     vm->is_source_open = true;
-    cpu_model_limit_init(&limit);
-    if (vm->ops->limit_model != NULL)
-        ret = vm->ops->limit_model(&limit, e);
-    if (ret == 0)
-        ret = cpu_model_create_within(config->cpu_model != NULL ? config->cpu_model : "host",
-                                      config->cpu_count, tsc_frequency_hz(), &limit, &vm->model, e);
+    ret = cpu_model_create_within(config->cpu_model != NULL ? config->cpu_model : "host",
+                                  config->cpu_count, tsc_frequency_hz(), &limit, &vm->model, e);
     if (ret != 0)
         return ret;
     vm->vcpus = aligned_alloc(64, align_up(config->cpu_count * sizeof(*vm->vcpus), 64));
     if (vm->vcpus == NULL)
         return err_set(e, ENOMEM, "make %u CPUs", config->cpu_count);
     memset(vm->vcpus, 0, config->cpu_count * sizeof(*vm->vcpus));
+    for (unsigned i = 0; i < config->cpu_count; i++)
+        vcpu_init(&vm->vcpus[i], vm, i);
     ret = board_create(&vm->board, vm, e);
     if (ret == 0)
         ret = vm_open_engine(vm, e);
@@ -393,14 +343,18 @@ int vm_create(const struct vm_config *config, struct vm **out, struct err *e)
 
 void vm_destroy(struct vm *vm)
 {
+    struct vm_engine engine = {0};
+
     if (vm == NULL)
         return;
     if (vm->board.memory != NULL)
         space_set_watcher(vm->board.memory, NULL, NULL);
-    for (unsigned i = 0; i < vm->vcpu_count; i++)
-        vcpu_destroy(&vm->vcpus[i]);
+    switch_storm_end(vm);
     if (vm->engine != NULL)
-        vm->ops->close(vm->engine);
+        engines_exchange(vm, &engine);
+    engines_close(vm, &engine);
+    for (unsigned i = 0; vm->vcpus != NULL && i < vm->config.cpu_count; i++)
+        vcpu_fini(&vm->vcpus[i]);
     board_destroy(&vm->board);
     if (vm->is_source_open)
         boot_source_close(&vm->source);

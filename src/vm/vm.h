@@ -46,6 +46,7 @@ struct vm_disk {
 /* Strings and objects are the caller's and outlive the machine. */
 struct vm_config {
     const char *engine;          /* "auto", "kvm", "bt" or "interp"; NULL is "auto" */
+    const char *engines;         /* engines that it is to run on, as in "bt,interp"; NULL: `engine` */
     unsigned cpu_count;          /* 1..VM_CPUS_MAX */
     uint64_t memory_bytes;       /* a multiple of 1 MiB, see VM_MEMORY_MIN */
     const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1 */
@@ -63,6 +64,7 @@ struct vm_config {
     bool counts_hits;            /* for `--stats`: count in generated code; a little slower */
     const char *perf_map_path;   /* NULL: none */
     const char *dump_blocks_path; /* NULL: none */
+    uint64_t switch_storm;       /* for tests: change engine every so many instructions; 0: don't */
 };
 
 #define VM_MEMORY_MIN (UINT64_C(2) << 20)
@@ -120,6 +122,20 @@ bool vm_is_paused(const struct vm *vm);
 
 /* What executes the guest now: "kvm", "bt" or "interp". Owner's thread. */
 const char *vm_engine_name(const struct vm *vm);
+
+struct vm_switch {
+    const char *from, *to;
+    uint64_t prepare_ns;         /* opening the new engine, while the guest ran */
+    uint64_t stopped_ns;         /* how long the guest stood still */
+};
+
+/*
+ * Let the guest go on on another engine; paused, it stays paused. Guest time does not stop. When
+ * that is not possible the machine goes on as before and *e says why: the engine is not there, or
+ * does not offer the CPU model that the machine was made with (vm_config.engines). *done may be
+ * NULL. Owner's thread.
+ */
+int vm_switch_engine(struct vm *vm, const char *engine, struct vm_switch *done, struct err *e);
 
 /* Strings are the machine's. */
 struct vm_status {

@@ -36,6 +36,7 @@ def parse_arguments():
     parser.add_argument("--mode", default="check", choices=["check", "facts"])
     parser.add_argument("--timeout", type=float, default=240)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--switch-storm", help="change the engine every so many instructions")
     parser.add_argument("--code-cache", help="as doppel's option: a small one is emptied often")
     return parser.parse_args()
 
@@ -86,6 +87,8 @@ def boot(args, kernel, initrd, disks):
                "--on-reboot", "exit", "--cmdline",
                "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + args.mode]
     command += disks.options()
+    if args.switch_storm:
+        command += ["--engines", "bt,interp", "--switch-storm", args.switch_storm, "--stats"]
     if args.code_cache:
         command += ["--code-cache", args.code_cache]
     lines, marked = [], []
@@ -171,6 +174,13 @@ def check(args, status, marked, disks):
             raise Failed("in the kernel's log: " + rest)
 
 
+def check_storm(lines):
+    at = [n for n, line in enumerate(lines) if line.startswith("  engine changes")]
+    expect(len(at) == 1, "nothing is said of changes of the engine")
+    print("\n".join(lines[at[0]:at[0] + 3]))
+    expect(int(lines[at[0]].split()[-1]) >= 100, "there were few changes")
+
+
 def main():
     args = parse_arguments()
     kernel = args.kernel
@@ -189,6 +199,8 @@ def main():
             status, lines, marked = boot(args, kernel, initrd, disks)
             try:
                 check(args, status, marked, disks)
+                if args.switch_storm:
+                    check_storm(lines)
             except Failed as failure:
                 print("\n".join(lines))
                 print("FAILED (boot %d of %d): %s" % (number, args.repeat, failure))

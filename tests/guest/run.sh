@@ -1,22 +1,37 @@
 #!/bin/sh
 # run.sh DOPPEL ENGINE GUEST.elf STATUS CPUS [OPTION...] - run a guest and judge it
-# DOPPEL: path of the program; ENGINE: bt or interp, or "qemu" to look at a guest elsewhere.
+# DOPPEL: path of the program; ENGINE: bt or interp; or "qemu" to look at a guest elsewhere; or
+# storm:N to run it undisturbed, then with a change between bt and interp after about every N
+# instructions, and compare the two.
 # STATUS is what doppel must end with: 1 for a guest that reports success, 2 for a triple fault.
 # OPTIONs go to doppel.
 set -u
 doppel=$1 engine=$2 guest=$3 status=$4 cpus=$5
 shift 5
 out=$(mktemp)
-trap 'rm -f "$out" "$out.err"' EXIT
+trap 'rm -f "$out" "$out.err" "$out.calm" "$out.calm.err"' EXIT
 
-if [ "$engine" = qemu ]; then
+run() {
+    "$doppel" run "$@" --cpus "$cpus" --memory 64M --kernel "$guest" --debug-exit \
+        --serial stdio --on-reboot exit </dev/null >"$out" 2>"$out.err"
+}
+
+case $engine in
+qemu)
     qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "$cpus" -m 64 -display none \
         -serial stdio -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=4 -device pc-testdev \
         -kernel "$guest" </dev/null >"$out" 2>"$out.err"
-else
-    "$doppel" run --engine "$engine" --cpus "$cpus" --memory 64M --kernel "$guest" --debug-exit \
-        --serial stdio --on-reboot exit "$@" </dev/null >"$out" 2>"$out.err"
-fi
+    ;;
+storm:*)
+    run --engine bt "$@"
+    mv "$out" "$out.calm"
+    mv "$out.err" "$out.calm.err"
+    run --engine bt --engines bt,interp --switch-storm "${engine#storm:}" --stats "$@"
+    ;;
+*)
+    run --engine "$engine" "$@"
+    ;;
+esac
 got=$?
 
 # Nothing but differences is worth reading, and where the guest was when it stopped.
@@ -29,4 +44,19 @@ if [ "$got" -ne "$status" ]; then
 fi
 if grep -q '^FAIL' "$out" || ! grep -q '^ok ' "$out"; then
     exit 1
+fi
+if [ -e "$out.calm" ]; then
+    if ! diff "$out.calm" "$out"; then
+        echo "the output differs from that of an undisturbed run"
+        exit 1
+    fi
+    # what doppel says, registers of a triple fault among it; then come statistics
+    if ! head -n "$(wc -l <"$out.calm.err")" "$out.err" | diff "$out.calm.err" -; then
+        echo "the messages differ from those of an undisturbed run"
+        exit 1
+    fi
+    if ! grep -q '^ *engine changes  *[1-9]' "$out.err"; then
+        echo "there was no change of the engine"
+        exit 1
+    fi
 fi

@@ -117,6 +117,7 @@ struct bt_vcpu {
     uint32_t mode;
     uint32_t set;
     enum engine_stop stop;
+    int64_t slice_left; /* instructions until ENGINE_STOP_SLICE */
     bool is_code_lost; /* a block was killed by this vCPU's own last write */
     struct bt_stats stats;
 };
@@ -197,7 +198,12 @@ struct bt_engine {
     struct insn insns[BT_BLOCK_INSNS_MAX];    /* of the block being made */
     uint16_t insn_at[BT_BLOCK_INSNS_MAX + 1]; /* their offsets in it */
 
-    bool is_counting; /* immutable after open */
+    /*
+     * Immutable after open. A slice is counted by the dispatcher, block by block, so with slices
+     * no block leads to another by itself.
+     */
+    bool is_counting;
+    uint64_t slice;
 
     FILE *perf_map;
     FILE *dump;

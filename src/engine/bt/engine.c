@@ -43,6 +43,7 @@ static int bt_open(const struct engine_config *config, struct engine **out, stru
     }
     be->soft.code_written = bt_code_written;
     be->is_counting = config->counts_hits;
+    be->slice = config->slice;
     *out = (struct engine *)be;
     return 0;
 }
@@ -100,6 +101,7 @@ static int bt_attach(struct engine *engine, unsigned index, void *cpu, struct en
         return r;
     }
     b->soft.is_mode_stale = 1;
+    b->slice_left = (int64_t)be->slice;
     *out = (struct engine_vcpu *)b;
     return 0;
 }
@@ -181,6 +183,7 @@ static void bt_code_changed(struct engine *engine, gpa_t addr, uint64_t size)
 
 const struct engine_ops engine_bt = {
     .name = "bt",
+    .has_slices = true,
     .open = bt_open,
     .close = bt_close,
     .attach = bt_attach,

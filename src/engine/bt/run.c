@@ -213,11 +213,22 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
     if (found == NULL)
         return NULL;
     tlb->code_cookie[slot] = found->cookie;
+    *block = found;
+    if (b->engine->slice != 0)
+        return found->body;
     jc->minus_rip[jc_slot] = -rip;
     jc->host[jc_slot] = (uintptr_t)found->guard;
     jc->block[jc_slot] = found;
-    *block = found;
     return found->body;
+}
+
+/* Is the slice used up? What the instruction before left pending stays so. */
+static bool slice_ends(struct bt_vcpu *b)
+{
+    if (b->engine->slice == 0 || b->slice_left > 0)
+        return false;
+    b->slice_left = (int64_t)b->engine->slice;
+    return true;
 }
 
 /* Go on at st.rip: events, single steps, then translated code. */
@@ -230,6 +241,8 @@ static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
     b->is_code_lost = false;
     *block = NULL;
     for (;;) {
+        if (UNLIKELY(slice_ends(b)))
+            return leave(b, ENGINE_STOP_SLICE);
         at = take_events(b);
         if (at != NULL)
             return at;
@@ -238,6 +251,7 @@ static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
         if ((b->mode & BT_MODE_STEP) || v->st.shadow != 0 || v->st.pending_dbg != 0 ||
             v->st.is_exception_pending) {
             b->stats.steps++;
+            b->slice_left--;
             soft_step(v);
             continue;
         }
@@ -247,6 +261,8 @@ static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
         if (at != NULL)
             break;
     }
+    if (*block != NULL)
+        b->slice_left -= (*block)->insn_count;
     if (!v->is_fpu_live)
         soft_fpu_load(v);
     bt_flags_to_host(b);
@@ -497,7 +513,8 @@ static const uint8_t *chain(struct bt_vcpu *b, const struct bt_block *source, ui
         return at;
     if (block == NULL && at != be->stub_leave)
         block = bt_block_at(be, at);
-    if (block != NULL && ((mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 && block->rip == rip) {
+    if (block != NULL && ((mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 && block->rip == rip &&
+        be->slice == 0) {
         b->stats.chains++;
         link_site(be, source, site, block);
     }

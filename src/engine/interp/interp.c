@@ -19,11 +19,13 @@
 
 struct engine {
     struct soft_engine soft;
+    uint64_t slice;
 };
 
 struct engine_vcpu {
     struct soft_vcpu soft; /* first: 64-byte aligned */
     uint64_t run_tsc;      /* time in `run`, host calls included */
+    uint64_t slice_left;   /* instructions until ENGINE_STOP_SLICE; 0: no limit */
 };
 
 static int interp_open(const struct engine_config *config, struct engine **out, struct err *e)
@@ -40,6 +42,7 @@ static int interp_open(const struct engine_config *config, struct engine **out, 
         free(engine);
         return ret;
     }
+    engine->slice = config->slice;
     *out = engine;
     return 0;
 }
@@ -66,6 +69,7 @@ static int interp_attach(struct engine *engine, unsigned index, void *cpu, struc
         free(vcpu);
         return ret;
     }
+    vcpu->slice_left = engine->slice;
     *out = vcpu;
     return 0;
 }
@@ -107,15 +111,43 @@ static bool interp_must_stop(struct soft_vcpu *v, enum engine_stop *stop)
     }
 }
 
-static void interp_loop(struct soft_vcpu *v, enum engine_stop *stop)
+/*
+ * The last instruction of a slice is executed as if somebody wanted the vCPU's attention, which
+ * interrupts repeated string instructions.
+ */
+static void interp_slice_begin_step(struct engine_vcpu *vcpu)
 {
+    if (vcpu->slice_left == 1)
+        __atomic_store_n(&vcpu->soft.go, 0, __ATOMIC_SEQ_CST);
+}
+
+/* Returns true when the slice is used up. What the instruction left pending stays so. */
+static bool interp_slice_end_step(struct engine_vcpu *vcpu)
+{
+    if (--vcpu->slice_left != 0)
+        return false;
+    vcpu->slice_left = CONTAINER_OF(vcpu->soft.engine, struct engine, soft)->slice;
+    return true;
+}
+
+static void interp_loop(struct engine_vcpu *vcpu, enum engine_stop *stop)
+{
+    struct soft_vcpu *v = &vcpu->soft;
+    bool has_slice = vcpu->slice_left != 0;
+
     for (;;) {
         __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
         soft_guest_yield(v);
         if (interp_must_stop(v, stop))
             return;
         while (__atomic_load_n(&v->go, __ATOMIC_RELAXED) && v->st.run_state == CPU_RUNNING) {
+            if (UNLIKELY(has_slice))
+                interp_slice_begin_step(vcpu);
             soft_step(v);
+            if (UNLIKELY(has_slice) && interp_slice_end_step(vcpu)) {
+                *stop = ENGINE_STOP_SLICE;
+                return;
+            }
             /* an interrupt that was masked when it arrived may be deliverable now */
             if (atomic_load_explicit(&v->pins->bits, memory_order_relaxed) != 0)
                 soft_take_interrupts(v);
@@ -132,7 +164,7 @@ static int interp_run(struct engine_vcpu *vcpu, enum engine_stop *stop, struct e
     if (ret != 0)
         return ret;
     soft_guest_enter(v);
-    interp_loop(v, stop);
+    interp_loop(vcpu, stop);
     if (v->is_fpu_live)
         soft_fpu_save(v);
     soft_guest_leave(v);
@@ -191,6 +223,7 @@ static void interp_report_stats(struct engine *engine, struct stats_sink *sink)
 
 const struct engine_ops engine_interp = {
     .name = "interp",
+    .has_slices = true,
     .open = interp_open,
     .close = interp_close,
     .attach = interp_attach,

@@ -232,6 +232,15 @@ static void engine_push(struct engine_vcpu *v, const struct cpu_state *in, uint3
     kvm_state_changed(v, groups);
 }
 
+static int engine_sync(struct engine_vcpu *v, struct err *e)
+{
+    if (v->failure.code != 0) {
+        *e = v->failure;
+        return -e->code;
+    }
+    return kvm_state_store(v, e);
+}
+
 /* ---- memory ---- */
 
 static int slot_set(struct engine *engine, unsigned slot, struct err *e)
@@ -316,6 +325,7 @@ const struct engine_ops engine_kvm = {
     .kick = kvm_kick,
     .pull = engine_pull,
     .push = engine_push,
+    .sync = engine_sync,
     .add_ram = engine_add_ram,
     .remove_ram = engine_remove_ram,
     .code_changed = engine_code_changed,
