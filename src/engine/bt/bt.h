@@ -19,9 +19,9 @@
  *
  * Registers in generated code: every guest GPR is in the host GPR of the same number, except
  * that RCX, R10 and R15 are scratch, R11 holds the guest's RCX, and the guest's R10, R11 and R15
- * stay in the vCPU block. The guest's status flags are the host's; all generated code between
- * guest instructions leaves them alone. GS base is the vCPU block. DF, IF, AC, TF and the
- * rest of RFLAGS are in st.rflags only.
+ * stay in the vCPU block. RSP may lag behind between pushes and pops (bt_emit_move_rsp). The guest's
+ * status flags are the host's; all generated code between guest instructions leaves them alone. GS
+ * base is the vCPU block. DF, IF, AC, TF and the rest of RFLAGS are in st.rflags only.
  *
  * Locks: `lock` guards everything in struct bt_engine that is not said to be immutable. Order:
  * soft_exclusive, then `lock`. It may be taken by a vCPU that counts as in guest, because a
@@ -277,11 +277,18 @@ struct bt_share {
     uint8_t base, index, scale, seg;
     int32_t low, high;
     uint64_t page;
+    uint16_t uses_left; /* accesses further on that look like using it */
 };
 
-/* A checked operand: [S1 + index + disp]; index is S2 or H_NONE. */
+/* A checked operand: [base + index + disp]; index is S2 or H_NONE, base S1 or the guest's own. */
 struct bt_place {
-    unsigned index;
+    unsigned base, index;
+    int32_t disp;
+};
+
+/* What an address is made of; registers are the guest's. */
+struct bt_address {
+    uint8_t base, index, scale, seg, size;
     int32_t disp;
 };
 
@@ -301,6 +308,9 @@ struct bt_tr {
     unsigned insn_index, insn_count;
     struct bt_share shares[BT_SHARES];
     unsigned share_next;
+    struct bt_share *held; /* the share whose host address is in S1, or NULL */
+    bool is_held_saved;    /* it is in the vCPU block as well */
+    int32_t rsp_moved;     /* what the guest's RSP has moved without RSP following */
     bool has_shares, is_share_refused;
     bool is_end; /* control does not fall through */
 
@@ -309,6 +319,7 @@ struct bt_tr {
         uint8_t *resume; /* tlb: start over here; indirect: within the instruction */
         uint64_t rip;    /* chain, switch: target; tlb_fixed: operand's address */
         uint32_t info;   /* tlb: BT_MISS_*; indirect: change of RSP; switch: mode there */
+        uint8_t reg;     /* tlb: holds the address */
         uint8_t kind;
     } cold[3 * BT_BLOCK_INSNS_MAX + 8];
     unsigned cold_count;
@@ -335,10 +346,15 @@ void bt_emit_set_rip(struct emit *e, uint64_t rip);
 void bt_emit_cold(struct bt_tr *t);
 
 /* emit_mem.c */
-/* S1 = linear address of the operand; false when this needs the C code. */
-bool bt_emit_address(struct bt_tr *t, const struct insn *in);
-/* Check the access at S1; afterwards host address is S1 + S2. S0 is lost. */
-void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write);
+/*
+ * The linear address of the operand in *reg: S1, or a guest register that holds it. False when this
+ * needs the C code.
+ */
+bool bt_emit_address(struct bt_tr *t, const struct insn *in, unsigned *reg);
+/* *reg = the address base + index * scale + disp + base of seg, as above; for bt_emit_check. */
+void bt_emit_linear(struct bt_tr *t, const struct bt_address *a, unsigned *reg);
+/* Check the access at the linear address in `reg`; S2 is its addend afterwards. S0 is lost. */
+void bt_emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write);
 /* Indirect branch to the linear address in S1; RSP has changed by `stack_delta`. */
 void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
 /*
@@ -348,7 +364,11 @@ void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
 #define BT_INDIRECT_REDO INT32_MIN
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta);
 /* The same for a range that several accesses share. */
-void bt_emit_check_shared(struct bt_tr *t, unsigned size, bool is_write);
+void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_write);
+
+/* Check the memory operand of *in as `size` bytes; false when C has to run the instruction. */
+bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
+                     struct bt_place *place);
 
 /* emit_stack.c */
 void bt_emit_push(struct bt_tr *t, const struct insn *in);
@@ -357,11 +377,16 @@ void bt_emit_pop(struct bt_tr *t, const struct insn *in);
 void bt_emit_leave(struct bt_tr *t, const struct insn *in);
 /* Push a constant for *in, whichever instruction that is. */
 void bt_emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value);
-/* Check the stack slot at [reg] for a pop of *in. */
+/* Check the stack slot at [reg], a guest register, for a pop of *in. */
 struct bt_place bt_emit_pop_check(struct bt_tr *t, const struct insn *in, unsigned reg);
 /* opcode reg, the checked operand, as wide as the stack */
 void bt_emit_stack_op(struct bt_tr *t, uint8_t opcode, unsigned reg, struct bt_place place);
+/*
+ * RSP moves. It follows later, with the sum of moves: whatever may leave the block, runs in C or
+ * reads RSP is preceded by bt_emit_settle.
+ */
 void bt_emit_move_rsp(struct bt_tr *t, int32_t delta);
+void bt_emit_settle(struct bt_tr *t);
 
 /* emit_branch.c */
 void bt_emit_jcc(struct bt_tr *t, const struct insn *in);
@@ -396,6 +421,8 @@ void bt_emit_note_x87(struct bt_tr *t, const struct insn *in);
 /* share.c */
 /* The checked operand of *in, when a live share covers it or a new one pays; else false. */
 bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *place);
+/* S1 is about to be lost: what it holds of a share goes to the vCPU block if it is needed again. */
+void bt_share_release(struct bt_tr *t);
 /* C code has run: nothing is known any more. */
 void bt_shares_forget(struct bt_tr *t);
 /* *in was emitted: drop or move the shares whose registers it has changed. */
@@ -403,14 +430,17 @@ void bt_shares_after(struct bt_tr *t, const struct insn *in);
 bool bt_is_jcc(const struct insn *in);
 /* Does straight-line code go on behind *in with no C code in between? */
 bool bt_stays_inline(const struct insn *in);
+/* PUSH or POP of a register, PUSH of a constant? */
+bool bt_is_simple_stack(const struct bt_tr *t, const struct insn *in);
 /* Are shares allowed in this block? */
 static inline bool bt_may_share(const struct bt_tr *t)
 {
     return !(t->mode & BT_MODE_NOSHARE) && !t->is_share_refused;
 }
-/* The next share to use, and where in the vCPU block its host address is. */
-struct bt_share *bt_share_add(struct bt_tr *t);
-uint32_t bt_share_slot(const struct bt_tr *t, const struct bt_share *s);
+/* Make *made, whose host address is in S1, known. */
+struct bt_share *bt_share_add(struct bt_tr *t, const struct bt_share *made);
+/* Another access by *s: its host address in S1. */
+void bt_share_use(struct bt_tr *t, struct bt_share *s);
 
 /* fixed.c */
 /* Check the operand of *in when its address is a constant; false: it is not. */

@@ -22,12 +22,10 @@ static bool emit_indirect_target(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
     if (in->has_mem) {
-        struct bt_place place = {.index = S2};
-        if (!bt_fixed_access(t, in, t->size, false, &place)) {
-            if (!bt_emit_address(t, in))
-                return false;
-            bt_emit_check(t, t->size, false);
-        }
+        struct bt_place place;
+        if (!bt_emit_operand(t, in, t->size, false, &place))
+            return false;
+        bt_share_release(t);
         bt_emit_stack_op(t, 0x8b, S1, place);
     } else {
         unsigned h = bt_emit_gpr_get(t, in->gpr_rm.reg, S1);
@@ -65,6 +63,7 @@ void bt_emit_call(struct bt_tr *t, const struct insn *in)
     emit_op_gs(e, true, 0x8b, S0, S2, BT_JC_OFFSET(t->set, host));
     emit_gs_store(e, true, S0, BT_OFFSET(pushed));
     bt_emit_push_imm(t, in, t->size == 8 ? next : (uint32_t)next);
+    bt_emit_settle(t);
     emit_op_gs(e, false, 0xff, 4, H_NONE, BT_OFFSET(pushed)); /* jmp [...] */
     t->is_end = true;
 }
@@ -94,7 +93,7 @@ void bt_emit_ret(struct bt_tr *t, const struct insn *in)
     }
     if (in->opcode == 0xc2)
         delta += (int32_t)(in->imm & 0xffff);
-    struct bt_place place = bt_emit_pop_check(t, in, H_RSP);
+    struct bt_place place = bt_emit_pop_check(t, in, CPU_RSP);
     bt_emit_stack_op(t, 0x8b, S1, place);
     bt_emit_move_rsp(t, delta);
     bt_emit_indirect(t, delta);
@@ -108,6 +107,7 @@ void bt_emit_jcc(struct bt_tr *t, const struct insn *in)
         bt_emit_soft(t);
         return;
     }
+    bt_emit_settle(t);
     emit_nops(e, bt_link_padding(e->p + 2));
     emit8(e, 0x0f);
     emit8(e, (uint8_t)(0x80 | (in->opcode & 15)));

@@ -13,6 +13,7 @@ void bt_emit_soft(struct bt_tr *t)
 {
     struct emit *e = &t->e;
     bt_shares_forget(t);
+    bt_emit_settle(t);
     bt_emit_set_rip(e, t->rip);
     uint8_t *lea = e->p;
     emit_lea_rip(e, S2, lea);
@@ -175,36 +176,33 @@ static bool uses_rcx_implicitly(const struct insn *in)
  * Check the memory operand; *r gets its address, *temps the scratch registers left over. False when
  * C has to run the instruction.
  */
-static bool emit_operand(struct bt_tr *t, const struct insn *in, bool is_rcx_implicit,
-                         struct insn_recode *r, struct temps *temps)
+static bool emit_data_operand(struct bt_tr *t, const struct insn *in, bool is_rcx_implicit,
+                              struct insn_recode *r, struct temps *temps)
 {
     struct emit *e = &t->e;
     unsigned displaced = displaced_count(in), room = is_rcx_implicit ? 0 : 1;
-    bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
     struct bt_place place;
 
     if (in->uses_high_byte && displaced > 0)
         return false; /* both want RCX */
-    if (bt_fixed_access(t, in, in->mem_size, is_write, &place) || bt_share_access(t, in, &place)) {
+    if (!bt_emit_operand(t, in, in->mem_size, (in->mem_access & INSN_ACCESS_WRITE) != 0, &place))
+        return false;
+    r->mem_base = (uint8_t)place.base;
+    r->mem_index = place.index == H_NONE ? INSN_NO_REG : (uint8_t)place.index;
+    r->mem_disp = place.disp;
+    if (in->uses_high_byte) {
+        emit_lea(e, true, H_RCX, place.base, place.index, 1, 0); /* an address without REX */
+        r->mem_base = H_RCX;
         r->mem_index = INSN_NO_REG;
-        r->mem_disp = place.disp;
-        temps->free[temps->free_count++] = S2;
-    } else {
-        if (!bt_emit_address(t, in))
-            return false;
-        bt_emit_check(t, in->mem_size, is_write);
-        if (in->uses_high_byte) {
-            emit_lea(e, true, H_RCX, S1, S2, 1, 0); /* an address without REX */
-            r->mem_base = H_RCX;
-            r->mem_index = INSN_NO_REG;
-            return true;
-        }
-        if (displaced > room) {
-            emit_lea(e, true, S1, S1, S2, 1, 0);
-            r->mem_index = INSN_NO_REG;
-            temps->free[temps->free_count++] = S2;
-        }
+        return true;
     }
+    if (place.index != H_NONE && displaced > room) {
+        emit_lea(e, true, S1, place.base, place.index, 1, 0);
+        r->mem_base = S1;
+        r->mem_index = INSN_NO_REG;
+    }
+    if (r->mem_index == INSN_NO_REG)
+        temps->free[temps->free_count++] = S2;
     if (!is_rcx_implicit)
         temps->free[temps->free_count++] = H_RCX; /* taken first */
     return true;
@@ -231,13 +229,13 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
     uint8_t code[INSN_RECODE_MAX];
 
     if (in->has_mem && !in->is_agen) {
-        if (!emit_operand(t, in, is_rcx_implicit, &r, &temps)) {
+        if (!emit_data_operand(t, in, is_rcx_implicit, &r, &temps)) {
             bt_emit_soft(t);
             return;
         }
     } else {
+        temps.free[temps.free_count++] = S1; /* taken last: see keeps_s1 */
         temps.free[temps.free_count++] = S2;
-        temps.free[temps.free_count++] = S1;
         if (!is_rcx_implicit)
             temps.free[temps.free_count++] = H_RCX; /* taken first */
     }
@@ -314,19 +312,17 @@ static void emit_mov_special(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
     bool is_store = in->opcode == 0xa2 || in->opcode == 0xa3;
-    struct bt_place place = {.index = S2};
+    struct bt_place place;
 
     if (in->opcode < 0xa0 || in->opcode > 0xa3 || !in->has_mem || in->opcode_map != 0 ||
-        (!bt_fixed_access(t, in, in->op_size, is_store, &place) && !bt_emit_address(t, in))) {
+        !bt_emit_operand(t, in, in->op_size, is_store, &place)) {
         bt_emit_soft(t);
         return;
     }
-    if (place.index != H_NONE)
-        bt_emit_check(t, in->op_size, is_store);
     if (in->op_size == 2)
         emit8(e, 0x66);
     emit_op_mem(e, in->op_size == 8, (uint8_t)((is_store ? 0x88 : 0x8a) | (in->op_size != 1)),
-                H_RAX, S1, place.index, 1, place.disp);
+                H_RAX, place.base, place.index, 1, place.disp);
 }
 
 /* Instructions after which the same block must not be resumed. */
@@ -481,8 +477,67 @@ static void emit_special(struct bt_tr *t, const struct insn *in)
     }
 }
 
+static bool is_inline_data(const struct bt_tr *t, const struct insn *in)
+{
+    return in->cls == INSN_DATA && !in->is_hidden && unit_is_enabled(t, in->unit);
+}
+
+/* RET, and CALL with a displacement: they end a block with an access to the stack. */
+static bool is_stack_branch(const struct insn *in)
+{
+    return in->op == ZYDIS_MNEMONIC_RET || (in->op == ZYDIS_MNEMONIC_CALL && in->opcode == 0xe8);
+}
+
+/*
+ * Does the code of *in leave S1 alone, or release it itself where it does not? Memory operands
+ * do; without one, the third scratch register that emit_data takes is S1.
+ */
+static bool keeps_s1(const struct bt_tr *t, const struct insn *in)
+{
+    const uint32_t in_memory = BIT(CPU_R10) | BIT(CPU_R11) | BIT(CPU_R15);
+
+    if (!is_inline_data(t, in))
+        return bt_is_simple_stack(t, in) || is_stack_branch(in) ||
+               (in->cls == INSN_SPECIAL && bt_is_jcc(in));
+    if (in->is_agen)
+        return in->op == ZYDIS_MNEMONIC_LEA && in->op_size != 2 && in->addr_size != 2 &&
+               !((in->gpr_read | in->gpr_written) & in_memory);
+    return in->has_mem || displaced_count(in) + (uses_rcx_implicitly(in) ? 1 : 0) <= 2;
+}
+
+/*
+ * May RSP lag behind while the code of *in runs? It must neither read it nor write it, but for
+ * operands that settle it or are in a share, and nothing may end it before its end.
+ */
+static bool allows_late_rsp(const struct bt_tr *t, const struct insn *in)
+{
+    const struct insn_gpr *fields[] = {&in->gpr_reg, &in->gpr_rm, &in->gpr_vvvv, &in->gpr_opcode};
+    unsigned next = t->insn_index + 1;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(fields); i++)
+        if (fields[i]->reg == CPU_RSP)
+            return false;
+    /* a LEA between a comparison and its branch would keep them from being fused */
+    if (next < t->insn_count && bt_is_jcc(&t->insns[next]))
+        return false;
+    if (!is_inline_data(t, in))
+        return bt_is_simple_stack(t, in) || is_stack_branch(in);
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_DIV: /* may fault on the host */
+    case ZYDIS_MNEMONIC_IDIV:
+        return false;
+    default:
+        return in->unit == INSN_UNIT_INT && !in->has_lock && !in->is_mem_aligned &&
+               (!in->is_agen || !((in->gpr_read | in->gpr_written) & BIT(CPU_RSP)));
+    }
+}
+
 void bt_emit_insn(struct bt_tr *t, const struct insn *in)
 {
+    if (!keeps_s1(t, in))
+        bt_share_release(t);
+    if (!allows_late_rsp(t, in))
+        bt_emit_settle(t);
     if (in->is_hidden || in->cls == INSN_INVALID)
         bt_emit_end_soft(t);
     else if (is_hint(in) && !in->has_lock)

@@ -1,8 +1,8 @@
 /*
  * emit_mem.c - guest addresses in generated code: computation, check, indirect branches
  *
- * Invariant (isolation): a load or store of generated code goes to S1 + S2 right behind
- * bt_emit_check, which left there the sum of a linear address and the addend of a TLB slot whose
+ * Invariant (isolation): a load or store of generated code goes to the sum of a linear address and
+ * S2 right behind bt_emit_check, which left there the addend of a TLB slot whose
  * tag matched it: a RAM page that the walker allowed. Only shares (share.c) and operands at fixed
  * addresses (fixed.c) form addresses differently, of the same parts.
  */
@@ -29,10 +29,37 @@ unsigned bt_emit_gpr_get(struct bt_tr *t, unsigned gpr, unsigned scratch)
     return scratch;
 }
 
-bool bt_emit_address(struct bt_tr *t, const struct insn *in)
+void bt_emit_linear(struct bt_tr *t, const struct bt_address *a, unsigned *reg)
 {
     struct emit *e = &t->e;
-    bool is_wide = in->addr_size == 8;
+    bool has_base_segment = a->seg == CPU_FS || a->seg == CPU_GS;
+
+    bt_share_release(t);
+    bt_emit_settle(t);
+    t->retry = e->p;
+    *reg = S1;
+    unsigned base = a->base == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, a->base, S1);
+    unsigned index = a->index == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, a->index, S2);
+    if (base != H_NONE && index == H_NONE && a->disp == 0 && a->size == 8 && !has_base_segment) {
+        *reg = base;
+        return;
+    }
+    if (has_base_segment && a->size == 8 && index == H_NONE) {
+        emit_gs_load(e, true, S2, BT_SEG_BASE_OFFSET(a->seg));
+        emit_lea(e, true, S1, base == H_NONE ? S2 : base, base == H_NONE ? H_NONE : S2, 1, a->disp);
+        return;
+    }
+    emit_lea(e, a->size == 8, S1, base, index, a->scale, a->disp);
+    if (has_base_segment) {
+        /* a linear address wraps at 4 GiB outside of 64-bit mode */
+        emit_gs_load(e, true, S2, BT_SEG_BASE_OFFSET(a->seg));
+        emit_lea(e, t->size == 8, S1, S1, S2, 1, 0);
+    }
+}
+
+bool bt_emit_address(struct bt_tr *t, const struct insn *in, unsigned *reg)
+{
+    struct emit *e = &t->e;
     bool has_base_segment = in->seg == CPU_FS || in->seg == CPU_GS;
 
     if (in->addr_size == 2)
@@ -44,23 +71,28 @@ bool bt_emit_address(struct bt_tr *t, const struct insn *in)
     if (in->seg == CPU_CS && t->size == 4 && (in->mem_access & INSN_ACCESS_WRITE))
         return false; /* code segments are never writable */
 
-    t->retry = e->p;
-    if (in->mem_base == INSN_RIP) {
-        uint64_t addr = t->rip + in->len + (uint64_t)in->mem_disp;
-        emit_mov_imm(e, S1, is_wide ? addr : (uint32_t)addr);
-    } else if (in->mem_base == INSN_NO_REG && in->mem_index == INSN_NO_REG) {
-        emit_mov_imm(e, S1, is_wide ? (uint64_t)in->mem_disp : (uint32_t)in->mem_disp);
-    } else {
-        unsigned base = in->mem_base == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, in->mem_base, S1);
-        unsigned index =
-            in->mem_index == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, in->mem_index, S2);
-        emit_lea(e, is_wide, S1, base, index, in->mem_scale, (int32_t)in->mem_disp);
+    if (in->mem_base != INSN_RIP && (in->mem_base != INSN_NO_REG || in->mem_index != INSN_NO_REG)) {
+        struct bt_address a = {.base = in->mem_base,
+                               .index = in->mem_index,
+                               .scale = in->mem_scale,
+                               .seg = in->seg,
+                               .size = in->addr_size,
+                               .disp = (int32_t)in->mem_disp};
+        bt_emit_linear(t, &a, reg);
+        return true;
     }
+    bt_share_release(t);
+    bt_emit_settle(t);
+    t->retry = e->p;
+    uint64_t addr = (uint64_t)in->mem_disp;
+    if (in->mem_base == INSN_RIP)
+        addr += t->rip + in->len;
+    emit_mov_imm(e, S1, in->addr_size == 8 ? addr : (uint32_t)addr);
     if (has_base_segment) {
-        /* a linear address wraps at 4 GiB outside of 64-bit mode */
         emit_gs_load(e, true, S2, BT_SEG_BASE_OFFSET(in->seg));
         emit_lea(e, t->size == 8, S1, S1, S2, 1, 0);
     }
+    *reg = S1;
     return true;
 }
 
@@ -73,15 +105,15 @@ void bt_emit_count(struct bt_tr *t, uint32_t offset)
     emit_gs_store(&t->e, true, S0, offset);
 }
 
-static void emit_check(struct bt_tr *t, unsigned size, bool is_write, uint32_t info)
+static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write, uint32_t info)
 {
     struct emit *e = &t->e;
     uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
 
     bt_emit_count(t, BT_OFFSET(accesses));
-    emit_pext_gs(e, S2, S1, BT_OFFSET(mask_tlb));
+    emit_pext_gs(e, S2, reg, BT_OFFSET(mask_tlb));
     emit_op_gs(e, true, 0x8b, S0, S2, tags);
-    emit_lea(e, true, S0, S0, S1, 1, (int32_t)size - 1);
+    emit_lea(e, true, S0, reg, S0, 1, (int32_t)size - 1); /* RSP is no index */
     emit_pext_gs(e, S0, S0, BT_OFFSET(mask_page));
     uint8_t *hit = emit_jrcxz(e);
     uint8_t *miss = emit_jmp(e);
@@ -91,22 +123,37 @@ static void emit_check(struct bt_tr *t, unsigned size, bool is_write, uint32_t i
 
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_TLB, miss);
     cold->resume = t->retry;
+    cold->reg = (uint8_t)reg;
     cold->info = size | (is_write ? BT_MISS_WRITE : 0) | info;
 }
 
-void bt_emit_check(struct bt_tr *t, unsigned size, bool is_write)
+void bt_emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write)
 {
-    emit_check(t, size, is_write, 0);
+    emit_check(t, reg, size, is_write, 0);
 }
 
-void bt_emit_check_shared(struct bt_tr *t, unsigned size, bool is_write)
+void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_write)
 {
-    emit_check(t, size, is_write, BT_MISS_SHARED);
+    emit_check(t, reg, size, is_write, BT_MISS_SHARED);
+}
+
+bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
+                     struct bt_place *place)
+{
+    if (bt_fixed_access(t, in, size, is_write, place) || bt_share_access(t, in, place))
+        return true;
+    *place = (struct bt_place){.index = S2};
+    if (!bt_emit_address(t, in, &place->base))
+        return false;
+    bt_emit_check(t, place->base, size, is_write);
+    return true;
 }
 
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta)
 {
     struct emit *e = &t->e;
+
+    bt_emit_settle(t);
     uint8_t *here = e->p;
 
     emit_pext_gs(e, S2, S1, BT_OFFSET(mask_jc));
@@ -141,6 +188,7 @@ void bt_emit_set_rip(struct emit *e, uint64_t rip)
 void bt_emit_exit(struct bt_tr *t, uint64_t target)
 {
     struct emit *e = &t->e;
+    bt_emit_settle(t);
     emit_nops(e, bt_link_padding(e->p + 1));
     bt_cold_add(t, BT_COLD_CHAIN, emit_jmp(e))->rip = target;
 }
@@ -162,9 +210,11 @@ void bt_emit_cold(struct bt_tr *t)
         emit_patch32(e, cold->from, e->p);
         switch (cold->kind) {
         case BT_COLD_TLB_FIXED:
-            emit_mov_imm(e, S1, cold->rip);
-            /* fall through */
         case BT_COLD_TLB:
+            if (cold->kind == BT_COLD_TLB_FIXED)
+                emit_mov_imm(e, S1, cold->rip);
+            else if (cold->reg != S1)
+                emit_mov(e, true, S1, cold->reg);
             emit_lea_rip(e, S2, cold->resume);
             emit_mov_imm(e, S0, cold->info);
             emit_jmp_to(e, bt_rw(t->be, t->be->stub_tlb));

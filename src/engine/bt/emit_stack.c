@@ -9,37 +9,57 @@
 
 void bt_emit_move_rsp(struct bt_tr *t, int32_t delta)
 {
-    emit_lea(&t->e, t->size == 8, H_RSP, H_RSP, H_NONE, 1, delta);
+    t->rsp_moved += delta;
+    /* C resumes blocks without shares behind the instruction that it ran */
+    if (!t->has_shares)
+        bt_emit_settle(t);
+}
+
+void bt_emit_settle(struct bt_tr *t)
+{
+    if (t->rsp_moved != 0)
+        emit_lea(&t->e, t->size == 8, H_RSP, H_RSP, H_NONE, 1, t->rsp_moved);
+    t->rsp_moved = 0;
+}
+
+/* Check the stack slot at reg + disp. */
+static struct bt_place emit_slot_check(struct bt_tr *t, unsigned reg, int32_t disp, bool is_write)
+{
+    struct bt_address a = {.base = (uint8_t)reg,
+                           .index = INSN_NO_REG,
+                           .scale = 1,
+                           .seg = CPU_SS,
+                           .size = (uint8_t)t->size,
+                           .disp = disp};
+    struct bt_place place = {.index = S2};
+
+    bt_emit_linear(t, &a, &place.base);
+    bt_emit_check(t, place.base, t->size, is_write);
+    return place;
 }
 
 /* Check the slot below RSP for a push of *in. */
 static struct bt_place emit_push_check(struct bt_tr *t, const struct insn *in)
 {
-    struct bt_place place = {.index = S2};
+    struct bt_place place;
     if (bt_share_access(t, in, &place))
         return place;
-    t->retry = t->e.p;
-    emit_lea(&t->e, t->size == 8, S1, H_RSP, H_NONE, 1, -(int32_t)t->size);
-    bt_emit_check(t, t->size, true);
-    return place;
+    return emit_slot_check(t, CPU_RSP, -(int32_t)t->size, true);
 }
 
 /* Check the stack slot at [reg] for a pop of *in. */
 struct bt_place bt_emit_pop_check(struct bt_tr *t, const struct insn *in, unsigned reg)
 {
-    struct bt_place place = {.index = S2};
-    if (reg == H_RSP && bt_share_access(t, in, &place))
+    struct bt_place place;
+    if (reg == CPU_RSP && bt_share_access(t, in, &place))
         return place;
-    t->retry = t->e.p;
-    emit_lea(&t->e, t->size == 8, S1, reg, H_NONE, 1, 0);
-    bt_emit_check(t, t->size, false);
-    return place;
+    return emit_slot_check(t, reg, 0, false);
 }
 
 /* opcode reg, the checked operand, as wide as the stack */
 void bt_emit_stack_op(struct bt_tr *t, uint8_t opcode, unsigned reg, struct bt_place place)
 {
-    emit_op_mem(&t->e, t->size == 8, opcode, reg, S1, place.index, 1, place.disp);
+    emit_op_mem(&t->e, t->size == 8, opcode, reg, place.base, place.index, 1, place.disp);
 }
 
 void bt_emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value)
@@ -60,14 +80,12 @@ void bt_emit_push_imm(struct bt_tr *t, const struct insn *in, uint64_t value)
 static void emit_push_mem(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
-    struct bt_place place = {.index = S2};
-    if (!bt_fixed_access(t, in, t->size, false, &place)) {
-        if (!bt_emit_address(t, in)) {
-            bt_emit_soft(t);
-            return;
-        }
-        bt_emit_check(t, t->size, false);
+    struct bt_place place;
+    if (!bt_emit_operand(t, in, t->size, false, &place)) {
+        bt_emit_soft(t);
+        return;
     }
+    bt_share_release(t);
     bt_emit_stack_op(t, 0x8b, S1, place);
     emit_gs_store(e, true, S1, BT_OFFSET(pushed));
     place = emit_push_check(t, in);
@@ -110,7 +128,8 @@ void bt_emit_pushf(struct bt_tr *t, const struct insn *in)
     emit_mov(e, true, S0, H_RAX);
     emit_bytes(e, lahf_seto, sizeof(lahf_seto));
     emit_gs_store(e, false, H_RAX, BT_OFFSET(flags_ax));
-    emit_lea(e, true, S1, S1, place.index, 1, place.disp);
+    bt_share_release(t);
+    emit_lea(e, true, S1, place.base, place.index, 1, place.disp);
     /* status bits of AH, OF from AL, the rest from memory: flags are free here */
     emit_mov(e, false, S2, H_RAX);
     emit8(e, 0x41); /* shr r15d, 8 */
@@ -155,7 +174,7 @@ void bt_emit_pop(struct bt_tr *t, const struct insn *in)
         bt_emit_soft(t);
         return;
     }
-    struct bt_place place = bt_emit_pop_check(t, in, H_RSP);
+    struct bt_place place = bt_emit_pop_check(t, in, CPU_RSP);
     unsigned h = g == CPU_RCX ? H_GUEST_RCX : BT_IN_MEMORY(g) || g == CPU_RSP ? S0 : g;
     bt_emit_stack_op(t, 0x8b, h, place);
     if (g == CPU_RSP) {
@@ -173,7 +192,7 @@ void bt_emit_leave(struct bt_tr *t, const struct insn *in)
         bt_emit_soft(t);
         return;
     }
-    struct bt_place place = bt_emit_pop_check(t, in, H_RBP);
+    struct bt_place place = bt_emit_pop_check(t, in, CPU_RBP);
     emit_lea(&t->e, t->size == 8, H_RSP, H_RBP, H_NONE, 1, (int32_t)t->size);
     bt_emit_stack_op(t, 0x8b, H_RBP, place);
 }

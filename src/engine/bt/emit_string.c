@@ -122,11 +122,11 @@ void bt_emit_bit_string(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
     bool is_write = in->op != ZYDIS_MNEMONIC_BT;
-    unsigned size = in->op_size;
+    unsigned size = in->op_size, base;
 
     if (t->size != 8 || (size != 4 && size != 8) || in->addr_size != 8 || !in->has_mem ||
         in->gpr_reg.reg == INSN_NO_REG || in->opcode_map != ZYDIS_OPCODE_MAP_0F ||
-        (in->opcode & 0xc7) != 0x83 || !bt_emit_address(t, in)) {
+        (in->opcode & 0xc7) != 0x83 || !bt_emit_address(t, in, &base)) {
         bt_emit_soft(t);
         return;
     }
@@ -138,8 +138,8 @@ void bt_emit_bit_string(struct bt_tr *t, const struct insn *in)
     }
     emit_mov_imm(e, S2, size == 8 ? 6 : 5);
     emit_shift(e, EMIT_SARX, S0, h, S2);
-    emit_lea(e, true, S1, S1, S0, size, 0);
-    bt_emit_check(t, size, is_write);
+    emit_lea(e, true, S1, base, S0, size, 0);
+    bt_emit_check(t, S1, size, is_write);
     h = bt_emit_gpr_get(t, in->gpr_reg.reg, S0);
     emit_pext_gs(e, S0, h, BT_OFFSET(mask_bit[size == 8]));
     emit_lea(e, true, S1, S1, S2, 1, 0);

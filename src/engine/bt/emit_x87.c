@@ -69,6 +69,7 @@ void bt_emit_note_x87(struct bt_tr *t, const struct insn *in)
     struct emit *e = &t->e;
     bool has_selectors = t->size != 8 && !cpu_model_has(t->b->soft.model, CPU_FEATURE_ZERO_FCS_FDS);
 
+    bt_share_release(t);
     if (in->op == ZYDIS_MNEMONIC_FNINIT) {
         emit_store_opcode(e, 0);
         emit_store_constant(e, 0, FPU_FIP);

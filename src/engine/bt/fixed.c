@@ -35,18 +35,20 @@ static bool describe(const struct bt_tr *t, const struct insn *in, uint64_t rip,
     return (f->addr & (SOFT_PAGE_SIZE - 1)) + size <= SOFT_PAGE_SIZE;
 }
 
-/* Does an instruction further on in the straight line access the same page no differently? */
-static bool is_wanted_again(const struct bt_tr *t, const struct fixed *f, bool is_write)
+/* How many instructions further on in the straight line access the same page no differently? */
+static unsigned count_uses(const struct bt_tr *t, const struct fixed *f, bool is_write)
 {
+    unsigned count = 0;
+
     for (unsigned i = t->insn_index; i + 1 < t->insn_count && bt_stays_inline(&t->insns[i]); i++) {
         const struct insn *in = &t->insns[i + 1];
         uint64_t rip = t->block_rip + t->be->insn_at[i + 1];
         struct fixed other;
         if (in->cls == INSN_DATA && describe(t, in, rip, in->mem_size, &other) &&
             other.page == f->page && (is_write || !(in->mem_access & INSN_ACCESS_WRITE)))
-            return true;
+            count++;
     }
-    return false;
+    return count;
 }
 
 static struct bt_share *find_live(struct bt_tr *t, const struct fixed *f, bool is_write)
@@ -64,10 +66,11 @@ static void emit_check(struct bt_tr *t, const struct fixed *f, unsigned size, bo
     struct emit *e = &t->e;
     uint32_t slot = 8 * soft_tlb_slot(f->addr);
     uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
-
     uint32_t addends =
         is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend);
 
+    bt_share_release(t);
+    bt_emit_settle(t);
     t->retry = e->p;
     bt_emit_count(t, BT_OFFSET(accesses));
     emit_gs_load(e, true, S0, tags + slot);
@@ -91,29 +94,29 @@ static void emit_check(struct bt_tr *t, const struct fixed *f, unsigned size, bo
 bool bt_fixed_access(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
                      struct bt_place *place)
 {
-    struct emit *e = &t->e;
     struct fixed f;
 
     if (!describe(t, in, t->rip, size, &f))
         return false;
-    place->index = H_NONE;
-    place->disp = (int32_t)(uint32_t)(f.is_near ? f.addr : f.addr - f.page);
+    *place = (struct bt_place){
+        .base = S1,
+        .index = H_NONE,
+        .disp = (int32_t)(uint32_t)(f.is_near ? f.addr : f.addr - f.page),
+    };
     struct bt_share *s = find_live(t, &f, is_write);
     if (s != NULL) {
-        bt_emit_count(t, BT_OFFSET(accesses));
-        emit_gs_load(e, true, S1, bt_share_slot(t, s));
+        bt_share_use(t, s);
         return true;
     }
     emit_check(t, &f, size, is_write);
-    if (!bt_may_share(t) || !is_wanted_again(t, &f, is_write))
-        return true;
-    s = bt_share_add(t);
-    *s = (struct bt_share){.is_live = true,
-                           .is_write = is_write,
-                           .is_fixed = true,
-                           .base = INSN_NO_REG,
-                           .index = INSN_NO_REG,
-                           .page = f.page};
-    emit_gs_store(e, true, S1, bt_share_slot(t, s));
+    unsigned uses = bt_may_share(t) ? count_uses(t, &f, is_write) : 0;
+    if (uses > 0)
+        bt_share_add(t, &(struct bt_share){.is_live = true,
+                                           .is_write = is_write,
+                                           .is_fixed = true,
+                                           .base = INSN_NO_REG,
+                                           .index = INSN_NO_REG,
+                                           .page = f.page,
+                                           .uses_left = (uint16_t)uses});
     return true;
 }

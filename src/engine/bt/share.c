@@ -1,9 +1,11 @@
 /*
  * share.c - one check for several memory accesses
  *
- * Accesses through the same unchanged base (and index) with nearby displacements: stack frames,
- * fields of a structure, runs of PUSH and POP. The first one checks the whole range and leaves its
- * host address in the vCPU block; the others load it and add their displacement.
+ * Accesses through the same unchanged base and index, or FS or GS alone, with nearby displacements:
+ * stack frames, fields of a structure, runs of PUSH and POP, variables of a thread. The first one
+ * checks the whole range and leaves its host address in S1; the others add their displacement.
+ * Before S1 is used for something else, the address goes to the vCPU block, from where others load
+ * it again (`held`).
  *
  * Invariant: a share lives within straight-line code of one block, while its registers are
  * unchanged (RSP may move by known constants) and no C code has run an instruction. Nothing can
@@ -26,13 +28,21 @@ struct access {
     bool is_write;
 };
 
-static bool is_push_pop_of_register(const struct bt_tr *t, const struct insn *in)
+bool bt_is_simple_stack(const struct bt_tr *t, const struct insn *in)
 {
-    if (in->op_size != t->size || in->has_mem || in->cls != INSN_SPECIAL)
+    if ((in->op != ZYDIS_MNEMONIC_PUSH && in->op != ZYDIS_MNEMONIC_POP) || in->op_size != t->size ||
+        in->has_mem || in->cls != INSN_SPECIAL)
         return false;
     unsigned g = in->gpr_opcode.reg != INSN_NO_REG ? in->gpr_opcode.reg : in->gpr_rm.reg;
     bool is_immediate = in->opcode == 0x68 || in->opcode == 0x6a;
     return g != INSN_NO_REG || (in->op == ZYDIS_MNEMONIC_PUSH && is_immediate);
+}
+
+/* Either may be INSN_NO_REG. */
+static uint32_t registers_of(unsigned base, unsigned index)
+{
+    return (base < CPU_GPR_COUNT ? (uint32_t)BIT(base) : 0) |
+           (index < CPU_GPR_COUNT ? (uint32_t)BIT(index) : 0);
 }
 
 static bool describe_stack(const struct bt_tr *t, int32_t disp, bool is_write, struct access *a)
@@ -52,9 +62,9 @@ static bool describe(const struct bt_tr *t, const struct insn *in, struct access
 {
     switch (in->op) {
     case ZYDIS_MNEMONIC_PUSH:
-        return is_push_pop_of_register(t, in) && describe_stack(t, -(int32_t)t->size, true, a);
+        return bt_is_simple_stack(t, in) && describe_stack(t, -(int32_t)t->size, true, a);
     case ZYDIS_MNEMONIC_POP:
-        return is_push_pop_of_register(t, in) && describe_stack(t, 0, false, a);
+        return bt_is_simple_stack(t, in) && describe_stack(t, 0, false, a);
     case ZYDIS_MNEMONIC_CALL:
         return in->opcode == 0xe8 && in->op_size == t->size &&
                describe_stack(t, -(int32_t)t->size, true, a);
@@ -66,7 +76,7 @@ static bool describe(const struct bt_tr *t, const struct insn *in, struct access
     }
     if (in->cls != INSN_DATA || in->is_hidden || !in->has_mem || in->is_agen || in->mem_size == 0 ||
         in->is_mem_masked || in->uses_high_byte || in->addr_size != t->size ||
-        in->mem_base >= CPU_GPR_COUNT || in->mem_disp < -BT_SHARE_DISP_MAX ||
+        in->mem_base == INSN_RIP || in->mem_disp < -BT_SHARE_DISP_MAX ||
         in->mem_disp > BT_SHARE_DISP_MAX)
         return false;
     *a = (struct access){.base = in->mem_base,
@@ -76,7 +86,9 @@ static bool describe(const struct bt_tr *t, const struct insn *in, struct access
                          .disp = (int32_t)in->mem_disp,
                          .size = in->mem_size,
                          .is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0};
-    return !(in->seg == CPU_CS && t->size == 4) &&
+    /* without any register: bt_fixed_access */
+    return (registers_of(a->base, a->index) != 0 || a->seg != CPU_SS) &&
+           !(in->seg == CPU_CS && t->size == 4) &&
            !(in->seg == CPU_FS && !(t->mode & BT_MODE_FS_FLAT)) &&
            !(in->seg == CPU_GS && !(t->mode & BT_MODE_GS_FLAT));
 }
@@ -93,10 +105,10 @@ static bool moves_rsp_by_constant(const struct bt_tr *t, const struct insn *in, 
     switch (in->op) {
     case ZYDIS_MNEMONIC_PUSH:
         *delta = -(int32_t)t->size;
-        return is_push_pop_of_register(t, in);
+        return bt_is_simple_stack(t, in);
     case ZYDIS_MNEMONIC_POP:
         *delta = (int32_t)t->size;
-        return is_push_pop_of_register(t, in) && in->gpr_opcode.reg != CPU_RSP &&
+        return bt_is_simple_stack(t, in) && in->gpr_opcode.reg != CPU_RSP &&
                in->gpr_rm.reg != CPU_RSP;
     case ZYDIS_MNEMONIC_ADD:
     case ZYDIS_MNEMONIC_SUB:
@@ -126,8 +138,7 @@ bool bt_stays_inline(const struct insn *in)
 static unsigned look_ahead(const struct bt_tr *t, const struct access *first, int32_t *low,
                            int32_t *high, bool *is_write)
 {
-    uint32_t registers = (uint32_t)BIT(first->base) |
-                         (first->index != INSN_NO_REG ? (uint32_t)BIT(first->index) : 0);
+    uint32_t registers = registers_of(first->base, first->index);
     int32_t moved = 0; /* RSP, since `first` */
     unsigned count = 1;
     bool is_certain = true; /* no conditional branch passed */
@@ -179,59 +190,93 @@ static struct bt_share *find_live(struct bt_tr *t, const struct access *a)
     return NULL;
 }
 
-static void emit_share_address(struct bt_tr *t, const struct bt_share *s)
+/* A share that is dead, else the oldest. */
+static struct bt_share *find_place(struct bt_tr *t)
 {
-    struct emit *e = &t->e;
-    t->retry = e->p;
-    unsigned base = bt_emit_gpr_get(t, s->base, S1);
-    unsigned index = s->index == INSN_NO_REG ? H_NONE : bt_emit_gpr_get(t, s->index, S2);
-    emit_lea(e, t->size == 8, S1, base, index, s->scale, s->low);
-    if (s->seg != CPU_SS) {
-        emit_gs_load(e, true, S2, BT_SEG_BASE_OFFSET(s->seg));
-        emit_lea(e, t->size == 8, S1, S1, S2, 1, 0);
-    }
-}
-
-struct bt_share *bt_share_add(struct bt_tr *t)
-{
-    t->has_shares = true;
+    for (unsigned i = 0; i < BT_SHARES; i++)
+        if (!t->shares[i].is_live)
+            return &t->shares[i];
     return &t->shares[t->share_next++ % BT_SHARES];
 }
 
-uint32_t bt_share_slot(const struct bt_tr *t, const struct bt_share *s)
+static uint32_t slot_offset(const struct bt_tr *t, const struct bt_share *s)
 {
     return BT_OFFSET(share) + 8 * (uint32_t)(s - t->shares);
 }
 
+void bt_share_release(struct bt_tr *t)
+{
+    struct bt_share *s = t->held;
+
+    t->held = NULL;
+    if (s == NULL || t->is_held_saved || !s->is_live)
+        return;
+    if (s->uses_left != 0)
+        emit_gs_store(&t->e, true, S1, slot_offset(t, s));
+    else
+        s->is_live = false;
+}
+
+struct bt_share *bt_share_add(struct bt_tr *t, const struct bt_share *made)
+{
+    struct bt_share *s = find_place(t);
+
+    *s = *made;
+    t->has_shares = true;
+    t->held = s;
+    t->is_held_saved = false;
+    return s;
+}
+
+void bt_share_use(struct bt_tr *t, struct bt_share *s)
+{
+    bt_emit_count(t, BT_OFFSET(accesses));
+    if (s->uses_left > 0)
+        s->uses_left--;
+    if (t->held == s)
+        return;
+    bt_share_release(t);
+    emit_gs_load(&t->e, true, S1, slot_offset(t, s));
+    t->held = s;
+    t->is_held_saved = true;
+}
+
 bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *place)
 {
-    struct emit *e = &t->e;
     struct access a;
+    unsigned reg;
 
     if (!bt_may_share(t) || !describe(t, in, &a))
         return false;
     struct bt_share *s = find_live(t, &a);
     if (s != NULL) {
-        bt_emit_count(t, BT_OFFSET(accesses));
-        emit_gs_load(e, true, S1, bt_share_slot(t, s));
+        bt_share_use(t, s);
     } else {
         struct bt_share made = {
             .is_live = true, .base = a.base, .index = a.index, .scale = a.scale, .seg = a.seg};
-        if (look_ahead(t, &a, &made.low, &made.high, &made.is_write) < 2)
+        unsigned count = look_ahead(t, &a, &made.low, &made.high, &made.is_write);
+        if (count < 2)
             return false;
-        s = bt_share_add(t);
-        *s = made;
-        emit_share_address(t, s);
-        bt_emit_check_shared(t, (unsigned)(s->high - s->low), s->is_write);
-        emit_lea(e, true, S1, S1, S2, 1, 0);
-        emit_gs_store(e, true, S1, bt_share_slot(t, s));
+        made.uses_left = (uint16_t)(count - 1);
+        bt_emit_linear(t,
+                       &(struct bt_address){.base = made.base,
+                                            .index = made.index,
+                                            .scale = made.scale,
+                                            .seg = made.seg,
+                                            .size = (uint8_t)t->size,
+                                            .disp = made.low},
+                       &reg);
+        bt_emit_check_shared(t, reg, (unsigned)(made.high - made.low), made.is_write);
+        emit_lea(&t->e, true, S1, reg, S2, 1, 0);
+        s = bt_share_add(t, &made);
     }
-    *place = (struct bt_place){.index = H_NONE, .disp = a.disp - s->low};
+    *place = (struct bt_place){.base = S1, .index = H_NONE, .disp = a.disp - s->low};
     return true;
 }
 
 void bt_shares_forget(struct bt_tr *t)
 {
+    t->held = NULL;
     for (unsigned i = 0; i < BT_SHARES; i++)
         t->shares[i].is_live = false;
 }
@@ -245,8 +290,7 @@ void bt_shares_after(struct bt_tr *t, const struct insn *in)
         struct bt_share *s = &t->shares[i];
         if (!s->is_live || s->is_fixed)
             continue;
-        uint32_t registers =
-            (uint32_t)BIT(s->base) | (s->index != INSN_NO_REG ? (uint32_t)BIT(s->index) : 0);
+        uint32_t registers = registers_of(s->base, s->index);
         uint32_t written = in->gpr_written & registers;
         if (written == 0)
             continue;

@@ -134,6 +134,7 @@ static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip)
     t->cold_count = 0;
     bt_shares_forget(t);
     t->share_next = 0;
+    t->rsp_moved = 0;
     t->has_shares = false;
 }
 
