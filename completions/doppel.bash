@@ -1,4 +1,27 @@
 # doppel.bash - completion of doppel's command line for bash
+
+# The commands on running machines: $1 command, $2 current word, $3 the one before
+_doppel_command() {
+    local options='--json --help'
+    case $1 in
+    stop) options+=' --timeout --hard --button --no-wait' ;;
+    ps | status | pause | resume | stats | engine) ;;
+    *) return ;;
+    esac
+    if [[ $3 == --timeout ]]; then
+        return
+    elif [[ $2 == -* || $1 == ps ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$options" -- "$2")
+    elif [[ $1 == engine && $COMP_CWORD -gt 2 && $3 != -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W 'kvm bt interp' -- "$2")
+    elif [[ $2 == */* ]]; then
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -f -- "$2")
+    else
+        mapfile -t COMPREPLY < <(compgen -W "$(doppel ps 2>/dev/null | awk 'NR > 1 { print $1 }')" -- "$2")
+    fi
+}
+
 _doppel() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     COMPREPLY=()
@@ -9,7 +32,12 @@ _doppel() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     if [[ $COMP_CWORD -eq 1 ]]; then
-        mapfile -t COMPREPLY < <(compgen -W 'run help version --help --version' -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W 'run ps status pause resume stop stats engine help version
+            --help --version' -- "$cur")
+        return
+    fi
+    if [[ ${COMP_WORDS[1]} != run ]]; then
+        _doppel_command "${COMP_WORDS[1]}" "$cur" "$prev"
         return
     fi
     case $prev in
@@ -20,15 +48,15 @@ _doppel() {
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
-    --memory | --code-cache | --cpus | --cmdline | --switch-storm) ;;
-    --kernel | --initrd | --perf-map | --dump-blocks)
+    --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
+    --kernel | --initrd | --control | --perf-map | --dump-blocks)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
         ;;
     *)
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --kernel --initrd
-            --cmdline --disk --serial --debug-exit --test-device --on-reboot --stats --log --code-cache --perf-map
-            --dump-blocks --switch-storm --help --version' -- "$cur")
+            --cmdline --disk --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
+            --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;
     esac
 }

@@ -9,9 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/bits.h"
 #include "base/log.h"
 #include "cli/options.h"
+#include "cli/remote.h"
 #include "cli/run.h"
 #include "cli/suggest.h"
 #include "cpu/model.h"
@@ -89,6 +89,8 @@ int cli_main(int argc, char **argv)
     const char *command = argv[1];
     if (strcmp(command, "run") == 0)
         return cli_run(argc - 2, argv + 2);
+    if (remote_knows(command))
+        return remote_run(command, argc - 2, argv + 2);
     if (strcmp(command, "help") == 0 || strcmp(command, "--help") == 0 ||
         strcmp(command, "-h") == 0)
         return cli_help();
@@ -99,8 +101,11 @@ int cli_main(int argc, char **argv)
                   command);
         return EXIT_STATUS_ERROR;
     }
-    static const char *const commands[] = {"run", "help", "version"};
-    const char *near = suggest_nearest(command, commands, ARRAY_SIZE(commands));
+    const char *commands[16] = {"run", "help", "version"};
+    size_t count = 3;
+    for (unsigned i = 0; remote_commands[i] != NULL; i++)
+        commands[count++] = remote_commands[i];
+    const char *near = suggest_nearest(command, commands, count);
     if (near != NULL)
         log_error("unknown command '%s'; did you mean '%s'?", command, near);
     else

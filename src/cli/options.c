@@ -9,8 +9,10 @@
 #include <errno.h>
 #include <string.h>
 
+#include "api/rundir.h"
 #include "base/bits.h"
 #include "base/parse.h"
+#include "cli/remote.h"
 #include "cli/suggest.h"
 
 enum option_id {
@@ -27,6 +29,8 @@ enum option_id {
     OPTION_DEBUG_EXIT,
     OPTION_TEST_DEVICE,
     OPTION_ON_REBOOT,
+    OPTION_NAME,
+    OPTION_CONTROL,
     OPTION_STATS,
     OPTION_LOG,
     OPTION_CODE_CACHE,
@@ -84,6 +88,10 @@ static const struct option_spec {
     [OPTION_ON_REBOOT] = {"on-reboot", "reset|exit", NULL,
         "When the guest reboots: start it over (the default), or\n"
         "end with status 3"},
+    [OPTION_NAME] = {"name", "NAME", "Control",
+        "Name under which 'doppel stop NAME' and the like find it"},
+    [OPTION_CONTROL] = {"control", "PATH", NULL,
+        "Make the control socket at PATH, instead of under the name"},
     [OPTION_STATS] = {"stats", NULL, "Watching",
         "Print a table of what happened and what it cost, at the end"},
     [OPTION_LOG] = {"log", "LEVEL", NULL,
@@ -126,6 +134,7 @@ static void options_print_one(const struct option_spec *spec, FILE *out)
 void options_print_help(FILE *out)
 {
     fputs("Usage: doppel run [options] --kernel FILE\n"
+          "       doppel COMMAND [options] [MACHINE]\n"
           "       doppel help | --help | --version\n"
           "\n"
           "Runs a virtual machine, with no need for /dev/kvm or special rights.\n"
@@ -134,9 +143,12 @@ void options_print_help(FILE *out)
           out);
     for (unsigned i = 0; i < OPTION_COUNT; i++)
         options_print_one(&option_specs[i], out);
+    fputs("\nCommands on machines that run ('doppel COMMAND --help' says more):\n", out);
+    remote_print_list(out);
     fputs("\n"
           "Exit status:\n"
-          "  0      the guest powered off, or the user left with Ctrl-A X\n"
+          "  0      the guest powered off, or somebody left with Ctrl-A X\n"
+          "         or stopped the machine with 'doppel stop'\n"
           "  1      usage or host error; the message says what to do\n"
           "  2      the guest died (triple fault); its registers are printed\n"
           "  3      the guest rebooted, and --on-reboot exit was given\n"
@@ -291,6 +303,14 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         return rc;
     case OPTION_SERIAL:
         out->serial = value;
+        return 0;
+    case OPTION_NAME:
+        out->name = value;
+        if (rundir_check_name(value, e) != 0)
+            return err_prefix(e, "--name");
+        return 0;
+    case OPTION_CONTROL:
+        out->control_path = value;
         return 0;
     case OPTION_PERF_MAP:
         out->perf_map_path = value;

@@ -26,6 +26,8 @@ struct options {
     const char *initrd_path;
     const char *cmdline;
     const char *serial;
+    const char *name;         /* NULL: none */
+    const char *control_path; /* NULL: in the folder of running machines, if there is a name */
     const char *cpu_model;
     struct vm_disk disks[VM_DISKS_MAX];
     char disk_texts[VM_DISKS_MAX][DISK_TEXT_SIZE]; /* what `disks` points into */

@@ -13,6 +13,8 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "api/api.h"
+#include "api/rundir.h"
 #include "backend/char/chardev.h"
 #include "base/bits.h"
 #include "base/log.h"
@@ -36,6 +38,8 @@ struct run {
     struct loop *loop;
     struct chardev *serial;
     struct vm *vm;
+    struct rundir_claim claim; /* the name and the control socket */
+    struct api *api;           /* NULL: no control socket */
     int signal_fd;
     struct loop_fd *signal_watch;
     int end_signal;     /* the signal that ended the machine, 0: none */
@@ -189,6 +193,21 @@ static int run_open_serial(struct run *run, struct err *e)
     return 0;
 }
 
+static int run_open_api(struct run *run, struct err *e)
+{
+    int rc = rundir_listen(&run->claim, e);
+    if (rc != 0)
+        return rc;
+    struct api_config config = {
+        .loop = run->loop,
+        .vm = run->vm,
+        .name = run->options->name,
+        .socket = run->claim.socket,
+        .listen_fd = run->claim.listen_fd,
+    };
+    return api_create(&config, &run->api, e);
+}
+
 /* Everything that can fail before the machine runs; run_close undoes any part of it. */
 static int run_open(struct run *run, struct err *e)
 {
@@ -211,6 +230,8 @@ static int run_open(struct run *run, struct err *e)
         rc = loop_create(&run->loop, e);
     if (rc == 0)
         rc = run_open_signals(run, e);
+    if (rc == 0 && (o->name != NULL || o->control_path != NULL))
+        rc = rundir_claim(o->name, o->control_path, &run->claim, e);
     if (rc == 0)
         rc = run_open_serial(run, e);
     if (rc != 0)
@@ -237,11 +258,16 @@ static int run_open(struct run *run, struct err *e)
         .dump_blocks_path = o->dump_blocks_path,
         .switch_storm = o->switch_storm,
     };
-    return vm_create(&config, &run->vm, e);
+    rc = vm_create(&config, &run->vm, e);
+    if (rc == 0 && run->claim.socket[0] != '\0')
+        rc = run_open_api(run, e);
+    return rc;
 }
 
 static void run_close(struct run *run)
 {
+    api_destroy(run->api);
+    rundir_release(&run->claim);
     vm_destroy(run->vm);
     chardev_destroy(run->serial);
     loop_fd_remove(run->signal_watch);
@@ -276,7 +302,8 @@ static int run_report(struct run *run, const struct vm_end *end)
     case VM_END_DEBUG_EXIT:
         return (int)end->status;
     case VM_END_STOPPED:
-        if (run->has_left)
+        /* With no signal it was the control socket. */
+        if (run->has_left || run->end_signal == 0)
             return EXIT_STATUS_OK;
         log_info("ended by signal %d (%s)", run->end_signal, strsignal(run->end_signal));
         return EXIT_STATUS_SIGNAL + run->end_signal;
@@ -296,6 +323,10 @@ static int run_until_end(struct run *run)
     if (run->has_tty && isatty(STDERR_FILENO))
         run_print("doppel: Ctrl-A H for help, Ctrl-A X to leave\r\n");
     vm_run(run->vm, &end);
+    if (run->api != NULL) {
+        api_finish(run->api, &end);
+        rundir_close_socket(&run->claim);
+    }
     run->is_running = false;
     run_terminal_leave(run);
     run_unblock_signals();
@@ -315,7 +346,7 @@ static int run_until_end(struct run *run)
 
 int run_machine(const struct options *options)
 {
-    struct run run = {.options = options, .signal_fd = -1};
+    struct run run = {.options = options, .signal_fd = -1, .claim = RUNDIR_CLAIM_NONE};
     struct err e = {0};
     int status;
     if (run_open(&run, &e) == 0) {

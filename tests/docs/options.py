@@ -24,6 +24,16 @@ def compare(name, has, wants):
 help_text = subprocess.run([doppel, "run", "--help"], stdout=subprocess.PIPE, check=True,
                            stdin=subprocess.DEVNULL, text=True).stdout
 helped = dict(re.findall(r"^  --([a-z-]+) ?(\S*)", help_text, re.M))
+commands = re.findall(r"^  ([a-z]+)(?: [][A-Z ]+)?  +\S", help_text.split("Commands on")[1].split("\n\n")[0], re.M)
+if len(commands) < 5:
+    problems.append("--help lists no commands")
+run_options = set(helped)
+for command in commands:
+    text = subprocess.run([doppel, command, "--help"], stdout=subprocess.PIPE, check=True,
+                          stdin=subprocess.DEVNULL, text=True).stdout
+    if not text.startswith("Usage: doppel %s" % command):
+        problems.append("doppel %s --help: no usage" % command)
+    helped.update(re.findall(r"^  --([a-z-]+) ?([A-Z]*)", text, re.M))
 statuses = set(re.findall(r"^  (\S+)  +\S", help_text.split("Exit status:")[1], re.M))
 if len(helped) < 10 or len(statuses) < 5:
     problems.append("--help cannot be read")
@@ -39,8 +49,16 @@ for option, argument in helped.items():
 man_statuses = set(re.findall(r"^\.It (\S+)$", man.split(".Sh EXIT STATUS")[1].split(".Sh ")[0], re.M))
 compare("man/doppel.1, EXIT STATUS", man_statuses, statuses)
 
+for command in commands:
+    if not re.search(r"^\.It Cm %s\b" % command, man, re.M):
+        problems.append("man/doppel.1: the command '%s' is missing" % command)
+
 completion = read("completions", "doppel.bash")
 compare("completions/doppel.bash", set(re.findall(r"--([a-z-]+)", completion)), set(helped))
+
+for command in commands:
+    if not re.search(r"-W '[^']*(?<!-)\b%s\b" % command, completion):
+        problems.append("completions/doppel.bash: the command '%s' is missing" % command)
 
 readme = read("README.md")
 unknown = set(re.findall(r"(?<!\S)`?--([a-z][a-z-]+)", "\n".join(

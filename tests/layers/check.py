@@ -18,8 +18,9 @@ ALLOWED = {
     "dev": {"backend", "mem", "cpu", "state", "os", "base"},
     "engine": {"cpu", "mem", "state", "os", "base"},
     "vm": {"engine", "dev", "backend", "mem", "cpu", "state", "os", "base"},
+    "api": {"vm", "os", "base"},
     # A front end makes the loop and the back ends that it hands to the machine.
-    "cli": {"vm", "backend", "cpu", "os", "base"},
+    "cli": {"api", "vm", "backend", "cpu", "os", "base"},
 }
 
 # Within engine/: what two engines share knows neither of them.
