@@ -100,49 +100,25 @@ static void a_running_guest_goes_on(void **state)
 
 /* ---- nothing of a processor gets lost ---- */
 
-/* A state with something in every field, as far as a processor can be in it. */
-static void make_state(const struct vm *vm, struct cpu_state *st, unsigned seed)
+/*
+ * Something in every byte that means something: a field that pull and push forget shows, one that
+ * is added later too. No processor would run with it, and none does.
+ */
+static void make_state(struct cpu_state *st, unsigned seed)
 {
-    uint64_t n = UINT64_C(0x0123456789abcdef) * (seed + 1);
-    uint64_t *const words[] = {&st->star,    &st->lstar,         &st->cstar,
-                               &st->sfmask,  &st->sysenter_esp,  &st->sysenter_eip,
-                               &st->tsc_aux, &st->tsc_offset,    &st->tsc_adjust,
-                               &st->cr2,     &st->kernel_gs_base};
+    const size_t error_end = offsetof(struct cpu_state, exception_error) + 4;
+    const size_t dbg_end = offsetof(struct cpu_state, pending_dbg) + 8;
+    uint8_t *bytes = (uint8_t *)st;
 
-    for (unsigned i = 0; i < CPU_GPR_COUNT; i++)
-        st->gpr[i] = n ^ i;
-    for (unsigned i = 0; i < ARRAY_SIZE(words); i++)
-        *words[i] = (n + i) >> 20; /* canonical, and fits into 32 bits or more */
-    for (unsigned i = 0; i < 4; i++) {
-        st->dr[i] = n >> 20 ^ i;
-        st->pae_pdpte[i] = 0x1000 * i;
-    }
-    st->dr6 = DR6_FIXED | DR6_BS;
-    st->rip = 0x100020;
-    st->rflags = RFLAGS_FIXED | RFLAGS_CF | RFLAGS_OF | RFLAGS_DF | RFLAGS_AC;
-    st->gdtr = (struct cpu_table){.base = n >> 24, .limit = 0x1234};
-    st->idtr = (struct cpu_table){.base = n >> 25, .limit = 0x4321};
-    st->seg[CPU_FS].base = n >> 21;
-    st->shadow = seed & 1 ? SHADOW_STI : SHADOW_MOV_SS;
-    st->is_nmi_blocked = 1;
-    st->is_exception_pending = seed & 1;
-    st->exception_vector = VEC_PF;
-    st->exception_has_error = 1;
-    st->exception_error = 5;
-    st->pending_dbg = seed & 1 ? 0 : DR6_BS;
-    st->run_state = seed & 1 ? CPU_RUNNING : CPU_HALTED;
-    for (unsigned i = 160; i < 416; i++) /* XMM registers */
-        st->xsave[i] = (uint8_t)(n >> (i % 8 * 8) ^ i);
-    st->xsave[512] |= XCR0_X87 | XCR0_SSE;
-    if (vm->model.xcr0_valid & XCR0_AVX) {
-        st->xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
-        st->xsave[512] |= XCR0_AVX;
-        for (unsigned i = 0; i < 256; i++)
-            st->xsave[vm->model.xsave_offset[2] + i] = (uint8_t)(i + seed);
-    }
+    for (size_t i = 0; i < sizeof(*st); i++)
+        bytes[i] = (uint8_t)((i + seed) * 0x9e3779b1u >> 13);
+    /* the compiler's padding does not move */
+    st->pad = 0;
+    memset(bytes + error_end, 0, offsetof(struct cpu_state, pending_dbg) - error_end);
+    memset(bytes + dbg_end, 0, offsetof(struct cpu_state, xsave) - dbg_end);
 }
 
-static void every_register_moves(void **state)
+static void every_field_moves(void **state)
 {
     struct cpu_state *before = calloc(4, sizeof(*before)), *after = calloc(1, sizeof(*after));
     struct fixture f = {0};
@@ -151,7 +127,7 @@ static void every_register_moves(void **state)
     f.vm = TEST_VM((&(struct vm_config){.engine = "bt", .cpu_count = 4}), count, &f.loop);
     for (unsigned i = 0; i < 4; i++) {
         pull_all(f.vm, i, &before[i]);
-        make_state(f.vm, &before[i], i);
+        make_state(&before[i], i);
         f.vm->ops->push(f.vm->vcpus[i].engine, &before[i], CPU_GROUP_ALL);
     }
     for (unsigned n = 0; n < 3; n++) {
@@ -372,7 +348,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_running_guest_goes_on),
-        cmocka_unit_test(every_register_moves),
+        cmocka_unit_test(every_field_moves),
         cmocka_unit_test(a_halted_cpu_keeps_its_nmi),
         cmocka_unit_test(a_paused_machine_stays_paused),
         cmocka_unit_test(a_failure_leaves_the_old_engine),
