@@ -48,6 +48,8 @@ struct diff_case {
     struct diff_state before; /* rip is where the code lies */
 };
 
+/* loops.c: a loop that walks through memory. */
+void diff_generate_loop(struct diff_case *c, uint64_t seed, const struct cpu_model *model);
 /* generate.c: the case that belongs to `seed`. */
 void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *model);
 /* As above, but with these instructions; false when they do not fit together. */

@@ -218,7 +218,7 @@ static uint64_t draw_place(struct rng *r)
     return rip + DIFF_CODE_MAX > DIFF_CODE + DIFF_CODE_SIZE ? DIFF_CODE : rip;
 }
 
-static void draw_state(struct rng *r, struct diff_case *c, const struct cpu_model *model)
+void draw_state(struct rng *r, struct diff_case *c, const struct cpu_model *model)
 {
     struct diff_state *st = &c->before;
 
@@ -243,13 +243,13 @@ static void draw_state(struct rng *r, struct diff_case *c, const struct cpu_mode
     st->rip = draw_place(r);
 }
 
-static void finish(struct diff_case *c)
+void draw_finish(struct diff_case *c)
 {
     memset(c->code + c->code_size, 0xcc, sizeof(c->code) - c->code_size);
     c->code_size = MIN(c->code_size + DIFF_TAIL, sizeof(c->code));
 }
 
-static void start(struct diff_case *c, uint64_t seed, unsigned mode)
+void draw_start(struct diff_case *c, uint64_t seed, unsigned mode)
 {
     c->seed = seed;
     c->mode = mode;
@@ -263,7 +263,7 @@ void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *m
     struct rng r = {seed};
     uint16_t pointers = BIT(CPU_RSP);
 
-    start(c, seed, rng_percent(&r, 60) ? 8 : 4);
+    draw_start(c, seed, rng_percent(&r, 60) ? 8 : 4);
     draw_state(&r, c, model);
     unsigned kind = rng_below(&r, 100);
     enum flavour flavour = kind < 10 ? FLAVOUR_FIXED : kind < 20 ? FLAVOUR_STACK : FLAVOUR_ANY;
@@ -271,7 +271,7 @@ void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *m
         flavour == FLAVOUR_ANY && rng_percent(&r, 75) ? 1 : 1 + rng_below(&r, DIFF_INSNS);
     for (unsigned i = 0; i < count; i++)
         draw_and_append(&r, c, i + 1 == count, flavour, model, &pointers);
-    finish(c);
+    draw_finish(c);
 }
 
 bool diff_generate_for(struct diff_case *c, uint64_t seed, const struct cpu_model *model,
@@ -282,7 +282,7 @@ bool diff_generate_for(struct diff_case *c, uint64_t seed, const struct cpu_mode
 
     for (unsigned tries = 0; tries < 16; tries++) {
         bool is_good = true;
-        start(c, seed, mode);
+        draw_start(c, seed, mode);
         draw_state(&r, c, model);
         for (unsigned at = 0; at < size && is_good;) {
             uint8_t padded[INSN_MAX_LEN] = {0};
@@ -293,7 +293,7 @@ bool diff_generate_for(struct diff_case *c, uint64_t seed, const struct cpu_mode
             is_good = append(&r, c, padded, at >= size, model, &pointers);
         }
         if (is_good) {
-            finish(c);
+            draw_finish(c);
             return true;
         }
     }

@@ -37,6 +37,11 @@ bool draw_is_string(const struct insn *in);
 /* Does it load or store an x87, SSE or XSAVE image? */
 bool draw_is_image(const struct insn *in);
 
+/* generate.c: the parts of a case. */
+void draw_start(struct diff_case *c, uint64_t seed, unsigned mode);
+void draw_state(struct rng *r, struct diff_case *c, const struct cpu_model *model);
+void draw_finish(struct diff_case *c);
+
 /* steer.c: make the operands of *in lie in the windows; `bytes` are in's. False: no use. */
 struct steer {
     struct rng *r;

@@ -20,6 +20,7 @@
 #include "os/tsc.h"
 
 #define DEFAULT_CASES 100000
+#define LOOP_SHARE 6        /* each such case is a loop */
 #define REGRESSION_RUNS 100 /* of each entry of the list */
 #define FLAGS_COMPARED (RFLAGS_STATUS | RFLAGS_DF | RFLAGS_RF | RFLAGS_TF | RFLAGS_AC)
 
@@ -254,7 +255,10 @@ static bool compare_case(struct run *run)
 
 static bool run_case(struct run *run, uint64_t seed)
 {
-    diff_generate(&run->c, seed, &run->model);
+    if (seed % LOOP_SHARE == 0)
+        diff_generate_loop(&run->c, seed, &run->model);
+    else
+        diff_generate(&run->c, seed, &run->model);
     return compare_case(run);
 }
 

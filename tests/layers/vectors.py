@@ -41,6 +41,8 @@ SAVED = {
     "translate.c.o": {"insn_decode", "bt_trace_block", "memcpy", "memset"},
     "emit_insn.c.o": {"memcpy", "memset"},
     "emit_mem.c.o": {"memcpy", "memset"},
+    "emit_loop.c.o": {"memcpy", "memset"},
+    "loop.c.o": {"memcpy", "memset"},
     "share.c.o": {"memcpy", "memset"},
     "smc.c.o": {"calloc"},
     # bt_cache_create and _destroy; memset: bt_cache_empty

@@ -37,6 +37,7 @@
 #include <ucontext.h>
 
 #include "engine/bt/emit.h"
+#include "engine/bt/loop.h"
 #include "engine/soft/vcpu.h"
 
 /* Scratch registers of generated code, and where the guest's RCX lives. */
@@ -88,7 +89,7 @@ struct bt_stats {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t kills, flushes, code_writes, code_writes_beside, protects, protect_exclusive;
     uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles; /* with is_counting */
-    uint64_t indirect_misses, host_faults, share_misses;
+    uint64_t indirect_misses, host_faults, share_misses, loops, loop_refusals;
     uint32_t soft_ops[2048]; /* by mnemonic */
 };
 
@@ -104,6 +105,9 @@ struct bt_vcpu {
     uint64_t blocks_run, accesses; /* counted by generated code with is_counting */
     uint64_t share[8];             /* host addresses of live shares */
     uint64_t pushed;               /* a value on its way while the stack is checked */
+    uint64_t loop_host[BT_LOOP_STREAMS]; /* where a strip's streams begin */
+    uint64_t loop_spill[CPU_GPR_COUNT];  /* guest registers that gave way to a strip's pointers */
+    uint64_t loop_tail, loop_count;      /* of a strip: iterations left over; counter */
     uint32_t flags_ax;             /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
@@ -144,7 +148,9 @@ struct bt_block {
     uint8_t *body;
     uint8_t *fail;
     uint8_t *end;
-    struct bt_insn_map *map; /* insn_count + 1 entries */
+    struct bt_insn_map *map; /* insn_count + 1 entries, then those of the strip */
+    uint16_t map_count;
+    struct bt_loop_map loop;
     struct bt_block *hash_next;
     struct bt_block *page_next;
 };
@@ -235,6 +241,8 @@ void bt_share_refuse(struct bt_engine *be, const struct bt_block *block);
 void bt_block_forget(struct bt_engine *be, struct bt_block *block);
 /* Turn the NOP, or jump, at the body's start into a jump to `target`, by one store. */
 void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target);
+/* The block runs no strips any more. With the lock held. */
+void bt_loop_disable(struct bt_engine *be, const struct bt_block *block);
 /* The block that holds host code address `rx`, or NULL. Takes the lock. */
 struct bt_block *bt_block_at(struct bt_engine *be, const uint8_t *rx);
 /* Index of the guest instruction whose host code contains rx. */
@@ -312,6 +320,8 @@ struct bt_tr {
     bool is_held_saved;    /* it is in the vCPU block as well */
     int32_t rsp_moved;     /* what the guest's RSP has moved without RSP following */
     bool has_shares, is_share_refused;
+    unsigned map_used; /* entries of the block's map */
+    struct bt_loop loop;
     bool is_end; /* control does not fall through */
 
     struct bt_cold {
@@ -329,8 +339,14 @@ enum { BT_COLD_TLB, BT_COLD_TLB_FIXED, BT_COLD_CHAIN, BT_COLD_INDIRECT, BT_COLD_
 
 #define BT_MISS_WRITE 0x10000u
 #define BT_MISS_SHARED 0x20000u
+#define BT_MISS_LOOP 0x40000u /* and shared: the entry of a strip */
 #define BT_MISS_SIZE 0xffffu
 
+/* Does *in do nothing, and nothing that can fault? */
+bool bt_is_hint(const struct insn *in);
+bool bt_is_unit_enabled(const struct bt_tr *t, unsigned unit);
+/* RCX used other than through a field of the encoding: shift counts, CMPXCHG16B, PCMPESTRI. */
+bool bt_uses_rcx_implicitly(const struct insn *in);
 /* Emit one instruction. */
 void bt_emit_insn(struct bt_tr *t, const struct insn *in);
 /* It runs in C; host code goes on behind it unless control has gone elsewhere. */
@@ -369,6 +385,10 @@ void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_
 /* Check the memory operand of *in as `size` bytes; false when C has to run the instruction. */
 bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
                      struct bt_place *place);
+/* Check the first byte of a stream, at S1; a strip may be refused. */
+void bt_emit_check_loop(struct bt_tr *t, bool is_write);
+/* Is the segment of the operand one that needs no check? */
+bool bt_is_segment_flat(const struct bt_tr *t, const struct insn *in);
 
 /* emit_stack.c */
 void bt_emit_push(struct bt_tr *t, const struct insn *in);
@@ -389,6 +409,8 @@ void bt_emit_move_rsp(struct bt_tr *t, int32_t delta);
 void bt_emit_settle(struct bt_tr *t);
 
 /* emit_branch.c */
+/* Where the direct branch *in, at t->rip, leads. */
+uint64_t bt_branch_target(const struct bt_tr *t, const struct insn *in);
 void bt_emit_jcc(struct bt_tr *t, const struct insn *in);
 void bt_emit_jump(struct bt_tr *t, const struct insn *in);
 void bt_emit_call(struct bt_tr *t, const struct insn *in);
@@ -488,7 +510,7 @@ const uint8_t *bt_helper_chain(struct bt_vcpu *b, uint64_t s1, uint64_t info, ui
 const uint8_t *bt_helper_switch(struct bt_vcpu *b, uint64_t s1, uint64_t info, uint8_t *site);
 const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t info,
                                   const uint8_t *at);
-const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at);
+const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at, uint64_t s2);
 int bt_run(struct engine_vcpu *vcpu, enum engine_stop *stop, struct err *e);
 bool bt_fault_hook(void *ctx, int sig, siginfo_t *info, ucontext_t *uc);
 

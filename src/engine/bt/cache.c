@@ -89,7 +89,7 @@ void bt_cache_destroy(struct bt_engine *be)
 bool bt_cache_has_room(const struct bt_engine *be)
 {
     return be->used + BT_BLOCK_HOST_MAX <= be->cache_size && be->block_count < be->block_max &&
-           be->map_count + BT_BLOCK_INSNS_MAX + 1 <= be->map_max &&
+           be->map_count + BT_BLOCK_INSNS_MAX + 1 + BT_LOOP_MAP_MAX <= be->map_max &&
            be->view_count + 2 < be->view_max;
 }
 
@@ -173,15 +173,28 @@ void bt_block_forget(struct bt_engine *be, struct bt_block *block)
     be->dead[h] = block;
 }
 
-void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target)
+/* Turn the NOP, or jump, at `at` into a jump to `target`. */
+static void store_jump(struct bt_engine *be, const uint8_t *at, const uint8_t *target)
 {
-    unsigned shift = 8 * ((uintptr_t)block->body & 7); /* at most 24 */
-    uint64_t *word = (uint64_t *)(void *)bt_rw(be, block->body - shift / 8);
-    uint32_t rel = (uint32_t)(target - (block->body + 5));
+    unsigned shift = 8 * ((uintptr_t)at & 7); /* at most 24 */
+    uint64_t *word = (uint64_t *)(void *)bt_rw(be, at - shift / 8);
+    uint32_t rel = (uint32_t)(target - (at + 5));
     uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
     value &= ~(UINT64_C(0xffffffffff) << shift);
     value |= ((uint64_t)rel << 8 | 0xe9) << shift;
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+}
+
+void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target)
+{
+    store_jump(be, block->body, target);
+    bt_loop_disable(be, block);
+}
+
+void bt_loop_disable(struct bt_engine *be, const struct bt_block *block)
+{
+    if (block->loop.entry != NULL)
+        store_jump(be, block->loop.entry, block->poll);
 }
 
 /* Dead blocks of the same code lead to the new one, so that links to them stay quick. */
@@ -242,7 +255,7 @@ void bt_block_publish(struct bt_engine *be, struct bt_block *block)
     be->hash[h] = block;
     forward_dead(be, h, block);
     be->blocks[be->block_count++] = block;
-    be->map_count += block->insn_count + 1u;
+    be->map_count += block->map_count;
     be->used = align_up((uint64_t)(block->end - be->rx), 16);
     bt_page_add_block(be, block);
 }

@@ -8,7 +8,7 @@
 
 #include "engine/bt/bt.h"
 
-static uint64_t branch_target(const struct bt_tr *t, const struct insn *in)
+uint64_t bt_branch_target(const struct bt_tr *t, const struct insn *in)
 {
     uint64_t target = t->rip + in->len + in->imm;
     return t->size == 8 ? target : (uint32_t)target;
@@ -50,7 +50,7 @@ void bt_emit_call(struct bt_tr *t, const struct insn *in)
     }
     if (is_direct) {
         bt_emit_push_imm(t, in, t->size == 8 ? next : (uint32_t)next);
-        bt_emit_exit(t, branch_target(t, in));
+        bt_emit_exit(t, bt_branch_target(t, in));
         t->is_end = true;
         return;
     }
@@ -73,7 +73,7 @@ void bt_emit_jump(struct bt_tr *t, const struct insn *in)
     bool is_direct = in->opcode == 0xe9 || in->opcode == 0xeb;
 
     if (is_direct && in->op_size == t->size) {
-        bt_emit_exit(t, branch_target(t, in));
+        bt_emit_exit(t, bt_branch_target(t, in));
         t->is_end = true;
     } else if (in->opcode == 0xff && (in->modrm >> 3 & 7) == 4 && in->op_size == t->size &&
                emit_indirect_target(t, in)) {
@@ -112,5 +112,5 @@ void bt_emit_jcc(struct bt_tr *t, const struct insn *in)
     emit8(e, 0x0f);
     emit8(e, (uint8_t)(0x80 | (in->opcode & 15)));
     emit32(e, 0);
-    bt_cold_add(t, BT_COLD_CHAIN, e->p - 4)->rip = branch_target(t, in);
+    bt_cold_add(t, BT_COLD_CHAIN, e->p - 4)->rip = bt_branch_target(t, in);
 }

@@ -30,7 +30,7 @@ void bt_emit_end_soft(struct bt_tr *t)
     emit_jmp_to(&t->e, bt_rw(t->be, t->be->stub_dispatch));
 }
 
-static bool unit_is_enabled(const struct bt_tr *t, unsigned unit)
+bool bt_is_unit_enabled(const struct bt_tr *t, unsigned unit)
 {
     static const uint32_t needs[] = {
         [INSN_UNIT_INT] = 0,
@@ -142,8 +142,7 @@ static unsigned displaced_count(const struct insn *in)
     return (unsigned)__builtin_popcount(seen);
 }
 
-/* RCX used other than through a field of the encoding: shift counts, CMPXCHG16B, PCMPESTRI. */
-static bool uses_rcx_implicitly(const struct insn *in)
+bool bt_uses_rcx_implicitly(const struct insn *in)
 {
     uint16_t all = in->gpr_read | in->gpr_written;
     if (!(all & BIT(CPU_RCX)))
@@ -225,7 +224,7 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
     struct emit *e = &t->e;
     struct temps temps = {.count = 0};
     struct insn_recode r = {.mem_base = S1, .mem_index = S2};
-    bool is_rcx_implicit = uses_rcx_implicitly(in);
+    bool is_rcx_implicit = bt_uses_rcx_implicitly(in);
     uint8_t code[INSN_RECODE_MAX];
 
     if (in->has_mem && !in->is_agen) {
@@ -365,7 +364,7 @@ static bool ends_block(const struct insn *in)
 }
 
 /* Processors disagree on reserved forms with a register (0F 0D): those run as they are. */
-static bool is_hint(const struct insn *in)
+bool bt_is_hint(const struct insn *in)
 {
     switch (in->op) {
     case ZYDIS_MNEMONIC_NOP:
@@ -479,7 +478,7 @@ static void emit_special(struct bt_tr *t, const struct insn *in)
 
 static bool is_inline_data(const struct bt_tr *t, const struct insn *in)
 {
-    return in->cls == INSN_DATA && !in->is_hidden && unit_is_enabled(t, in->unit);
+    return in->cls == INSN_DATA && !in->is_hidden && bt_is_unit_enabled(t, in->unit);
 }
 
 /* RET, and CALL with a displacement: they end a block with an access to the stack. */
@@ -502,7 +501,7 @@ static bool keeps_s1(const struct bt_tr *t, const struct insn *in)
     if (in->is_agen)
         return in->op == ZYDIS_MNEMONIC_LEA && in->op_size != 2 && in->addr_size != 2 &&
                !((in->gpr_read | in->gpr_written) & in_memory);
-    return in->has_mem || displaced_count(in) + (uses_rcx_implicitly(in) ? 1 : 0) <= 2;
+    return in->has_mem || displaced_count(in) + (bt_uses_rcx_implicitly(in) ? 1 : 0) <= 2;
 }
 
 /*
@@ -540,11 +539,11 @@ void bt_emit_insn(struct bt_tr *t, const struct insn *in)
         bt_emit_settle(t);
     if (in->is_hidden || in->cls == INSN_INVALID)
         bt_emit_end_soft(t);
-    else if (is_hint(in) && !in->has_lock)
+    else if (bt_is_hint(in) && !in->has_lock)
         ; /* nothing to do, and nothing that can fault */
     else if (in->cls == INSN_SPECIAL)
         emit_special(t, in);
-    else if (!unit_is_enabled(t, in->unit))
+    else if (!bt_is_unit_enabled(t, in->unit))
         bt_emit_soft(t);
     else if (in->op == ZYDIS_MNEMONIC_LEA)
         emit_lea_insn(t, in);

@@ -57,6 +57,16 @@ void bt_emit_linear(struct bt_tr *t, const struct bt_address *a, unsigned *reg)
     }
 }
 
+bool bt_is_segment_flat(const struct bt_tr *t, const struct insn *in)
+{
+    if (in->seg == CPU_FS && !(t->mode & BT_MODE_FS_FLAT))
+        return false;
+    if (in->seg == CPU_GS && !(t->mode & BT_MODE_GS_FLAT))
+        return false;
+    /* code segments are never writable */
+    return !(in->seg == CPU_CS && t->size == 4 && (in->mem_access & INSN_ACCESS_WRITE));
+}
+
 bool bt_emit_address(struct bt_tr *t, const struct insn *in, unsigned *reg)
 {
     struct emit *e = &t->e;
@@ -64,12 +74,8 @@ bool bt_emit_address(struct bt_tr *t, const struct insn *in, unsigned *reg)
 
     if (in->addr_size == 2)
         return false;
-    if (in->seg == CPU_FS && !(t->mode & BT_MODE_FS_FLAT))
+    if (!bt_is_segment_flat(t, in))
         return false;
-    if (in->seg == CPU_GS && !(t->mode & BT_MODE_GS_FLAT))
-        return false;
-    if (in->seg == CPU_CS && t->size == 4 && (in->mem_access & INSN_ACCESS_WRITE))
-        return false; /* code segments are never writable */
 
     if (in->mem_base != INSN_RIP && (in->mem_base != INSN_NO_REG || in->mem_index != INSN_NO_REG)) {
         struct bt_address a = {.base = in->mem_base,
@@ -147,6 +153,11 @@ bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool
         return false;
     bt_emit_check(t, place->base, size, is_write);
     return true;
+}
+
+void bt_emit_check_loop(struct bt_tr *t, bool is_write)
+{
+    emit_check(t, S1, 1, is_write, BT_MISS_SHARED | BT_MISS_LOOP);
 }
 
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta)

@@ -429,7 +429,9 @@ const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, co
     }
     bt_flags_from_host(b);
     const uint8_t *at;
-    if (info & BT_MISS_SHARED) {
+    if (info & BT_MISS_LOOP) {
+        at = bt_loop_refuse(b, resume);
+    } else if (info & BT_MISS_SHARED) {
         at = leave_shares(b, resume);
     } else {
         /* a fault, a device, code beneath, or two pages: C does it all, precisely */
@@ -467,10 +469,11 @@ const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t i
     return next;
 }
 
-const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at)
+const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at, uint64_t s2)
 {
     b->stats.host_faults++;
     bt_flags_from_host(b);
+    at = bt_loop_recover(b, bt_block_at(b->engine, at), at, s1, s2);
     return soft_instead(b, at);
 }
 

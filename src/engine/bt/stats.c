@@ -89,6 +89,8 @@ static void report_vcpu(const struct bt_vcpu *b, double tsc_per_ms, struct stats
     stats_put_count(sink, "tlb_misses.in_c", "  of them finished in C (fault, device, ...)",
                     s->tlb_miss_soft);
     stats_put_count(sink, "share_misses", "shared checks that failed", s->share_misses);
+    stats_put_count(sink, "loops", "loops that run in strips", s->loops);
+    stats_put_count(sink, "loops.refused", "  strips refused", s->loop_refusals);
     stats_put_count(sink, "code_writes", "writes to pages with code", s->code_writes);
     stats_put_count(sink, "code_writes.beside", "  of them beside the code", s->code_writes_beside);
     stats_put_count(sink, "blocks_dropped", "blocks dropped by writes", s->kills);

@@ -86,6 +86,7 @@ static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8
 
     t->insns = be->insns;
     t->insn_count = decode_insns(t, bytes, avail, limit);
+    bt_loop_find(t);
     while (n < t->insn_count && !t->is_end) {
         const struct insn *in = &be->insns[n];
         t->insn_index = n;
@@ -97,7 +98,10 @@ static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8
             .host_offset = (uint32_t)(bt_rx(be, t->e.p) - block->guard),
         };
         n++;
-        bt_emit_insn(t, in);
+        if (t->loop.is_found && t->insn_index == t->loop.last)
+            bt_loop_emit_back(t, in);
+        else
+            bt_emit_insn(t, in);
         bt_shares_after(t, in);
         if (t->e.is_full)
             return false;
@@ -109,10 +113,13 @@ static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8
         .guest_offset = (uint16_t)offset,
         .host_offset = (uint32_t)(bt_rx(t->be, t->e.p) - block->guard),
     };
+    t->map_used = n + 1;
     if (!t->is_end) {
         uint64_t next = t->block_rip + offset;
         bt_emit_exit(t, t->size == 8 ? next : (uint32_t)next);
     }
+    if (t->loop.is_found)
+        bt_loop_emit(t, block);
     bt_emit_cold(t);
     return !t->e.is_full;
 }
@@ -161,8 +168,10 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
             continue;
         block->end = (uint8_t *)bt_rx(be, t.e.p);
         block->has_shares = t.has_shares;
+        block->map_count = (uint16_t)t.map_used;
         bt_block_publish(be, block);
         b->stats.blocks++;
+        b->stats.loops += t.loop.is_found;
         b->stats.guest_insns += block->insn_count;
         b->stats.guest_bytes += block->guest_len;
         b->stats.host_bytes += (uint64_t)(block->end - block->guard);
