@@ -26,6 +26,7 @@ MEMORY ?= 512M
 KERNEL ?= cloud
 FUZZ_SECONDS ?= 60
 MINUTES ?= 30
+BENCH ?=
 # Warnings are errors where somebody looks at the result, not on a user's future compiler.
 WERROR := $(if $(CI),true,false)
 
@@ -52,7 +53,7 @@ test: $(BUILD)/build.ninja
 bench: $(BUILD)/build.ninja
 	@tools/deps build run bench
 	ninja -C $(BUILD)
-	@bench/run $(BUILD)
+	@bench/run $(BUILD) $(BENCH)
 
 soak: $(BUILD)/build.ninja
 	@tools/deps build run test
@@ -90,7 +91,7 @@ help:
 	'make            build doppel (build/doppel)' \
 	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
-	'make bench      measure against QEMU and the bare host (bench/run --list: single rows)' \
+	'make bench      measure against QEMU and the bare host (BENCH=--list, BENCH="--rows boot,sqlite")' \
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
 	'make format     clang-format over all C files' \

@@ -4,7 +4,7 @@
 The guest's initramfs holds the static program `rows` (bench/rows.c) as /init. Each kind of machine
 (one CPU, the same with Debian's programs in its initramfs, two CPUs) that the chosen rows need is started once in a round. "boot" is the time from
 starting the one with one CPU to the first line of that program, "total" that to its end. A row is
-called noisy when its rounds under doppel differ by more than a quarter.
+called noisy when rounds of one runner differ by more than a quarter: its figures say little then.
 """
 import argparse
 import json
@@ -258,14 +258,16 @@ def compare(args, rows, samples):
         d = values.get("doppel")
         if d is None:
             continue
-        of_doppel = samples["doppel"][row]
+        spreads = {name: (max(v[row]) - min(v[row])) / values[name] if values[name] else 0
+                   for name, v in samples.items() if row in v}
         results.append({
             "row": row, "unit": unit, "more_is": "better" if rate == "rate" else "worse",
             "kind": kind, "machine": machine, "values": values,
             "vs_native": faster(values.get("native"), d, rate),
             "vs_tcg": faster(d, values.get("tcg"), rate),
             "vs_against": faster(d, values.get("against"), rate),
-            "spread": (max(of_doppel) - min(of_doppel)) / d if d else 0,
+            "spread": spreads["doppel"], "spreads": spreads,
+            "noisy": [name for name, spread in spreads.items() if spread > NOISY],
         })
     return results
 
@@ -386,7 +388,12 @@ def print_table(args, head, results, names):
         print(f"{r['row']:<10}{r['unit']:>8}" +
               "".join(cell(r["values"].get(n), ".3f", 12) for n in names) +
               "".join(cell(r[key], ".2f", 11, "x") for key, _, _ in ratios) +
-              f"  {100 * r['spread']:.0f}%" + (" noisy" if r["spread"] > NOISY else ""))
+              f"{100 * r['spread']:>7.0f}%" +
+              (" noisy: " + ", ".join(r["noisy"]) if r["noisy"] else ""))
+    noisy = [r["row"] for r in results if r["noisy"]]
+    if noisy:
+        print(f"{len(noisy)} of {len(results)} rows are noisy: measure again with less else running, "
+              "or with more --rounds")
     for key, _, name in ratios[1 if "native" in names else 0:]:
         mean = geometric_mean(single_cpu(results, key))
         if mean:
