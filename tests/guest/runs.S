@@ -194,6 +194,42 @@ returns:
     dec %r12d
     jnz 4b
     check64 "every other return goes elsewhere", %rbx, $0x242
+    /* indirect calls behind accesses to the same part of the stack */
+    push $0x11
+    push $0x22
+    mov $9f, %eax
+    mov (%rsp), %rbx
+    mov 8(%rsp), %rcx
+    call *%rax
+8:  check64 "indirect call: return address", %rdx, $8b
+    check64 "indirect call: what was read before", %rbx, $0x22
+    movq $0x33, -8(%rsp)
+    movabs $0x8000000000000000, %rax
+    mov %rsp, %rbp
+    try64 1f
+    mov (%rsp), %rbx
+    mov 8(%rsp), %rcx
+    mov -8(%rsp), %rdx
+    call *%rax
+1:  movq $0, try_resume
+    check64 "indirect call to nowhere: vector", exc_vector, $13
+    check64 "indirect call to nowhere: RSP", exc_rsp, %rbp
+    check64 "indirect call to nowhere: RDX", exc_rdx, $0x33
+    /* the register that is read for an address is moved from memory and back */
+    mov $TEST, %r15
+    mov %r15, %rax
+    mov %rax, %r11
+    mov %r11, %rcx
+    mov %rcx, %r10
+    check64 "a register moved around", %r10, $TEST
+    mov %r10d, %ecx
+    check64_imm "its lower half", %rcx, 0x80000000
+    mov %ecx, %r15d
+    check64_imm "and back", %r15, 0x80000000
+    pop %rax
+    pop %rax
+    ret
+9:  mov (%rsp), %rdx
     ret
 3:  movq $2b, (%rsp)
     ret

@@ -219,6 +219,28 @@ static unsigned pad_before_jcc(const struct bt_tr *t, size_t size)
     return bt_link_padding(t->e.p + size + 2);
 }
 
+/* MOV between a register that is in the vCPU block and one that is not needs no other. */
+static bool emit_mov_displaced(struct bt_tr *t, const struct insn *in)
+{
+    bool is_load = in->gpr_reg.is_written;
+    const struct insn_gpr *to = is_load ? &in->gpr_reg : &in->gpr_rm;
+    const struct insn_gpr *from = is_load ? &in->gpr_rm : &in->gpr_reg;
+
+    if (in->op != ZYDIS_MNEMONIC_MOV || in->has_mem || from->reg == INSN_NO_REG ||
+        to->reg == INSN_NO_REG || from->size < 4 || to->size < 4 ||
+        BT_IN_MEMORY(from->reg) == BT_IN_MEMORY(to->reg))
+        return false;
+    if (BT_IN_MEMORY(from->reg))
+        emit_gs_load(&t->e, from->size == 8, to->reg == CPU_RCX ? H_GUEST_RCX : to->reg,
+                     BT_GPR_OFFSET(from->reg));
+    else if (from->size == 8)
+        emit_gs_store(&t->e, true, from->reg == CPU_RCX ? H_GUEST_RCX : from->reg,
+                      BT_GPR_OFFSET(to->reg));
+    else
+        return false; /* zero-extended on the way */
+    return true;
+}
+
 static void emit_data(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
@@ -227,6 +249,8 @@ static void emit_data(struct bt_tr *t, const struct insn *in)
     bool is_rcx_implicit = bt_uses_rcx_implicitly(in);
     uint8_t code[INSN_RECODE_MAX];
 
+    if (emit_mov_displaced(t, in))
+        return;
     if (in->has_mem && !in->is_agen) {
         if (!emit_data_operand(t, in, is_rcx_implicit, &r, &temps)) {
             bt_emit_soft(t);

@@ -146,7 +146,9 @@ void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_
 bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
                      struct bt_place *place)
 {
-    if (bt_fixed_access(t, in, size, is_write, place) || bt_share_access(t, in, place))
+    if (bt_fixed_access(t, in, size, is_write, place))
+        return true;
+    if (in->cls == INSN_DATA && bt_share_access(t, in, place))
         return true;
     *place = (struct bt_place){.index = S2};
     if (!bt_emit_address(t, in, &place->base))

@@ -57,7 +57,12 @@ static bool describe_stack(const struct bt_tr *t, int32_t disp, bool is_write, s
     return true;
 }
 
-/* The access of *in when it can take part in a share. */
+static bool is_indirect_call(const struct insn *in)
+{
+    return in->opcode == 0xff && (in->modrm >> 3 & 7) == 2;
+}
+
+/* The access of *in when it can take part in a share; of CALL, that to the stack. */
 static bool describe(const struct bt_tr *t, const struct insn *in, struct access *a)
 {
     switch (in->op) {
@@ -66,7 +71,7 @@ static bool describe(const struct bt_tr *t, const struct insn *in, struct access
     case ZYDIS_MNEMONIC_POP:
         return bt_is_simple_stack(t, in) && describe_stack(t, 0, false, a);
     case ZYDIS_MNEMONIC_CALL:
-        return in->opcode == 0xe8 && in->op_size == t->size &&
+        return (in->opcode == 0xe8 || is_indirect_call(in)) && in->op_size == t->size &&
                describe_stack(t, -(int32_t)t->size, true, a);
     case ZYDIS_MNEMONIC_RET:
         return (in->opcode == 0xc3 || in->opcode == 0xc2) && in->op_size == t->size &&

@@ -11,6 +11,15 @@
 #include "engine/bt/bt.h"
 #include "os/tsc.h"
 
+/* What must precede a body that would be at `at`: its NOP lies within an aligned quadword. */
+static unsigned body_padding(const uint8_t *at)
+{
+    unsigned offset = (uintptr_t)at & 7;
+    return offset > 3 ? 8 - offset : 0;
+}
+
+#define POLL_SIZE 10 /* MOV and JRCXZ; were it another size, the body would be padded once more */
+
 /* All entries and the way out when an entry refuses (see bt.h). */
 static void emit_entries(struct bt_tr *t, struct bt_block *block)
 {
@@ -28,12 +37,13 @@ static void emit_entries(struct bt_tr *t, struct bt_block *block)
     bt_emit_set_rip(e, t->block_rip);
     emit_jmp_to(e, bt_rw(t->be, t->be->stub_dispatch));
 
+    /* pad the body here, where nothing runs */
+    emit_nops(e, body_padding(e->p + POLL_SIZE));
     emit_patch8(e, match, e->p);
     block->poll = (uint8_t *)bt_rx(t->be, e->p);
     emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
     emit_patch8(e, emit_jrcxz(e), fail);
-    if (((uintptr_t)e->p & 7) > 3)
-        emit_nops(e, (unsigned)(-(uintptr_t)e->p & 7));
+    emit_nops(e, body_padding(e->p));
     t->body = e->p;
     block->body = (uint8_t *)bt_rx(t->be, e->p);
     emit_nops(e, 5);
