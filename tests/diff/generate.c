@@ -95,6 +95,20 @@ static bool is_locked_mov_cr(const uint8_t bytes[INSN_MAX_LEN])
     return has_lock && (bytes[i + 1] & 0xfc) == 0x20;
 }
 
+/*
+ * VMCALL or VMMCALL, whatever its prefixes? A hypervisor below the host may serve it, or answer it
+ * with #GP for a processor that would say #UD.
+ */
+static bool is_hypercall(const uint8_t *bytes)
+{
+    unsigned i = 0;
+
+    while (i < 12 && bytes[i] != 0x0f)
+        i++;
+    return bytes[i] == 0x0f && bytes[i + 1] == 0x01 &&
+           (bytes[i + 2] == 0xc1 || bytes[i + 2] == 0xd9);
+}
+
 /* Append `bytes`; false when this draw is no good. */
 static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LEN], bool is_last,
                    const struct cpu_model *model, uint16_t *pointers)
@@ -104,7 +118,8 @@ static bool append(struct rng *r, struct diff_case *c, uint8_t bytes[INSN_MAX_LE
     int len = insn_decode(&in, bytes, INSN_MAX_LEN, c->mode, model);
 
     if (len < 0) { /* no instruction, or too long a one: alone in its case */
-        if (!is_first || !is_last || !rng_percent(r, 2) || is_locked_mov_cr(bytes))
+        if (!is_first || !is_last || !rng_percent(r, 2) || is_locked_mov_cr(bytes) ||
+            is_hypercall(bytes))
             return false;
         memcpy(c->code, bytes, INSN_MAX_LEN);
         memset(c->code + 10, 0xcc, len == -1 ? INSN_MAX_LEN - 10 : 0);
