@@ -127,7 +127,9 @@ int soft_write_cr4(struct soft_vcpu *v, uint64_t value)
         return SOFT_FAULT;
 
     st->cr4 = value;
-    if (changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_PCIDE | CR4_LA57))
+    /* SMEP when it is set, not when it is cleared (SDM vol. 3, 4.10.4.1) */
+    if ((changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_PCIDE | CR4_LA57)) ||
+        (changed & value & CR4_SMEP))
         soft_tlb_flush_all(v);
     else if (changed & (CR4_SMEP | CR4_SMAP | CR4_PKE))
         soft_tlb_rights_changed(v);
