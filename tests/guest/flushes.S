@@ -73,9 +73,9 @@ go_stale:
 .macro check_either name, at
     mov \at(%rbx), %eax
     cmp $OLD, %eax
-    je 1f
-    check64 "\name: old or new", %rax, $NEW
-1:
+    jne 1f
+    mov $NEW, %eax
+1:  check64 "\name: old or new", %rax, $NEW
 .endm
 
 .macro check_new name, at
