@@ -14,6 +14,13 @@ uint64_t bt_branch_target(const struct bt_tr *t, const struct insn *in)
     return t->size == 8 ? target : (uint32_t)target;
 }
 
+/* At the edge of an address space a branch may lead out of it: C raises its fault. */
+static bool target_is_canonical(const struct bt_tr *t, const struct insn *in)
+{
+    uint64_t target = bt_branch_target(t, in);
+    return t->size != 8 || (uint64_t)sign_extend(target, 48) == target;
+}
+
 /*
  * S1 = target of an indirect CALL or JMP. A memory operand's value waits in the vCPU block
  * while the stack is checked.
@@ -44,7 +51,8 @@ void bt_emit_call(struct bt_tr *t, const struct insn *in)
     bool is_direct = in->opcode == 0xe8;
 
     if (in->op_size != t->size || (!is_direct && in->opcode != 0xff) ||
-        in->op != ZYDIS_MNEMONIC_CALL || (in->opcode == 0xff && (in->modrm >> 3 & 7) != 2)) {
+        in->op != ZYDIS_MNEMONIC_CALL || (in->opcode == 0xff && (in->modrm >> 3 & 7) != 2) ||
+        (is_direct && !target_is_canonical(t, in))) {
         bt_emit_end_soft(t);
         return;
     }
@@ -72,7 +80,7 @@ void bt_emit_jump(struct bt_tr *t, const struct insn *in)
 {
     bool is_direct = in->opcode == 0xe9 || in->opcode == 0xeb;
 
-    if (is_direct && in->op_size == t->size) {
+    if (is_direct && in->op_size == t->size && target_is_canonical(t, in)) {
         bt_emit_exit(t, bt_branch_target(t, in));
         t->is_end = true;
     } else if (in->opcode == 0xff && (in->modrm >> 3 & 7) == 4 && in->op_size == t->size &&
@@ -103,7 +111,7 @@ void bt_emit_ret(struct bt_tr *t, const struct insn *in)
 void bt_emit_jcc(struct bt_tr *t, const struct insn *in)
 {
     struct emit *e = &t->e;
-    if (in->op_size != t->size && in->op_size == 2) {
+    if ((in->op_size != t->size && in->op_size == 2) || !target_is_canonical(t, in)) {
         bt_emit_soft(t);
         return;
     }
