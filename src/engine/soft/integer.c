@@ -7,6 +7,7 @@
  */
 #include <Zydis/Zydis.h>
 
+#include "engine/soft/debug.h"
 #include "engine/soft/fpu_state.h"
 #include "engine/soft/ops.h"
 #include "engine/soft/system.h"
@@ -140,6 +141,7 @@ static int bit_update(struct soft_vcpu *v, const struct insn *in, gva_t addr, un
                 ;
             if (place.is_code_page)
                 soft_code_written(v, place.gpa, size);
+            soft_debug_watch(v, addr, size, SOFT_RMW);
             return 0;
         }
     }
