@@ -46,6 +46,7 @@ _doppel() {
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+    --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd=' -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
     --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
@@ -55,7 +56,7 @@ _doppel() {
         ;;
     *)
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --kernel --initrd
-            --cmdline --disk --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
+            --cmdline --disk --net --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;
     esac

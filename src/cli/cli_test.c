@@ -143,6 +143,45 @@ static void test_disks(void **state)
     }
 }
 
+static void test_networks(void **state)
+{
+    static const uint8_t mac[6] = {0x52, 0x54, 0, 0xab, 0xcd, 0xef}, any[4],
+                         local[4] = {127, 0, 0, 1};
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k"), 0);
+    assert_int_equal(o.net.kind, VM_NET_NONE);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net",
+                           "user,hostfwd=tcp:127.0.0.1:2222-:22,restrict,mac=52:54:00:ab:CD:ef,"
+                           "hostfwd=udp::53-10.0.2.16:5353"),
+                     0);
+    assert_int_equal(o.net.kind, VM_NET_USER);
+    assert_true(o.net.user.is_restricted && o.net.has_mac);
+    assert_memory_equal(o.net.mac, mac, 6);
+    assert_int_equal(o.net.user.forward_count, 2);
+    const struct netdev_forward *f = o.net.user.forwards;
+    assert_true(!f[0].is_udp && f[0].host_port == 2222 && f[0].guest_port == 22);
+    assert_memory_equal(f[0].host_addr, local, 4);
+    assert_memory_equal(f[0].guest_addr, any, 4);
+    assert_true(f[1].is_udp && f[1].host_port == 53 && f[1].guest_port == 5353);
+    assert_memory_equal(f[1].host_addr, any, 4);
+    static const char *const bad[] = {"bridge",
+                                      "none,restrict",
+                                      "user,hostfwd=tcp:1.2.3:1-:1",
+                                      "user,hostfwd=1-2",
+                                      "user,hostfwd=tcp::0-:22",
+                                      "user,hostfwd=tcp::1-:70000",
+                                      "user,hostfwd=sctp::1-:1",
+                                      "user,mac=1:2:3",
+                                      "user,mac=01:00:00:00:00:01",
+                                      "user,mac=52:54:00:ab:cd:ef:00",
+                                      "user,restrct"};
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", bad[i]), -EINVAL);
+        assert_non_null(strstr(e.msg, "--net"));
+    }
+}
+
 static void test_help_needs_no_kernel(void **state)
 {
     struct options o;
@@ -301,6 +340,7 @@ int main(void)
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_bad_usage),
         cmocka_unit_test(test_disks),
+        cmocka_unit_test(test_networks),
         cmocka_unit_test(test_help_needs_no_kernel),
         cmocka_unit_test(test_suggest),
         cmocka_unit_test(test_keys),

@@ -13,6 +13,7 @@
 #include "base/bits.h"
 #include "base/parse.h"
 #include "cli/remote.h"
+#include "cli/net.h"
 #include "cli/suggest.h"
 
 enum option_id {
@@ -25,6 +26,7 @@ enum option_id {
     OPTION_INITRD,
     OPTION_CMDLINE,
     OPTION_DISK,
+    OPTION_NET,
     OPTION_SERIAL,
     OPTION_DEBUG_EXIT,
     OPTION_TEST_DEVICE,
@@ -76,6 +78,11 @@ static const struct option_spec {
         "16 times. Properties: ro (read-only), serial=TEXT, and\n"
         "cache=writeback (the default), none (past the page cache)\n"
         "or unsafe (the guest's flushes are ignored)"},
+    [OPTION_NET] = {"net", "none|user[,PROPERTY...]", NULL,
+        "Network interface: none (the default), or user, a network\n"
+        "of the guest's own that needs no rights. Properties:\n"
+        "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
+        "leads to the guest), restrict (no way out), mac=ADDRESS"},
     [OPTION_SERIAL] = {"serial", "DEVICE", NULL,
         "First serial port: stdio (the default), file:PATH,\n"
         "unix:PATH (a listening socket) or none"},
@@ -301,6 +308,8 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         rc = disk_parse(value, out->disk_texts[out->disk_count], &out->disks[out->disk_count], e);
         out->disk_count++;
         return rc;
+    case OPTION_NET:
+        return net_parse(value, &out->net, e);
     case OPTION_SERIAL:
         out->serial = value;
         return 0;

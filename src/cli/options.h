@@ -32,6 +32,7 @@ struct options {
     struct vm_disk disks[VM_DISKS_MAX];
     char disk_texts[VM_DISKS_MAX][DISK_TEXT_SIZE]; /* what `disks` points into */
     unsigned disk_count;
+    struct vm_net net;
     bool has_debug_exit;
     bool has_test_device; /* which implies a debug-exit port */
     bool wants_stats;

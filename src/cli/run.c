@@ -249,6 +249,7 @@ static int run_open(struct run *run, struct err *e)
         .serial = run->serial,
         .disks = o->disks,
         .disk_count = o->disk_count,
+        .net = o->net,
         .has_debug_exit = o->has_debug_exit || o->has_test_device,
         .has_test_device = o->has_test_device,
         .on_reboot = o->on_reboot,

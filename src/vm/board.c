@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "backend/block/block.h"
+#include "backend/net/netdev.h"
 #include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/i8259.h"
 #include "dev/irqchip/ioapic.h"
@@ -27,6 +28,7 @@
 #include "dev/timer/i8254.h"
 #include "dev/timer/mc146818.h"
 #include "dev/virtio/virtio_blk.h"
+#include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
 #include "mem/space.h"
@@ -464,6 +466,33 @@ static void board_destroy_disk(struct board_disk *d)
     virtio_blk_destroy(d->blk);
 }
 
+#define PCI_CLASS_ETHERNET 0x0200
+
+static int board_create_net(struct board *b, struct err *e)
+{
+    /* locally administered */
+    static const uint8_t made_up[6] = {0x52, 0x54, 0x00, 0xd0, 0x99, 0x01};
+    const struct vm_net *net = &b->vm->config.net;
+    struct virtio_net_config config = {.name = "network interface", .memory = b->memory};
+    int ret;
+
+    if (net->kind == VM_NET_NONE)
+        return 0;
+    ret = netdev_user_open(&net->user, &b->netdev, e);
+    if (ret != 0)
+        return ret;
+    config.net = b->netdev;
+    memcpy(config.mac, net->has_mac ? net->mac : made_up, 6);
+    ret = virtio_net_create(&config, &b->net, e);
+    if (ret == 0)
+        ret = virtio_pci_create(virtio_net_device(b->net), PCI_CLASS_ETHERNET, &b->net_function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(b->net_function, b->pci, MAP_NET_SLOT, e);
+    if (ret == 0)
+        ret = virtio_net_start(b->net, e);
+    return ret;
+}
+
 /* ---- all of it ---- */
 
 int board_create(struct board *b, struct vm *vm, struct err *e)
@@ -480,6 +509,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_pci,         /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
         board_create_rng,         /* entropy 00:02.0 */
         board_create_disks,       /* virtio disks, from 00:03.0 on */
+        board_create_net,         /* with --net: 00:13.0 */
         board_create_debug_exit,  /* with --debug-exit */
         board_create_test_device, /* with --test-device: also QEMU's firmware configuration */
     };
@@ -501,6 +531,9 @@ void board_destroy(struct board *b)
     test_device_destroy(b->test_device);
     for (unsigned i = 0; i < VM_DISKS_MAX; i++)
         board_destroy_disk(&b->disks[i]);
+    netdev_close(b->netdev);
+    virtio_pci_destroy(b->net_function);
+    virtio_net_destroy(b->net);
     virtio_pci_destroy(b->rng_function);
     virtio_rng_destroy(b->rng);
     pci_host_destroy(b->pci);
@@ -547,6 +580,8 @@ void board_reset(struct board *b)
 {
     for (unsigned i = 0; i < b->vm->config.disk_count; i++)
         virtio_pci_reset(b->disks[i].function);
+    if (b->net_function != NULL)
+        virtio_pci_reset(b->net_function);
     virtio_pci_reset(b->rng_function);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);

@@ -61,6 +61,9 @@ struct board {
         struct virtio_blk *blk;
         struct virtio_pci *function;
     } disks[VM_DISKS_MAX];
+    struct netdev *netdev;
+    struct virtio_net *net;
+    struct virtio_pci *net_function;
 };
 
 /*

@@ -52,7 +52,8 @@
 /* PIRQA..D end at four IOAPIC inputs of their own, the HPET's comparators at the next four */
 #define MAP_ISA_BRIDGE_SLOT 1
 #define MAP_RNG_SLOT 2
-#define MAP_DISK_SLOT 3 /* and those behind it */
+#define MAP_DISK_SLOT 3 /* and 15 behind it */
+#define MAP_NET_SLOT 19
 #define MAP_PIRQ_GSI 16
 #define MAP_HPET_GSI_MASK 0x00f00000
 

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "backend/net/netdev.h"
 #include "base/err.h"
 
 struct chardev;
@@ -43,6 +44,16 @@ struct vm_disk {
 
 #define VM_DISKS_MAX 16
 
+enum vm_net_kind { VM_NET_NONE, VM_NET_USER };
+
+/* A virtio network interface. */
+struct vm_net {
+    enum vm_net_kind kind;
+    bool has_mac;
+    uint8_t mac[6]; /* has_mac: else one that is made up, the same for every start */
+    struct netdev_user_config user;
+};
+
 /* Strings and objects are the caller's and outlive the machine. */
 struct vm_config {
     const char *engine;          /* "auto", "kvm", "bt" or "interp"; NULL is "auto" */
@@ -57,6 +68,7 @@ struct vm_config {
     struct chardev *serial;      /* the other end of COM1, on `loop`; NULL: nothing connected */
     const struct vm_disk *disks;
     unsigned disk_count;         /* at most VM_DISKS_MAX */
+    struct vm_net net;
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
     bool has_test_device;        /* QEMU's pc-testdev and firmware configuration */
     enum vm_on_reboot on_reboot;

@@ -6,8 +6,10 @@ clocks can be compared with the host's.
 """
 import argparse
 import hashlib
+import http.server
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,13 +82,58 @@ class Disks:
         expect(got == want, "the disk was written wrong")
 
 
-def boot(args, kernel, initrd, disks):
+class Network:
+    """The host's side: a server that the guest downloads from, and a port that leads to it."""
+
+    def __init__(self):
+        data = os.urandom(4 << 20)
+        self.digest = hashlib.md5(data).hexdigest()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.forwarded = probe.getsockname()[1]
+        self.answer = None
+
+    def options(self):
+        return ["--net", "user,hostfwd=tcp:127.0.0.1:%d-:7,mac=52:54:00:01:02:03" % self.forwarded]
+
+    def talk(self):
+        """The guest listens: what it answers to a line is the line's sum."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.forwarded), timeout=60) as peer:
+                peer.sendall(b"doppel\n")
+                self.answer = b"".join(iter(lambda: peer.recv(4096), b""))
+        except OSError as error:
+            print("no answer through the forwarded port: %s" % error)
+
+    def check(self, marked):
+        expect(one(marked, "address")[2] == "10.0.2.15/24 52:54:00:01:02:03", "no lease")
+        expect(one(marked, "downloaded")[2].split()[0] == self.digest, "a download went wrong")
+        expect(self.answer is not None and
+               self.answer.split()[0] == hashlib.md5(b"doppel\n").hexdigest().encode(),
+               "the guest did not answer through the forwarded port")
+
+
+def boot(args, kernel, initrd, disks, network):
     """Returns exit status, all lines, and the marked ones as (time, word, rest)."""
     command = [args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
                "--memory", "%dM" % args.memory_mib, "--kernel", kernel, "--initrd", initrd,
                "--on-reboot", "exit", "--cmdline",
-               "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + args.mode]
-    command += disks.options()
+               "console=ttyS0 loglevel=4 panic=-1 doppel.test=%s doppel.http=%d" %
+               (args.mode, network.server.server_port)]
+    command += disks.options() + network.options()
     if args.switch_storm:
         command += ["--engines", "bt,interp", "--switch-storm", args.switch_storm, "--stats"]
     if args.code_cache:
@@ -104,6 +151,8 @@ def boot(args, kernel, initrd, disks):
                 match = re.search(r"doppel-guest: (\S+) ?(.*)", line)
                 if match:
                     marked.append((now, match.group(1), match.group(2)))
+                    if match.group(1) == "listening":
+                        network.talk()
             status = process.wait()
         finally:
             is_late = not timer.is_alive()
@@ -155,7 +204,7 @@ def check_clocks(marked):
     expect(abs(wall - now) <= 2.5, "the guest's date is off by %.1f s" % (wall - now))
 
 
-def check(args, status, marked, disks):
+def check(args, status, marked, disks, network):
     expect(status == 0, "doppel ended with status %d" % status)
     one(marked, "ok")
     expect(one(marked, "cpu")[2].startswith("%d x " % args.cpus), "wrong number of CPUs")
@@ -168,6 +217,7 @@ def check(args, status, marked, disks):
     check_memory(args, marked)
     expect(one(marked, "entropy")[2] == "virtio_rng.0 4096", "no entropy device at work")
     disks.check(marked)
+    network.check(marked)
     check_clocks(marked)
     for _, word, rest in marked:
         if word == "log" and not any(allowed.search(rest) for allowed in LOG_ALLOWED):
@@ -188,17 +238,17 @@ def main():
         kernel = run_tool("fetch-kernel", kernel)
     with tempfile.TemporaryDirectory(prefix="doppel-boot-") as work:
         initrd = os.path.join(work, "initramfs.cpio")
-        disks = Disks(work)
+        disks, network = Disks(work), Network()
         modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
         names = os.listdir(modules) if os.path.isdir(modules) else []
         run_tool("make-initramfs", initrd,
                  *["%s/%s=modules/%s" % (modules, name, name)
-                   for name in names if name.startswith("virtio")])
+                   for name in names if name.startswith(("virtio", "failover", "net_failover"))])
         for number in range(1, args.repeat + 1):
             start = time.monotonic()
-            status, lines, marked = boot(args, kernel, initrd, disks)
+            status, lines, marked = boot(args, kernel, initrd, disks, network)
             try:
-                check(args, status, marked, disks)
+                check(args, status, marked, disks, network)
                 if args.switch_storm:
                     check_storm(lines)
             except Failed as failure:

@@ -1,0 +1,139 @@
+/*
+ * netdev.c - the thread of a network backend, and frames that wait for the guest
+ *
+ * Wake-ups are not lost: is_woken is set before the descriptor is written, and cleared before the
+ * client is asked, so whoever comes later writes the descriptor again.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "backend/net/netdev_impl.h"
+#include "base/bits.h"
+
+/* Frames pulled before the host's sockets have their turn again. */
+#define PULL_BUDGET 64
+
+int netdev_init(struct netdev *net, const struct netdev_ops *ops, struct err *e)
+{
+    net->ops = ops;
+    net->mtu = 1500;
+    net->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return net->event_fd >= 0 ? 0 : err_set(e, errno, "make an event descriptor for a network");
+}
+
+void netdev_wake(struct netdev *net)
+{
+    uint64_t one = 1;
+
+    if (atomic_exchange(&net->is_woken, true))
+        return;
+    if (write(net->event_fd, &one, sizeof(one)) < 0)
+        return; /* the counter is full: it is readable */
+}
+
+static void signal_again(struct netdev *net)
+{
+    netdev_wake(net);
+}
+
+/* ---- towards the guest ---- */
+
+static void backlog_flush(struct netdev *net)
+{
+    while (net->backlog_count > 0) {
+        struct netdev_frame *frame = &net->backlog[net->backlog_first];
+        if (!net->client->push(net->ctx, frame->data, frame->len))
+            return;
+        free(frame->data);
+        net->backlog_first = (net->backlog_first + 1) % NETDEV_BACKLOG;
+        net->backlog_count--;
+    }
+}
+
+void netdev_deliver(struct netdev *net, const uint8_t *frame, size_t len)
+{
+    if (len > NETDEV_FRAME_MAX)
+        return;
+    if (net->backlog_count == 0 && net->client->push(net->ctx, frame, len))
+        return;
+    uint8_t *copy = net->backlog_count < NETDEV_BACKLOG ? malloc(len) : NULL;
+    if (copy == NULL) {
+        net->dropped++;
+        return;
+    }
+    memcpy(copy, frame, len);
+    unsigned at = (net->backlog_first + net->backlog_count++) % NETDEV_BACKLOG;
+    net->backlog[at] = (struct netdev_frame){.data = copy, .len = len};
+}
+
+/* ---- the thread ---- */
+
+static void pull_some(struct netdev *net)
+{
+    for (unsigned i = 0; i < PULL_BUDGET; i++) {
+        size_t len = net->client->pull(net->ctx, net->frame);
+        if (len == 0)
+            return;
+        net->ops->send(net, net->frame, len);
+    }
+    signal_again(net); /* there may be more */
+}
+
+static void *netdev_run(void *ctx)
+{
+    struct netdev *net = ctx;
+    uint64_t count;
+
+    while (!atomic_load(&net->is_stopping)) {
+        net->ops->serve(net);
+        if (read(net->event_fd, &count, sizeof(count)) < 0)
+            continue; /* woken by the host's side */
+        atomic_store(&net->is_woken, false);
+        backlog_flush(net);
+        pull_some(net);
+    }
+    return NULL;
+}
+
+int netdev_start(struct netdev *net, const struct netdev_client *client, void *ctx, struct err *e)
+{
+    sigset_t all, old;
+
+    net->client = client;
+    net->ctx = ctx;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    int code = pthread_create(&net->thread, NULL, netdev_run, net);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (code != 0)
+        return err_set(e, code, "start the thread of a network");
+    pthread_setname_np(net->thread, "doppel-net");
+    net->is_started = true;
+    return 0;
+}
+
+void netdev_close(struct netdev *net)
+{
+    if (net == NULL)
+        return;
+    if (net->is_started) {
+        atomic_store(&net->is_stopping, true);
+        atomic_store(&net->is_woken, false);
+        netdev_wake(net);
+        pthread_join(net->thread, NULL);
+    }
+    for (unsigned i = 0; i < net->backlog_count; i++)
+        free(net->backlog[(net->backlog_first + i) % NETDEV_BACKLOG].data);
+    int event_fd = net->event_fd;
+    net->ops->close(net);
+    close(event_fd);
+}
+
+unsigned netdev_mtu(const struct netdev *net)
+{
+    return net->mtu;
+}

@@ -1,0 +1,13 @@
+/*
+ * net.h - the value of --net: none, or user[,hostfwd=RULE...][,restrict][,mac=ADDRESS]
+ */
+#ifndef DOPPEL_CLI_NET_H
+#define DOPPEL_CLI_NET_H
+
+#include "base/err.h"
+#include "vm/vm.h"
+
+/* Take `value` apart. Returns 0 or -EINVAL. */
+int net_parse(const char *value, struct vm_net *out, struct err *e);
+
+#endif
