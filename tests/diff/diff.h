@@ -50,6 +50,9 @@ struct diff_case {
 
 /* loops.c: a loop that walks through memory. */
 void diff_generate_loop(struct diff_case *c, uint64_t seed, const struct cpu_model *model);
+/* The same, its addresses around `edges`, which it is to run across. */
+void diff_generate_loop_at(struct diff_case *c, uint64_t seed, const struct cpu_model *model,
+                           const uint64_t *edges, unsigned edge_count);
 /* generate.c: the case that belongs to `seed`. */
 void diff_generate(struct diff_case *c, uint64_t seed, const struct cpu_model *model);
 /* As above, but with these instructions; false when they do not fit together. */
@@ -75,6 +78,13 @@ struct diff_guest;
 int diff_guest_open(const struct engine_ops *ops, const struct cpu_model *model,
                     struct diff_guest **out, struct err *e);
 void diff_guest_close(struct diff_guest *g);
+/*
+ * Map the last page of RAM below each of `edges` and the first one above it: pages that are neighbours
+ * in the guest and have pages without any access beside them in this process.
+ */
+void diff_guest_map_edges(struct diff_guest *g, const uint64_t *edges, unsigned edge_count);
+/* The engine's counter `key`. */
+uint64_t diff_guest_count(struct diff_guest *g, const char *key);
 /* False when the engine did something that no user code can make it do. */
 bool diff_guest_run(struct diff_guest *g, const struct diff_case *c, struct diff_state *after);
 

@@ -9,10 +9,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/stats.h"
 #include "diff.h"
 #include "engine/engine.h"
 
 #define RAM_SIZE UINT64_C(0x400000)
+#define PAGE 4096
 #define PHYS_PML4 UINT64_C(0x1000)
 #define PHYS_TABLES UINT64_C(0x2000)  /* page-table pages, handed out in order */
 #define PHYS_SYSTEM UINT64_C(0x20000) /* GDT, IDT, TSS, handlers: mapped to itself, supervisor */
@@ -185,8 +187,9 @@ int diff_guest_open(const struct engine_ops *ops, const struct cpu_model *model,
     memset(g, 0, sizeof(*g));
     g->ops = ops;
     g->next_table = PHYS_TABLES;
-    g->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g->ram == MAP_FAILED) {
+    uint8_t *p = mmap(NULL, RAM_SIZE + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    g->ram = p + PAGE;
+    if (p == MAP_FAILED || mprotect(g->ram, RAM_SIZE, PROT_READ | PROT_WRITE) != 0) {
         free(g);
         return err_set(e, errno, "allocate guest RAM");
     }
@@ -215,8 +218,40 @@ void diff_guest_close(struct diff_guest *g)
         g->ops->detach(g->vcpu);
     if (g->engine != NULL)
         g->ops->close(g->engine);
-    munmap(g->ram, RAM_SIZE);
+    munmap(g->ram - PAGE, RAM_SIZE + 2 * PAGE);
     free(g);
+}
+
+void diff_guest_map_edges(struct diff_guest *g, const uint64_t *edges, unsigned edge_count)
+{
+    for (unsigned i = 0; i < edge_count; i++) {
+        map_page(g, edges[i] - PAGE, RAM_SIZE - PAGE, true, false);
+        map_page(g, edges[i], 0, true, false);
+    }
+}
+
+struct find_count {
+    struct stats_sink sink;
+    const char *key;
+    uint64_t count;
+};
+
+static void find_begin(struct stats_sink *sink, const char *group, int cpu)
+{
+}
+
+static void find_put(struct stats_sink *sink, const struct stats_item *item)
+{
+    struct find_count *f = (struct find_count *)sink;
+    if (strcmp(item->key, f->key) == 0)
+        f->count = item->count;
+}
+
+uint64_t diff_guest_count(struct diff_guest *g, const char *key)
+{
+    struct find_count f = {.sink = {.begin = find_begin, .put = find_put}, .key = key};
+    g->ops->report_stats(g->engine, &f.sink);
+    return f.count;
 }
 
 static bool vector_has_error(unsigned vector)

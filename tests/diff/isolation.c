@@ -6,6 +6,10 @@
  * page allows no access at all: generated code or a thunk that reached it would page-fault, which
  * the engines' fault hooks do not forgive, so this process would die. Pages that may be written are
  * compared afterwards. The guest must find #PF, #GP or #SS each time it used such an address.
+ *
+ * Loops, which the translator runs without checks (engine/bt/emit_loop.c), walk across pages that
+ * are neighbours in the guest and lie at the two ends of its RAM, which has forbidden pages on both
+ * sides; also where addresses wrap around.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,6 +25,7 @@
 #include "os/tsc.h"
 
 #define CASES 60000
+#define LOOPS 20000
 #define PAGE 4096
 
 static uint64_t random_state = 20260101;
@@ -161,6 +166,34 @@ static void *map_anywhere(int prot)
     return p;
 }
 
+/* Any two pages, and where addresses of 32 and of 64 bits start over. */
+static const uint64_t edges[] = {UINT64_C(0x40001000), UINT64_C(0x100000000), 0};
+
+/* Both engines must survive them and come to the same end. */
+static int run_loops(struct diff_guest *guests[2], const struct cpu_model *model)
+{
+    static struct diff_case c;
+    static struct diff_state after[2];
+
+    for (unsigned g = 0; g < 2; g++)
+        diff_guest_map_edges(guests[g], edges, ARRAY_SIZE(edges));
+    for (unsigned i = 0; i < LOOPS; i++) {
+        diff_generate_loop_at(&c, draw(), model, edges, ARRAY_SIZE(edges));
+        for (unsigned g = 0; g < 2; g++)
+            if (!diff_guest_run(guests[g], &c, &after[g]))
+                after[g].vector = 32;
+        if (after[0].vector != after[1].vector || after[0].rip != after[1].rip ||
+            (after[0].vector != 32 &&
+             memcmp(after[0].gpr, after[1].gpr, sizeof(after[0].gpr)) != 0)) {
+            printf("loop %u, case %" PRIu64 ": the engines differ\n", i, c.seed);
+            return 1;
+        }
+    }
+    uint64_t loops = diff_guest_count(guests[0], "loops");
+    printf("%u loops, %" PRIu64 " of them in strips\n", LOOPS, loops);
+    return loops < LOOPS / 8;
+}
+
 int main(void)
 {
     static struct diff_case c;
@@ -198,6 +231,8 @@ int main(void)
         if (vectors[i] != 0)
             printf(" #%u: %" PRIu64, i, vectors[i]);
     printf("\n");
+    if (run_loops(guests, &model) != 0)
+        return 1;
     diff_guest_close(guests[0]);
     diff_guest_close(guests[1]);
     for (unsigned i = 0; i < FAMILY_COUNT; i++) {

@@ -28,6 +28,8 @@ struct loop_gen {
     unsigned out[OUT_PATCHES]; /* rel8 of branches to behind the loop */
     unsigned out_count;
     bool is_full;
+    const uint64_t *edges; /* given: addresses lie around these */
+    unsigned edge_count;
 };
 
 static void put(struct loop_gen *g, const void *bytes, unsigned n)
@@ -308,6 +310,15 @@ static void choose_registers(struct loop_gen *g)
         g->step[i] = steps[rng_below(g->r, ARRAY_SIZE(steps))];
         if (rng_percent(g->r, 30))
             g->step[i] = -g->step[i];
+        if (g->edge_count != 0) {
+            int64_t before = (int64_t)rng_below(g->r, 2 * 4096) * (g->step[i] < 0 ? 1 : -1);
+            if (rng_percent(g->r, 50))
+                before = -(int64_t)rng_below(g->r, g->trips) * g->step[i];
+            st->gpr[reg] = g->edges[rng_below(g->r, g->edge_count)] + (uint64_t)before;
+            if (g->c->mode == 4)
+                st->gpr[reg] = (uint32_t)st->gpr[reg];
+            continue;
+        }
         uint64_t window = rng_percent(g->r, 50) ? DIFF_DATA : DIFF_STACK;
         uint64_t length = (uint64_t)(g->step[i] < 0 ? -g->step[i] : g->step[i]) * g->trips;
         uint64_t room = length + 64 < DIFF_WINDOW ? DIFF_WINDOW - length - 64 : 64;
@@ -322,10 +333,17 @@ static void choose_registers(struct loop_gen *g)
 
 void diff_generate_loop(struct diff_case *c, uint64_t seed, const struct cpu_model *model)
 {
+    diff_generate_loop_at(c, seed, model, NULL, 0);
+}
+
+void diff_generate_loop_at(struct diff_case *c, uint64_t seed, const struct cpu_model *model,
+                           const uint64_t *edges, unsigned edge_count)
+{
     struct rng r = {seed ^ UINT64_C(0x6c6f6f7073)};
 
     for (;;) {
-        struct loop_gen g = {.r = &r, .c = c, .model = model};
+        struct loop_gen g = {
+            .r = &r, .c = c, .model = model, .edges = edges, .edge_count = edge_count};
         draw_start(c, seed, rng_percent(&r, 70) ? 8 : 4);
         draw_state(&r, c, model);
         if ((c->before.rip & 0xfff) > 0x1000 - DIFF_CODE_MAX)
