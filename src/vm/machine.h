@@ -34,15 +34,15 @@ struct vcpu {
     pthread_t thread;
     bool is_started;
 
-    /* is_asleep is set under the lock before the pins are looked at for the last time */
-    pthread_mutex_t sleep_lock;
-    pthread_cond_t wake;
-    _Atomic bool is_asleep;
+    _Atomic uint32_t is_asleep;    /* the thread sleeps on it, or is about to; who wakes clears it */
 
     /* this thread's own, or anybody's while it is parked */
     struct cpu_state state;        /* scratch for exchanges with the engine */
     bool is_waiting_sipi;
     uint64_t run_ns, halt_ns, halt_count;
+    uint64_t poll_ns;      /* how long HLT looks for a wake-up before it sleeps */
+    uint64_t poll_after_ns; /* not before this time */
+    uint64_t polled_ns;    /* spent so; part of halt_ns */
 };
 
 #define VM_ENGINES_MAX 3
@@ -86,6 +86,7 @@ struct vm {
     struct board board;
     struct vcpu *vcpus;
     unsigned vcpu_count;           /* attached to the engine: none or all */
+    bool can_poll;                 /* a waiting vCPU takes no processor from another */
     uint64_t tsc_base;             /* host TSC when the guest's was 0, plus pauses since */
 
     /* the main loop's thread only */
@@ -108,7 +109,6 @@ struct vm {
 
 /* vcpu.c */
 void vcpu_init(struct vcpu *vcpu, struct vm *vm, unsigned index); /* *vcpu is zeroed */
-void vcpu_fini(struct vcpu *vcpu);
 int vcpu_start(struct vcpu *vcpu, struct err *e);
 void vcpu_join(struct vcpu *vcpu);
 /* Set pins, and see to it that the vCPU looks at them. Any thread. */

@@ -33,6 +33,7 @@ void vm_report_stats(struct vm *vm, struct stats_sink *sink)
         stats_begin(sink, "time", (int)i);
         stats_put_ms(sink, "running_ms", "ms running", (double)vcpu->run_ns / 1e6);
         stats_put_ms(sink, "halted_ms", "ms halted", (double)vcpu->halt_ns / 1e6);
+        stats_put_ms(sink, "polling_ms", "  of them polling", (double)vcpu->polled_ns / 1e6);
         stats_put_count(sink, "halts", "times halted", vcpu->halt_count);
     }
     switch_report_stats(vm, sink);

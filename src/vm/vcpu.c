@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "dev/irqchip/lapic.h"
+#include "os/futex.h"
 #include "os/tsc.h"
 #include "vm/machine.h"
 
@@ -39,11 +40,9 @@ void vcpu_raise(struct vcpu *vcpu, uint32_t pins)
     pthread_rwlock_rdlock(&vm->engine_lock);
     vm->ops->kick(vcpu->engine);
     pthread_rwlock_unlock(&vm->engine_lock);
-    if (!atomic_load(&vcpu->is_asleep))
-        return;
-    pthread_mutex_lock(&vcpu->sleep_lock);
-    pthread_cond_signal(&vcpu->wake);
-    pthread_mutex_unlock(&vcpu->sleep_lock);
+    /* no lock is held that the thread would want first, once it runs in our place */
+    if (atomic_load(&vcpu->is_asleep) && atomic_exchange(&vcpu->is_asleep, 0))
+        futex_wake(&vcpu->is_asleep);
 }
 
 /* ---- what the local APIC tells us ---- */
@@ -101,12 +100,13 @@ static void vcpu_sleep(struct vcpu *vcpu, uint32_t pins)
 {
     uint64_t start = time_now_ns();
 
-    pthread_mutex_lock(&vcpu->sleep_lock);
-    atomic_store(&vcpu->is_asleep, true);
-    while (!(atomic_load(&vcpu->pins.bits) & pins))
-        pthread_cond_wait(&vcpu->wake, &vcpu->sleep_lock);
-    atomic_store(&vcpu->is_asleep, false);
-    pthread_mutex_unlock(&vcpu->sleep_lock);
+    for (;;) {
+        atomic_store(&vcpu->is_asleep, 1);
+        if (atomic_load(&vcpu->pins.bits) & pins)
+            break;
+        futex_wait(&vcpu->is_asleep, 1);
+    }
+    atomic_store(&vcpu->is_asleep, 0);
     vcpu->halt_ns += time_now_ns() - start;
     vcpu->halt_count++;
 }
@@ -190,6 +190,55 @@ static void vcpu_take_sipi(struct vcpu *vcpu)
 
 /* ---- the thread ---- */
 
+/*
+ * Waking a thread takes the host longer than a guest's processors need to answer each other, so
+ * HLT looks for a wake-up by itself for a while before it sleeps: longer while wake-ups come
+ * soon, not at all after one that was not worth it. An idle guest thus costs nothing. Only where
+ * every processor of the guest can have one of the host's, and nobody else wants it: that shows
+ * in a gap between two looks.
+ */
+#define POLL_MIN_NS 10000u
+#define POLL_MAX_NS 100000u
+#define POLL_GAP_NS 20000u
+#define POLL_PAUSE_NS 100000000u
+
+/* Look for one of `pins`, for vcpu->poll_ns at most. */
+static void vcpu_poll(struct vcpu *vcpu, uint32_t pins, uint64_t start)
+{
+    uint64_t now = start, last;
+
+    while (!(atomic_load_explicit(&vcpu->pins.bits, memory_order_relaxed) & pins) &&
+           now - start < vcpu->poll_ns) {
+        for (unsigned i = 0; i < 8; i++)
+            __builtin_ia32_pause();
+        last = now;
+        now = time_now_ns();
+        if (now - last > POLL_GAP_NS) {
+            vcpu->poll_ns = 0;
+            vcpu->poll_after_ns = now + POLL_PAUSE_NS;
+        }
+    }
+    vcpu->polled_ns += now - start;
+    vcpu->halt_ns += now - start;
+}
+
+static void vcpu_wait(struct vcpu *vcpu, uint32_t pins)
+{
+    uint64_t start = time_now_ns(), now;
+
+    vcpu_poll(vcpu, pins, start);
+    if (atomic_load(&vcpu->pins.bits) & pins) {
+        vcpu->halt_count++;
+        return;
+    }
+    vcpu_sleep(vcpu, pins);
+    now = time_now_ns();
+    if (now - start > POLL_MAX_NS || now < vcpu->poll_after_ns || !vcpu->vm->can_poll)
+        vcpu->poll_ns = 0;
+    else
+        vcpu->poll_ns = MIN(MAX(2 * vcpu->poll_ns, POLL_MIN_NS), POLL_MAX_NS);
+}
+
 static void vcpu_halt(struct vcpu *vcpu)
 {
     const struct cpu_state *st = &vcpu->state;
@@ -200,7 +249,7 @@ static void vcpu_halt(struct vcpu *vcpu)
         pins |= PIN_INTR;
     if (!st->is_nmi_blocked)
         pins |= PIN_NMI;
-    vcpu_sleep(vcpu, pins);
+    vcpu_wait(vcpu, pins);
 }
 
 static void vcpu_die(struct vcpu *vcpu)
@@ -310,12 +359,4 @@ void vcpu_init(struct vcpu *vcpu, struct vm *vm, unsigned index)
 {
     vcpu->vm = vm;
     vcpu->index = index;
-    pthread_mutex_init(&vcpu->sleep_lock, NULL);
-    pthread_cond_init(&vcpu->wake, NULL);
-}
-
-void vcpu_fini(struct vcpu *vcpu)
-{
-    pthread_cond_destroy(&vcpu->wake);
-    pthread_mutex_destroy(&vcpu->sleep_lock);
 }

@@ -13,6 +13,7 @@
 #include "dev/irqchip/lapic.h"
 #include "dev/platform/acpi_pm.h"
 #include "mem/space.h"
+#include "os/cpus.h"
 #include "os/loop.h"
 #include "os/tsc.h"
 #include "vm/machine.h"
@@ -311,6 +312,7 @@ static int vm_build(struct vm *vm, struct err *e)
     memset(vm->vcpus, 0, config->cpu_count * sizeof(*vm->vcpus));
     for (unsigned i = 0; i < config->cpu_count; i++)
         vcpu_init(&vm->vcpus[i], vm, i);
+    vm->can_poll = host_cpu_count() > 1 && config->cpu_count <= host_cpu_count();
     ret = board_create(&vm->board, vm, e);
     if (ret == 0)
         ret = vm_open_engine(vm, e);

@@ -84,11 +84,19 @@ struct bt_jump_cache {
     uint32_t mode;                            /* of every block in it */
 };
 
+/* What a vCPU's time goes to, beside translating, devices and exclusive sections. */
+enum bt_time { BT_TIME_CODE, BT_TIME_TLB, BT_TIME_SOFT, BT_TIME_DISPATCH, BT_TIME_KINDS };
+
+struct bt_clock {
+    enum bt_time kind;
+    uint64_t since, elsewhere; /* TSC, and cycles that had been spent elsewhere, when it began */
+};
+
 struct bt_stats {
     uint64_t dispatches, chains, tlb_misses, tlb_miss_soft, guard_fails, steps;
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t kills, flushes, code_writes, code_writes_beside, protects, protect_exclusive;
-    uint64_t tlb_miss_cycles, soft_cycles, dispatch_cycles; /* with is_counting */
+    uint64_t cycles[BT_TIME_KINDS]; /* with is_counting */
     uint64_t indirect_misses, host_faults, share_misses, loops, loop_refusals;
     uint32_t soft_ops[2048]; /* by mnemonic */
 };
@@ -124,6 +132,7 @@ struct bt_vcpu {
     int64_t slice_left; /* instructions until ENGINE_STOP_SLICE */
     bool is_code_lost; /* a block was killed by this vCPU's own last write */
     struct bt_stats stats;
+    struct bt_clock clock;
 };
 
 /* Where each guest instruction's host code begins; the block's end is a last entry. */

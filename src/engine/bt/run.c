@@ -108,6 +108,26 @@ static void refresh_mode(struct bt_vcpu *b)
     }
 }
 
+/* Cycles that have clocks of their own. */
+static uint64_t clock_elsewhere(const struct bt_vcpu *b)
+{
+    return b->stats.translate_cycles + b->soft.stats.host_tsc + b->soft.stats.exclusive_tsc;
+}
+
+/* With is_counting: from now on time counts as `kind`. Returns what it was. */
+static enum bt_time clock_switch(struct bt_vcpu *b, enum bt_time kind)
+{
+    struct bt_clock *c = &b->clock;
+    enum bt_time old = c->kind;
+
+    if (LIKELY(!b->engine->is_counting))
+        return old;
+    uint64_t now = tsc_read(), elsewhere = clock_elsewhere(b);
+    b->stats.cycles[old] += now - c->since - (elsewhere - c->elsewhere);
+    *c = (struct bt_clock){.kind = kind, .since = now, .elsewhere = elsewhere};
+    return old;
+}
+
 static const uint8_t *leave(struct bt_vcpu *b, enum engine_stop stop)
 {
     b->stop = stop;
@@ -231,8 +251,7 @@ static bool slice_ends(struct bt_vcpu *b)
     return true;
 }
 
-/* Go on at st.rip: events, single steps, then translated code. */
-static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
+static const uint8_t *dispatch_uncounted(struct bt_vcpu *b, struct bt_block **block)
 {
     struct soft_vcpu *v = &b->soft;
     const uint8_t *at;
@@ -269,6 +288,16 @@ static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
     return at;
 }
 
+/* Go on at st.rip: events, single steps, then translated code. */
+static const uint8_t *dispatch(struct bt_vcpu *b, struct bt_block **block)
+{
+    enum bt_time old = clock_switch(b, BT_TIME_DISPATCH);
+    const uint8_t *at = dispatch_uncounted(b, block);
+
+    clock_switch(b, old);
+    return at;
+}
+
 static const uint8_t *dispatch_any(struct bt_vcpu *b)
 {
     struct bt_block *block;
@@ -286,11 +315,7 @@ static bool may_resume(const struct bt_vcpu *b)
            v->tlb[b->set].code_cookie[soft_tlb_exec_slot(v->st.rip)] != 0;
 }
 
-/*
- * Run the instruction at `rip` in C. Its host code is followed by `resume`, which serves as
- * long as the instruction went to the next one and nothing else changed.
- */
-static const uint8_t *soft_at(struct bt_vcpu *b, uint64_t rip, const uint8_t *resume)
+static const uint8_t *soft_at_uncounted(struct bt_vcpu *b, uint64_t rip, const uint8_t *resume)
 {
     struct soft_vcpu *v = &b->soft;
     struct bt_engine *be = b->engine;
@@ -321,6 +346,19 @@ static const uint8_t *soft_at(struct bt_vcpu *b, uint64_t rip, const uint8_t *re
     return resume;
 }
 
+/*
+ * Run the instruction at `rip` in C. Its host code is followed by `resume`, which serves as
+ * long as the instruction went to the next one and nothing else changed.
+ */
+static const uint8_t *soft_at(struct bt_vcpu *b, uint64_t rip, const uint8_t *resume)
+{
+    enum bt_time old = clock_switch(b, BT_TIME_SOFT);
+    const uint8_t *at = soft_at_uncounted(b, rip, resume);
+
+    clock_switch(b, old);
+    return at;
+}
+
 static uint64_t insn_rip(const struct bt_vcpu *b, const struct bt_block *block, unsigned i)
 {
     uint64_t rip = block->rip + block->map[i].guest_offset;
@@ -338,33 +376,17 @@ static const uint8_t *soft_instead(struct bt_vcpu *b, const uint8_t *at)
                    may_go_on ? block->guard + block->map[i + 1].host_offset : NULL);
 }
 
-/* With is_counting, helpers are timed; what they call is part of it. */
-static uint64_t clock_begin(const struct bt_vcpu *b)
-{
-    return b->engine->is_counting ? tsc_read() : 0;
-}
-
-static void clock_end(const struct bt_vcpu *b, uint64_t *cycles, uint64_t begin)
-{
-    if (b->engine->is_counting)
-        *cycles += tsc_read() - begin;
-}
-
 const uint8_t *bt_helper_dispatch(struct bt_vcpu *b)
 {
-    uint64_t begin = clock_begin(b);
     bt_flags_from_host(b);
     const uint8_t *at = dispatch_any(b);
-    clock_end(b, &b->stats.dispatch_cycles, begin);
     return at;
 }
 
 const uint8_t *bt_helper_soft(struct bt_vcpu *b, uint64_t s1, uint64_t info, const uint8_t *resume)
 {
-    uint64_t begin = clock_begin(b);
     bt_flags_from_host(b);
     const uint8_t *at = soft_at(b, b->soft.st.rip, resume);
-    clock_end(b, &b->stats.soft_cycles, begin);
     return at;
 }
 
@@ -418,15 +440,12 @@ static bool fill_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info)
                      : soft_tlb_find_read(v, b->set, addr, size)) != NULL;
 }
 
-const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, const uint8_t *resume)
+static const uint8_t *resolve_miss(struct bt_vcpu *b, uint64_t addr, uint64_t info,
+                                   const uint8_t *resume)
 {
-    uint64_t begin = clock_begin(b);
-
     b->stats.tlb_misses++;
-    if (fill_tlb(b, addr, info)) {
-        clock_end(b, &b->stats.tlb_miss_cycles, begin);
+    if (fill_tlb(b, addr, info))
         return resume;
-    }
     bt_flags_from_host(b);
     const uint8_t *at;
     if (info & BT_MISS_LOOP) {
@@ -438,7 +457,15 @@ const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, co
         b->stats.tlb_miss_soft++;
         at = soft_instead(b, resume);
     }
-    clock_end(b, &b->stats.soft_cycles, begin);
+    return at;
+}
+
+const uint8_t *bt_helper_tlb(struct bt_vcpu *b, uint64_t addr, uint64_t info, const uint8_t *resume)
+{
+    enum bt_time old = clock_switch(b, BT_TIME_TLB);
+    const uint8_t *at = resolve_miss(b, addr, info, resume);
+
+    clock_switch(b, old);
     return at;
 }
 
@@ -452,8 +479,6 @@ const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t i
                                   const uint8_t *at)
 {
     struct soft_vcpu *v = &b->soft;
-    uint64_t begin = clock_begin(b);
-
     b->stats.indirect_misses++;
     bt_flags_from_host(b);
     if ((int32_t)(uint32_t)info == BT_INDIRECT_REDO)
@@ -465,7 +490,6 @@ const uint8_t *bt_helper_indirect(struct bt_vcpu *b, uint64_t target, uint64_t i
     }
     v->st.rip = target;
     const uint8_t *next = dispatch_any(b);
-    clock_end(b, &b->stats.dispatch_cycles, begin);
     return next;
 }
 
@@ -507,11 +531,8 @@ static const uint8_t *chain(struct bt_vcpu *b, const struct bt_block *source, ui
     struct soft_vcpu *v = &b->soft;
     uint64_t generation = be->generation, rip = v->st.rip;
     struct bt_block *block;
-    uint64_t begin = clock_begin(b);
-
     bt_flags_from_host(b);
     const uint8_t *at = dispatch(b, &block);
-    clock_end(b, &b->stats.dispatch_cycles, begin);
     if (generation != be->generation || v->st.rip != rip)
         return at;
     if (block == NULL && at != be->stub_leave)
@@ -577,9 +598,12 @@ int bt_run(struct engine_vcpu *vcpu, enum engine_stop *stop, struct err *e)
     soft_guest_enter(v);
     __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
     soft_guest_yield(v);
+    b->clock = (struct bt_clock){
+        .kind = BT_TIME_CODE, .since = tsc_read(), .elsewhere = clock_elsewhere(b)};
     const uint8_t *at = dispatch(b, &block);
     if (at != b->engine->stub_leave)
         ((bt_enter_fn)(uintptr_t)b->engine->stub_enter)(b, at);
+    clock_switch(b, BT_TIME_CODE);
     if (v->is_fpu_live)
         soft_fpu_save(v);
     soft_guest_leave(v);

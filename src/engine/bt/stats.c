@@ -53,15 +53,18 @@ static void report_hits(struct stats_sink *sink, const char *key, const char *ti
 static void report_times(const struct bt_vcpu *b, double tsc_per_ms, struct stats_sink *sink)
 {
     const struct bt_stats *s = &b->stats;
+    /* they add up to the time in the engine */
     const struct {
         const char *key, *title;
         uint64_t cycles;
     } rows[] = {
+        {"code_ms", "ms in translated code", s->cycles[BT_TIME_CODE]},
         {"translating_ms", "ms translating", s->translate_cycles},
-        {"tlb_misses_ms", "ms in TLB misses", s->tlb_miss_cycles},
-        {"helpers_ms", "ms in instructions run in C, devices included", s->soft_cycles},
-        {"dispatching_ms", "ms dispatching, translating included", s->dispatch_cycles},
+        {"tlb_misses_ms", "ms in TLB misses, walks included", s->cycles[BT_TIME_TLB]},
+        {"helpers_ms", "ms in instructions run in C", s->cycles[BT_TIME_SOFT]},
+        {"dispatching_ms", "ms dispatching, events and faults", s->cycles[BT_TIME_DISPATCH]},
         {"devices_ms", "ms in devices", b->soft.stats.host_tsc},
+        {"exclusive_ms", "ms waiting for other CPUs", b->soft.stats.exclusive_tsc},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
         stats_put_ms(sink, rows[i].key, rows[i].title, (double)rows[i].cycles / tsc_per_ms);

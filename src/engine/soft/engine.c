@@ -278,6 +278,7 @@ static void soft_report_vcpu(const struct soft_stats *s, double tsc_per_ms, stru
         {"tlb_fills", "TLB fills", s->tlb_fills},
         {"tlb_flushes", "TLB flushes", s->tlb_flushes},
         {"tlb_page_flushes", "TLB page flushes", s->tlb_page_flushes},
+        {"page_walks", "page walks", s->walks},
         {"io_reads", "port reads", s->io_reads},
         {"io_writes", "port writes", s->io_writes},
         {"mmio_reads", "MMIO reads", s->mmio_reads},
@@ -294,6 +295,7 @@ static void soft_report_vcpu(const struct soft_stats *s, double tsc_per_ms, stru
     soft_report_exceptions(s, sink);
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
         stats_put_count(sink, rows[i].key, rows[i].title, rows[i].count);
+    stats_put_ms(sink, "page_walks_ms", "ms in page walks", (double)s->walk_tsc / tsc_per_ms);
     stats_put_ms(sink, "host_calls_ms", "ms in host calls", (double)s->host_tsc / tsc_per_ms);
     stats_put_ms(sink, "exclusive_ms", "ms in exclusive sections",
                  (double)s->exclusive_tsc / tsc_per_ms);

@@ -11,6 +11,7 @@
 #include "engine/soft/debug.h"
 #include "engine/soft/mmu.h"
 #include "engine/soft/system.h"
+#include "os/tsc.h"
 
 static uint8_t *walk_entry_host(void *ctx, gpa_t addr, bool *is_writable)
 {
@@ -34,8 +35,8 @@ static inline enum pagewalk_access walk_access(enum soft_access access)
                                   : PAGEWALK_WRITE;
 }
 
-static bool mmu_walk(struct soft_vcpu *v, gva_t addr, enum soft_access access, unsigned set,
-                     struct soft_tlb_entry *entry, uint32_t *error)
+static bool mmu_walk_uncounted(struct soft_vcpu *v, gva_t addr, enum soft_access access,
+                               unsigned set, struct soft_tlb_entry *entry, uint32_t *error)
 {
     const struct cpu_state *st = &v->st;
     struct pagewalk pw = {
@@ -64,6 +65,17 @@ static bool mmu_walk(struct soft_vcpu *v, gva_t addr, enum soft_access access, u
     entry->page_shift = result.page_shift;
     soft_tlb2_insert(v, addr, entry);
     return true;
+}
+
+static bool mmu_walk(struct soft_vcpu *v, gva_t addr, enum soft_access access, unsigned set,
+                     struct soft_tlb_entry *entry, uint32_t *error)
+{
+    uint64_t start = tsc_read();
+    bool is_mapped = mmu_walk_uncounted(v, addr, access, set, entry, error);
+
+    v->stats.walks++;
+    v->stats.walk_tsc += tsc_read() - start;
+    return is_mapped;
 }
 
 /* May `entry` serve this access as it stands? A clean page must be walked for a write. */

@@ -97,6 +97,7 @@ struct soft_fault {
 struct soft_stats {
     uint64_t instructions;         /* stepped by interp functions */
     uint64_t tlb_fills, tlb_flushes, tlb_page_flushes;
+    uint64_t walks, walk_tsc;
     uint64_t exceptions[32], interrupts;
     uint64_t io_reads, io_writes, mmio_reads, mmio_writes;
     uint64_t halts;
