@@ -355,8 +355,6 @@ void vm_destroy(struct vm *vm)
     if (vm->engine != NULL)
         engines_exchange(vm, &engine);
     engines_close(vm, &engine);
-    for (unsigned i = 0; vm->vcpus != NULL && i < vm->config.cpu_count; i++)
-        vcpu_fini(&vm->vcpus[i]);
     board_destroy(&vm->board);
     if (vm->is_source_open)
         boot_source_close(&vm->source);

@@ -162,13 +162,26 @@ struct bt_block {
     struct bt_loop_map loop;
     struct bt_block *hash_next;
     struct bt_block *page_next;
+
+    /* An instruction that goes on in the next page stands alone; its bytes there: */
+    uint16_t tail_len; /* 0: none */
+    uint32_t tail_cookie;
+    gpa_t tail_gpa; /* the page */
+    struct bt_block *tail_next;
 };
+
+/* Where the rest of an instruction lies that begins at `rip`. */
+static inline uint64_t bt_tail_rip(uint64_t rip)
+{
+    return (rip | (SOFT_PAGE_SIZE - 1)) + 1;
+}
 
 /* A physical page that code was translated from. */
 struct bt_code_page {
     struct bt_block *blocks;
-    uint64_t granules;    /* 64-byte pieces that hold translated bytes */
-    uint32_t idle_writes; /* since the last translation on it died */
+    struct bt_block *tails; /* of blocks that begin in another page; dead ones among them */
+    uint64_t granules;      /* 64-byte pieces that hold translated bytes */
+    uint32_t idle_writes;   /* since the last translation on it died */
 };
 
 struct bt_view { /* (linear page, physical page) -> cookie */
@@ -276,9 +289,15 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
 void bt_block_retire(struct bt_engine *be, struct bt_block *block);
 void bt_page_add_block(struct bt_engine *be, struct bt_block *block);
 
-/* translate.c: with the lock held and the page protected; NULL when the cache is full. */
+/*
+ * translate.c: with the lock held and the page protected; NULL when the cache is full. With
+ * tail_gpa the block is one instruction that goes on there: `bytes` has both parts.
+ */
+#define BT_NO_TAIL UINT64_MAX
+/* Does the instruction there go on in the next page, and can it be translated? */
+bool bt_crosses_page(const struct bt_vcpu *b, uint64_t rip, const uint8_t *bytes);
 struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
-                              size_t avail);
+                              size_t avail, gpa_t tail_gpa);
 
 /* One check that serves several accesses: [registers + low, registers + high). */
 #define BT_SHARES 6
@@ -482,8 +501,8 @@ bool bt_fixed_access(struct bt_tr *t, const struct insn *in, unsigned size, bool
 void bt_emit_count(struct bt_tr *t, uint32_t offset);
 /*
  * How many bytes must precede a displacement that would be at `at`. Linking stores it while others
- * may execute it: such a store is atomic within an aligned quadword (AMD APM vol. 2, 7.3.2; Intel SDM
- * vol. 3, 9.1.1 asks for less).
+ * may execute it: such a store is atomic within an aligned quadword (AMD APM vol. 2, 7.3.2; Intel
+ * SDM vol. 3, 9.1.1 asks for less).
  */
 static inline unsigned bt_link_padding(const uint8_t *at)
 {

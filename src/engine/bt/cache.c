@@ -90,7 +90,7 @@ bool bt_cache_has_room(const struct bt_engine *be)
 {
     return be->used + BT_BLOCK_HOST_MAX <= be->cache_size && be->block_count < be->block_max &&
            be->map_count + BT_BLOCK_INSNS_MAX + 1 + BT_LOOP_MAP_MAX <= be->map_max &&
-           be->view_count + 2 < be->view_max;
+           be->view_count + 3 < be->view_max;
 }
 
 void bt_jump_cache_clear(struct bt_jump_cache *jc)
@@ -100,21 +100,30 @@ void bt_jump_cache_clear(struct bt_jump_cache *jc)
         jc->minus_rip[i] = i == 0 ? -UINT64_C(2) : 0;
 }
 
+/* No code was translated from that page. */
+static void page_empty(struct bt_engine *be, gpa_t gpa)
+{
+    struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
+
+    if (ram == NULL)
+        return;
+    uint64_t page = (gpa - ram->addr) >> SOFT_PAGE_SHIFT;
+    struct bt_code_page *code = be->pages[ram - be->soft.ram][page];
+    if (code != NULL) {
+        code->blocks = NULL;
+        code->tails = NULL;
+        code->granules = 0;
+    }
+    atomic_fetch_and(&ram->page_flags[page], ~SOFT_PAGE_CODE);
+}
+
 void bt_cache_empty(struct bt_engine *be)
 {
     pthread_mutex_lock(&be->lock);
     for (size_t i = 0; i < be->block_count; i++) {
-        const struct bt_block *block = be->blocks[i];
-        struct soft_ram *ram = soft_ram_find(&be->soft, block->gpa);
-        if (ram == NULL)
-            continue;
-        uint64_t page = (block->gpa - ram->addr) >> SOFT_PAGE_SHIFT;
-        struct bt_code_page **slot = &be->pages[ram - be->soft.ram][page];
-        if (*slot != NULL) {
-            (*slot)->blocks = NULL;
-            (*slot)->granules = 0;
-        }
-        atomic_fetch_and(&ram->page_flags[page], ~SOFT_PAGE_CODE);
+        page_empty(be, be->blocks[i]->gpa);
+        if (be->blocks[i]->tail_len != 0)
+            page_empty(be, be->blocks[i]->tail_gpa);
     }
     memset(be->hash, 0, sizeof(be->hash));
     memset(be->dead, 0, sizeof(be->dead));

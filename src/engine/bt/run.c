@@ -158,6 +158,63 @@ static const uint8_t *take_events(struct bt_vcpu *b)
     }
 }
 
+/* Translate an instruction that begins at `head` and goes on in the next page. NULL: look again. */
+static struct bt_block *translate_crossing(struct bt_vcpu *b, uint64_t rip,
+                                           const struct soft_place *head)
+{
+    struct bt_engine *be = b->engine;
+    struct soft_vcpu *v = &b->soft;
+    size_t avail = SOFT_PAGE_SIZE - (rip & 0xfff);
+    uint8_t bytes[INSN_MAX_LEN];
+    struct bt_block *block = NULL;
+    struct soft_place tail;
+
+    if (soft_translate(v, bt_tail_rip(rip), SOFT_FETCH, SOFT_AS_CPL, &tail) != 0) {
+        soft_deliver_fault(v);
+        return NULL;
+    }
+    if (tail.host == NULL) {
+        soft_step(v);
+        return NULL;
+    }
+    pthread_mutex_lock(&be->lock);
+    bool is_ready = bt_page_is_protected(be, head->gpa) && bt_page_is_protected(be, tail.gpa);
+    if (is_ready && bt_cache_has_room(be) && bt_block_find(be, rip, head->gpa, b->mode) == NULL) {
+        soft_copy(bytes, head->host, avail);
+        soft_copy(bytes + avail, tail.host, INSN_MAX_LEN - avail);
+        block = bt_translate(b, rip, head->gpa, bytes, INSN_MAX_LEN, tail.gpa);
+    }
+    bool is_full = is_ready && !bt_cache_has_room(be);
+    pthread_mutex_unlock(&be->lock);
+    if (!is_ready)
+        bt_page_protect(b, tail.gpa);
+    else if (block == NULL && is_full)
+        soft_step(v); /* the next block empties the cache */
+    return block;
+}
+
+/*
+ * Make the second page of a block that has one known to its check. False: the world has changed,
+ * or C has run the instruction because something else is mapped there now.
+ */
+static bool prepare_tail(struct bt_vcpu *b, const struct bt_block *block)
+{
+    struct soft_vcpu *v = &b->soft;
+    uint64_t rip = bt_tail_rip(block->rip);
+    struct soft_place tail;
+
+    if (soft_translate(v, rip, SOFT_FETCH, SOFT_AS_CPL, &tail) != 0) {
+        soft_deliver_fault(v);
+        return false;
+    }
+    if (tail.host == NULL || tail.gpa != block->tail_gpa) {
+        soft_step(v);
+        return false;
+    }
+    v->tlb[b->set].code_cookie[soft_tlb_exec_slot(rip)] = block->tail_cookie;
+    return true;
+}
+
 /*
  * The block at rip, translated if need be; NULL when the world has changed meanwhile (the
  * dispatcher starts over).
@@ -180,8 +237,13 @@ static struct bt_block *find_or_translate(struct bt_vcpu *b, uint64_t rip,
         bt_page_protect(b, place->gpa);
         return NULL;
     }
+    if (bt_crosses_page(b, rip, place->host)) {
+        pthread_mutex_unlock(&be->lock);
+        return translate_crossing(b, rip, place);
+    }
     if (bt_cache_has_room(be))
-        block = bt_translate(b, rip, place->gpa, place->host, SOFT_PAGE_SIZE - (rip & 0xfff));
+        block = bt_translate(b, rip, place->gpa, place->host, SOFT_PAGE_SIZE - (rip & 0xfff),
+                             BT_NO_TAIL);
     pthread_mutex_unlock(&be->lock);
     if (block == NULL) {
         soft_exclusive_begin(v);
@@ -217,7 +279,7 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
     const struct bt_block *guess = jc->block[jc_slot];
     *block = NULL;
     if (jc->minus_rip[jc_slot] + rip == 0 && soft_tlb_find_exec(v, b->set, rip) != NULL &&
-        tlb->code_cookie[slot] == guess->cookie && !guess->is_dead)
+        tlb->code_cookie[slot] == guess->cookie && !guess->is_dead && guess->tail_len == 0)
         return guess->body;
 
     v->next_rip = rip;
@@ -230,7 +292,7 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
         return NULL;
     }
     struct bt_block *found = find_or_translate(b, rip, &place);
-    if (found == NULL)
+    if (found == NULL || (found->tail_len != 0 && !prepare_tail(b, found)))
         return NULL;
     tlb->code_cookie[slot] = found->cookie;
     *block = found;

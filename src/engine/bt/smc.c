@@ -66,18 +66,37 @@ void bt_page_protect(struct bt_vcpu *b, gpa_t gpa)
     soft_exclusive_end(&b->soft);
 }
 
-void bt_page_add_block(struct bt_engine *be, struct bt_block *block)
+static struct bt_code_page *page_get(struct bt_engine *be, gpa_t gpa)
 {
     struct soft_ram *ram = NULL;
-    struct bt_code_page **slot = page_slot(be, block->gpa, &ram);
+    struct bt_code_page **slot = page_slot(be, gpa, &ram);
     if (*slot == NULL) {
         *slot = calloc(1, sizeof(**slot));
         if (*slot == NULL)
-            abort(); /* the host is out of memory for 16 bytes: nothing could go on */
+            abort(); /* the host is out of memory for 32 bytes: nothing could go on */
     }
-    block->page_next = (*slot)->blocks;
-    (*slot)->blocks = block;
-    (*slot)->granules |= granule_mask(block->gpa & 0xfff, block->guest_len);
+    return *slot;
+}
+
+/* The block's bytes in the page that it begins in. */
+static unsigned head_len(const struct bt_block *block)
+{
+    return (unsigned)(block->guest_len - block->tail_len);
+}
+
+void bt_page_add_block(struct bt_engine *be, struct bt_block *block)
+{
+    struct bt_code_page *page = page_get(be, block->gpa);
+
+    block->page_next = page->blocks;
+    page->blocks = block;
+    page->granules |= granule_mask(block->gpa & 0xfff, head_len(block));
+    if (block->tail_len == 0)
+        return;
+    page = page_get(be, block->tail_gpa);
+    block->tail_next = page->tails;
+    page->tails = block;
+    page->granules |= granule_mask(0, block->tail_len);
 }
 
 static void block_kill(struct bt_engine *be, struct bt_block *block)
@@ -85,6 +104,14 @@ static void block_kill(struct bt_engine *be, struct bt_block *block)
     bt_block_forward(be, block, block->fail);
     block->is_dead = true;
     bt_block_forget(be, block);
+}
+
+/* Forgets tails whose blocks are dead. */
+static bool page_has_tails(struct bt_code_page *page)
+{
+    while (page->tails != NULL && page->tails->is_dead)
+        page->tails = page->tails->tail_next;
+    return page->tails != NULL;
 }
 
 /*
@@ -100,17 +127,32 @@ static void page_unprotect_if_idle(struct bt_code_page *page, struct soft_ram *r
     atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
 }
 
-void bt_block_retire(struct bt_engine *be, struct bt_block *block)
+static void page_remove_block(struct bt_engine *be, const struct bt_block *block)
 {
     struct soft_ram *ram = NULL;
     struct bt_block **link = &(*page_slot(be, block->gpa, &ram))->blocks;
 
-    if (block->is_dead)
-        return;
     while (*link != block)
         link = &(*link)->page_next;
     *link = block->page_next;
+}
+
+void bt_block_retire(struct bt_engine *be, struct bt_block *block)
+{
+    if (block->is_dead)
+        return;
+    page_remove_block(be, block);
     block_kill(be, block);
+}
+
+/* A write, by `b` if that is not NULL, has changed the block's bytes. */
+static void block_lose(struct bt_engine *be, struct bt_vcpu *b, struct bt_block *block)
+{
+    block_kill(be, block);
+    if (b != NULL) {
+        b->stats.kills++;
+        b->is_code_lost = true;
+    }
 }
 
 void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, unsigned size)
@@ -129,26 +171,35 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
     if (page == NULL || !(page->granules & mask)) {
         if (b != NULL)
             b->stats.code_writes_beside++;
-        if (page != NULL && page->blocks == NULL)
+        if (page != NULL && page->blocks == NULL && !page_has_tails(page))
             page_unprotect_if_idle(page, ram, gpa);
         pthread_mutex_unlock(&be->lock);
         return;
     }
     page->granules = 0;
-    struct bt_block **link = &page->blocks;
-    while (*link != NULL) {
+    for (struct bt_block **link = &page->blocks; *link != NULL;) {
         struct bt_block *block = *link;
         unsigned begin = block->gpa & 0xfff;
-        if (ranges_overlap(begin, block->guest_len, offset, size)) {
+        if (ranges_overlap(begin, head_len(block), offset, size)) {
             *link = block->page_next;
-            block_kill(be, block);
-            if (b != NULL) {
-                b->stats.kills++;
-                b->is_code_lost = true;
-            }
+            block_lose(be, b, block);
         } else {
-            page->granules |= granule_mask(begin, block->guest_len);
+            page->granules |= granule_mask(begin, head_len(block));
             link = &block->page_next;
+        }
+    }
+    /* instructions that end here, those that a write to their other page killed among them */
+    for (struct bt_block **link = &page->tails; *link != NULL;) {
+        struct bt_block *block = *link;
+        if (block->is_dead) {
+            *link = block->tail_next;
+        } else if (offset < block->tail_len) {
+            *link = block->tail_next;
+            page_remove_block(be, block);
+            block_lose(be, b, block);
+        } else {
+            page->granules |= granule_mask(0, block->tail_len);
+            link = &block->tail_next;
         }
     }
     page->idle_writes = 0;

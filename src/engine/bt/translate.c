@@ -3,8 +3,9 @@
  *
  * A block covers straight-line code within one page: it goes on past conditional branches, whose
  * taken sides leave it, and ends at anything else that changes control, at the page's end, or at
- * BT_BLOCK_INSNS_MAX. An instruction that crosses the page's end runs in C, in a block of its own:
- * its second half may be remapped without this page noticing.
+ * BT_BLOCK_INSNS_MAX. An instruction that crosses the page's end is a block of its own, whose body
+ * checks the second page's cookie as well: that page may be remapped without the first noticing.
+ * Outside of 64-bit mode it runs in C.
  */
 #include <Zydis/Zydis.h>
 
@@ -47,6 +48,14 @@ static void emit_entries(struct bt_tr *t, struct bt_block *block)
     t->body = e->p;
     block->body = (uint8_t *)bt_rx(t->be, e->p);
     emit_nops(e, 5);
+    if (block->tail_gpa != BT_NO_TAIL) {
+        uint32_t slot = soft_tlb_exec_slot(bt_tail_rip(t->block_rip));
+        emit_gs_load(e, false, S0, (uint32_t)BT_SET_OFFSET(t->set, code_cookie) + 4 * slot);
+        emit_lea(e, true, S0, S0, H_NONE, 1, -(int32_t)block->tail_cookie);
+        match = emit_jrcxz(e);
+        emit_jmp_to(e, fail);
+        emit_patch8(e, match, e->p);
+    }
     bt_emit_count(t, BT_OFFSET(blocks_run));
 }
 
@@ -60,7 +69,7 @@ static bool ends_straight_line(const struct insn *in)
 
 /*
  * Decode up to `limit` instructions into the engine's buffer; returns their number. One that
- * crosses the page's end, or is none, stands alone: C fetches it anew.
+ * goes beyond `avail`, or is none, stands alone: C fetches it anew.
  */
 static unsigned decode_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail, unsigned limit)
 {
@@ -155,21 +164,35 @@ static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip)
     t->has_shares = false;
 }
 
+bool bt_crosses_page(const struct bt_vcpu *b, uint64_t rip, const uint8_t *bytes)
+{
+    size_t avail = SOFT_PAGE_SIZE - (rip & 0xfff);
+    struct insn in;
+
+    /* not where the next page is the first that is not canonical, with 4 or 5 levels */
+    return avail < INSN_MAX_LEN && !(b->mode & BT_MODE_SIZE) && bt_tail_rip(rip) != BIT(47) &&
+           bt_tail_rip(rip) != BIT(56) && bt_tail_rip(rip) != 0 &&
+           insn_decode(&in, bytes, avail, 8, b->soft.model) == 0;
+}
+
 struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
-                              size_t avail)
+                              size_t avail, gpa_t tail_gpa)
 {
     struct bt_engine *be = b->engine;
     struct bt_block *block = &be->block_pool[be->block_count];
     uint64_t begin_tsc = tsc_read();
+    bool has_tail = tail_gpa != BT_NO_TAIL;
     struct bt_tr t;
 
-    for (unsigned limit = BT_BLOCK_INSNS_MAX; limit > 0; limit /= 2) {
+    for (unsigned limit = has_tail ? 1 : BT_BLOCK_INSNS_MAX; limit > 0; limit /= 2) {
         *block = (struct bt_block){
             .rip = rip,
             .gpa = gpa,
             .mode = b->mode,
             .cookie = bt_view_cookie(be, rip, gpa),
             .map = &be->maps[be->map_count],
+            .tail_gpa = tail_gpa,
+            .tail_cookie = has_tail ? bt_view_cookie(be, bt_tail_rip(rip), tail_gpa) : 0,
         };
         tr_begin(&t, b, rip);
         t.is_share_refused = bt_is_share_refused(be, rip, gpa);
@@ -179,6 +202,8 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
         block->end = (uint8_t *)bt_rx(be, t.e.p);
         block->has_shares = t.has_shares;
         block->map_count = (uint16_t)t.map_used;
+        if (has_tail)
+            block->tail_len = (uint16_t)((rip & 0xfff) + block->guest_len - SOFT_PAGE_SIZE);
         bt_block_publish(be, block);
         b->stats.blocks++;
         b->stats.loops += t.loop.is_found;
