@@ -6,8 +6,8 @@
  * back before the guest is entered again; and the soft vCPU steps over what KVM gives up on.
  *
  * Invariants:
- *  - `valid` says which groups of soft.st are current; `dirty` (a subset) which of them KVM does
- *    not know yet. The guest is entered with dirty == 0, and is left with valid == 0.
+ *  - `valid` says which groups of soft.st are current; `dirty` which KVM has to be told before
+ *    the guest is entered. The guest is entered with dirty == 0, and is left with valid == 0.
  *  - What KVM is never told is always valid: run state, TSC offset, MTRRs, IA32_MISC_ENABLE.
  *  - Outside of `run` no I/O is half done and no interrupt is acknowledged but not delivered.
  *  - KVM's structures do not leave this folder.
@@ -174,6 +174,8 @@ void kvm_msr_exit_write(struct engine_vcpu *v);
 int kvm_state_fetch(struct engine_vcpu *v, uint32_t groups, struct err *e);
 /* soft.st was changed; what `groups` covers was valid, or is by now. */
 void kvm_state_changed(struct engine_vcpu *v, uint32_t groups);
+/* They have to be fetched and stored again, for what goes along with them. */
+void kvm_state_changed_later(struct engine_vcpu *v, uint32_t groups);
 /* Make KVM know all that is dirty. */
 int kvm_state_store(struct engine_vcpu *v, struct err *e);
 

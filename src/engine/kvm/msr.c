@@ -14,12 +14,14 @@
 #include "engine/soft/system.h"
 
 #define MSR_TSC 0x10
+#define MSR_APIC_BASE 0x1b
 #define MSR_SPEC_CTRL 0x48
 #define MSR_PRED_CMD 0x49
 #define MSR_FLUSH_CMD 0x10b
 #define MSR_SYSENTER_CS 0x174
 #define MSR_SYSENTER_ESP 0x175
 #define MSR_SYSENTER_EIP 0x176
+#define MSR_DEBUGCTL 0x1d9
 #define MSR_PAT 0x277
 #define MSR_EFER 0xc0000080
 #define MSR_STAR 0xc0000081
@@ -62,6 +64,7 @@ static const struct kept_msr {
     {MSR_SYSENTER_CS, true, true, ANY(F(SEP)), FIELD(sysenter_cs)},
     {MSR_SYSENTER_ESP, true, true, ANY(F(SEP)), FIELD(sysenter_esp)},
     {MSR_SYSENTER_EIP, true, true, ANY(F(SEP)), FIELD(sysenter_eip)},
+    {MSR_DEBUGCTL, true, true, ANY(F(MSR)), FIELD(debugctl)},
     {MSR_PAT, true, true, ANY(F(PAT)), FIELD(pat)},
     {MSR_EFER, true, true, ANY(F(NX), F(LM)), NO_FIELD},
     {MSR_STAR, true, true, ANY(F(SYSCALL)), FIELD(star)},
@@ -232,6 +235,8 @@ void kvm_msr_exit_write(struct engine_vcpu *v)
         soft_guest_leave(&v->soft);
     }
     v->run->msr.error = !is_ok;
+    if (is_ok && v->run->msr.index == MSR_APIC_BASE)
+        kvm_state_changed_later(v, CPU_GROUP_CONTROL);
     if (st->tsc_offset != tsc_offset)
         kvm_state_changed(v, CPU_GROUP_TSC);
     v->stats.counts[KVM_COUNT_MSR_WRITE]++;

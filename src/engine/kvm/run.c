@@ -233,6 +233,13 @@ static int loop(struct engine_vcpu *v, enum engine_stop *stop, struct err *e)
         ret = must_stop(v, stop, e);
         if (ret != 0)
             return MIN(ret, 0);
+        /* registers are only right to store when no instruction is half done */
+        if (v->is_incomplete && (v->dirty & ~CPU_GROUP_TSC)) {
+            ret = complete(v, e);
+            if (ret != 0)
+                return ret;
+            continue;
+        }
         if (v->dirty & (CPU_GROUP_GPR | CPU_GROUP_EVENT))
             ret = kvm_state_fetch(v, CPU_GROUP_GPR | CPU_GROUP_EVENT, e);
         if (ret == 0 && has_pending(v))

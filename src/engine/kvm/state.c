@@ -17,8 +17,8 @@
 #define GROUPS_SREGS (CPU_GROUP_SEG | CPU_GROUP_CONTROL | CPU_GROUP_MSR)
 #define XSTATE_BV 512
 #define XSTATE_LEGACY (XCR0_X87 | XCR0_SSE)
-#define APIC_BASE_ENABLED UINT64_C(0xfee00800)
-#define APIC_BASE_BSP UINT64_C(0x100)
+#define MSR_APIC_BASE 0x1b
+#define APIC_BASE_EXTD BIT(10)
 
 /* ---- general registers ---- */
 
@@ -121,6 +121,7 @@ static void sregs_from_kvm(struct cpu_state *st, const struct kvm_sregs2 *s)
 static void sregs_to_kvm(const struct engine_vcpu *v, struct kvm_sregs2 *s)
 {
     const struct cpu_state *st = &v->soft.st;
+    uint64_t apic_base;
     struct kvm_segment *segs[CPU_SEG_COUNT] = {
         [CPU_ES] = &s->es, [CPU_CS] = &s->cs, [CPU_SS] = &s->ss,    [CPU_DS] = &s->ds,
         [CPU_FS] = &s->fs, [CPU_GS] = &s->gs, [CPU_LDTR] = &s->ldt, [CPU_TR] = &s->tr,
@@ -137,7 +138,8 @@ static void sregs_to_kvm(const struct engine_vcpu *v, struct kvm_sregs2 *s)
     s->cr8 = v->run->cr8;
     s->efer = st->efer;
     /* the local APIC is a device of the machine: KVM only derives CPUID's APIC bit from this */
-    s->apic_base = APIC_BASE_ENABLED | (v->soft.index == 0 ? APIC_BASE_BSP : 0);
+    if (v->engine->soft.host->msr_read(v->soft.cpu, MSR_APIC_BASE, &apic_base))
+        s->apic_base = apic_base & ~APIC_BASE_EXTD;
 }
 
 static bool is_pae_paging(const struct cpu_state *st)
@@ -397,6 +399,11 @@ int kvm_state_fetch(struct engine_vcpu *v, uint32_t groups, struct err *e)
 void kvm_state_changed(struct engine_vcpu *v, uint32_t groups)
 {
     v->valid |= groups;
+    v->dirty |= groups;
+}
+
+void kvm_state_changed_later(struct engine_vcpu *v, uint32_t groups)
+{
     v->dirty |= groups;
 }
 
