@@ -6,6 +6,9 @@
  * engine/soft, as on the other engines: the machine's devices (local APIC, paravirtual clock),
  * MTRRs, the TSC's offset, and registers that only exist so that systems find them.
  *
+ * IA32_DEBUGCTL is among those: what KVM does of it depends on the processor and on the kernel's
+ * version. So it reads back, and branch stepping (BTF) steps every instruction.
+ *
  * Spec: Linux, Documentation/virt/kvm/api.rst, KVM_X86_SET_MSR_FILTER; Intel SDM vol. 4.
  */
 #include <string.h>
@@ -21,7 +24,6 @@
 #define MSR_SYSENTER_CS 0x174
 #define MSR_SYSENTER_ESP 0x175
 #define MSR_SYSENTER_EIP 0x176
-#define MSR_DEBUGCTL 0x1d9
 #define MSR_PAT 0x277
 #define MSR_EFER 0xc0000080
 #define MSR_STAR 0xc0000081
@@ -64,7 +66,6 @@ static const struct kept_msr {
     {MSR_SYSENTER_CS, true, true, ANY(F(SEP)), FIELD(sysenter_cs)},
     {MSR_SYSENTER_ESP, true, true, ANY(F(SEP)), FIELD(sysenter_esp)},
     {MSR_SYSENTER_EIP, true, true, ANY(F(SEP)), FIELD(sysenter_eip)},
-    {MSR_DEBUGCTL, true, true, ANY(F(MSR)), FIELD(debugctl)},
     {MSR_PAT, true, true, ANY(F(PAT)), FIELD(pat)},
     {MSR_EFER, true, true, ANY(F(NX), F(LM)), NO_FIELD},
     {MSR_STAR, true, true, ANY(F(SYSCALL)), FIELD(star)},
