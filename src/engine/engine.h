@@ -137,6 +137,14 @@ struct engine_ops {
                    struct err *e);
     int (*remove_ram)(struct engine *engine, gpa_t addr, struct err *e);
 
+    /*
+     * Dirty log of the RAM at `addr` (where a slot begins): switch it on or off, and take what the
+     * guest wrote since it was switched on or last taken, one bit a 4 KiB page, lowest first. No
+     * vCPU runs. What devices write is not in it. NULL: not offered.
+     */
+    int (*log_dirty)(struct engine *engine, gpa_t addr, bool is_on, struct err *e);
+    int (*take_dirty)(struct engine *engine, gpa_t addr, uint64_t *bitmap, struct err *e);
+
     /* RAM changed behind the engine's back (DMA): drop translations of it. */
     void (*code_changed)(struct engine *engine, gpa_t addr, uint64_t size);
 

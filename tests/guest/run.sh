@@ -72,7 +72,10 @@ if [ -n "$kind" ] && grep -q '^FAIL' "$out" && [ "$got" -eq 3 ]; then
         grep -v -x -F "$(sed -n "s/^$kind $name: //p" "$(dirname "$0")/kvm-differences")" |
         sed "s/^/not listed in kvm-differences: $kind $name: /" >"$out.err"
     sed -i 's/^FAIL/known/' "$out"
-    [ -s "$out.err" ] || got=$status
+    if [ ! -s "$out.err" ]; then
+        got=$status
+        echo "ok but for known differences" >>"$out"
+    fi
 fi
 cat "$out.err" >&2
 if [ "$got" -ne "$status" ]; then

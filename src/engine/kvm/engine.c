@@ -298,6 +298,64 @@ static int engine_remove_ram(struct engine *engine, gpa_t addr, struct err *e)
     return err_set(e, ENOENT, "remove RAM at 0x%" PRIx64, addr);
 }
 
+static struct kvm_slot *slot_find(struct engine *engine, gpa_t addr)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(engine->slots); i++)
+        if (engine->slots[i].size != 0 && engine->slots[i].addr == addr)
+            return &engine->slots[i];
+    return NULL;
+}
+
+/* ---- the dirty log ---- */
+
+/*
+ * What the soft vCPUs write while they step over something is KVM's to know as little as it is the
+ * guest's: their TLBs note it in the slot's page flags, and forget it with every step.
+ */
+static void dirty_take_soft(struct engine *engine, gpa_t addr, uint64_t *bitmap)
+{
+    struct soft_ram *ram = soft_ram_find(&engine->soft, addr);
+
+    for (uint64_t page = 0; page < ram->size >> SOFT_PAGE_SHIFT; page++)
+        if (atomic_exchange(&ram->page_flags[page], 0) != 0 && bitmap != NULL)
+            bitmap[page / 64] |= BIT(page % 64);
+}
+
+static int engine_log_dirty(struct engine *engine, gpa_t addr, bool is_on, struct err *e)
+{
+    struct kvm_slot *slot = slot_find(engine, addr);
+    uint32_t old;
+    int ret;
+
+    if (slot == NULL)
+        return err_set(e, ENOENT, "log writes to RAM at 0x%" PRIx64, addr);
+    old = slot->flags;
+    slot->flags = (old & ~KVM_MEM_LOG_DIRTY_PAGES) | (is_on ? KVM_MEM_LOG_DIRTY_PAGES : 0);
+    ret = slot_set(engine, (unsigned)(slot - engine->slots), e);
+    if (ret != 0) {
+        slot->flags = old;
+        return err_prefix(e, "log writes to RAM at 0x%" PRIx64, addr);
+    }
+    dirty_take_soft(engine, addr, NULL);
+    return 0;
+}
+
+static int engine_take_dirty(struct engine *engine, gpa_t addr, uint64_t *bitmap, struct err *e)
+{
+    struct kvm_slot *slot = slot_find(engine, addr);
+    struct kvm_dirty_log log = {.dirty_bitmap = bitmap};
+    int ret;
+
+    if (slot == NULL || !(slot->flags & KVM_MEM_LOG_DIRTY_PAGES))
+        return err_set(e, 0, "no writes to RAM at 0x%" PRIx64 " are logged", addr);
+    log.slot = (uint32_t)(slot - engine->slots);
+    ret = KVM_CALL(engine->sys, engine->vm_fd, KVM_GET_DIRTY_LOG, &log, e);
+    if (ret < 0)
+        return err_prefix(e, "see what was written to RAM at 0x%" PRIx64, addr);
+    dirty_take_soft(engine, addr, bitmap);
+    return 0;
+}
+
 /* The processor sees changed code by itself. */
 static void engine_code_changed(struct engine *engine, gpa_t addr, uint64_t size)
 {
@@ -328,6 +386,8 @@ const struct engine_ops engine_kvm = {
     .sync = engine_sync,
     .add_ram = engine_add_ram,
     .remove_ram = engine_remove_ram,
+    .log_dirty = engine_log_dirty,
+    .take_dirty = engine_take_dirty,
     .code_changed = engine_code_changed,
     .report_stats = kvm_stats_report,
 };

@@ -133,6 +133,10 @@ static int fake_ioctl(void *ctx, int fd, unsigned long request, void *arg)
         return RUN_SIZE;
     case KVM_SET_USER_MEMORY_REGION:
         return COPY_IN(region);
+    case KVM_GET_DIRTY_LOG:
+        *(uint64_t *)((struct kvm_dirty_log *)arg)->dirty_bitmap = f->dirty;
+        f->dirty = 0;
+        return 0;
     default:
         return fake_vcpu_ioctl(f, request, arg);
     }

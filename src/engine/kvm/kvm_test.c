@@ -615,6 +615,35 @@ static void never_loops(void **state)
     machine_free(m);
 }
 
+/* ---- the dirty log ---- */
+
+/* What KVM wrote, and what was written for it. */
+static void logs_writes(void **state)
+{
+    static const uint8_t code[] = {0xa2, 0x00, 0x90, 0xf4}; /* mov [9000H], al */
+    struct fake f = {.turns = {turn_fails}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, code, sizeof(code));
+    uint64_t bitmap[RAM_SIZE / 4096 / 64];
+    struct err e = {0};
+
+    assert_true(engine_kvm.take_dirty(m->engine, 0, bitmap, &e) < 0);
+    assert_true(engine_kvm.log_dirty(m->engine, 4096, true, &e) < 0);
+    assert_int_equal(engine_kvm.log_dirty(m->engine, 0, true, &e), 0);
+    assert_int_equal(f.region.flags, KVM_MEM_LOG_DIRTY_PAGES);
+    f.dirty = BIT(3);
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    memset(bitmap, 0, sizeof(bitmap));
+    assert_int_equal(engine_kvm.take_dirty(m->engine, 0, bitmap, &e), 0);
+    assert_int_equal(bitmap[0], BIT(3) | BIT(9));
+    memset(bitmap, 0, sizeof(bitmap));
+    assert_int_equal(engine_kvm.take_dirty(m->engine, 0, bitmap, &e), 0);
+    assert_int_equal(bitmap[0], 0);
+    assert_int_equal(engine_kvm.log_dirty(m->engine, 0, false, &e), 0);
+    assert_int_equal(f.region.flags, 0);
+    machine_free(m);
+}
+
 /* ---- calls that fail ---- */
 
 static unsigned open_files(void)
@@ -634,6 +663,7 @@ static int exercise(const struct kvm_sys *sys, struct err *e)
 {
     /* mov al, 42h; out 80h, al; in al, 81h; hlt */
     static const uint8_t code[] = {0xb0, 0x42, 0xe6, 0x80, 0xe4, 0x81, 0xf4};
+    uint64_t bitmap[RAM_SIZE / 4096 / 64];
     enum engine_stop stop;
     struct machine *m;
     struct cpu_state *st;
@@ -658,6 +688,10 @@ static int exercise(const struct kvm_sys *sys, struct err *e)
         atomic_store(&m->pins.bits, PIN_STOP);
         ret = engine_kvm.run(m->vcpu, &stop, e); /* says if the exchange failed */
     }
+    if (ret == 0)
+        ret = engine_kvm.log_dirty(m->engine, 0, true, e);
+    if (ret == 0)
+        ret = engine_kvm.take_dirty(m->engine, 0, bitmap, e);
     if (ret == 0)
         ret = engine_kvm.remove_ram(m->engine, ROM_ADDR, e);
     machine_free(m);
@@ -745,6 +779,7 @@ int main(void)
         cmocka_unit_test(pushes_a_pending_exception_by_delivering_it),
         cmocka_unit_test(steps_over_failures),
         cmocka_unit_test(never_loops),
+        cmocka_unit_test(logs_writes),
         cmocka_unit_test(calls_fail_in_turn),
         cmocka_unit_test(calls_of_the_host_fail_in_turn),
         cmocka_unit_test(says_what_to_do),
