@@ -363,7 +363,7 @@ static void engine_code_changed(struct engine *engine, gpa_t addr, uint64_t size
 
 static int engine_probe(struct err *why)
 {
-    return kvm_probe(&kvm_sys_host, why);
+    return kvm_probe(&kvm_sys_host, NULL, why);
 }
 
 static int engine_limit_model(struct cpu_model_limit *limit, struct err *e)

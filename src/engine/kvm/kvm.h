@@ -90,6 +90,7 @@ struct engine {
     const struct kvm_sys *sys;
     int system_fd, vm_fd;
     size_t run_size;
+    _Atomic bool is_probed, is_interpreted; /* recover.c */
     struct kvm_caps caps;
     _Atomic(struct cpu_model *) stepping_model; /* recover.c; NULL: not needed yet */
     struct kvm_slot slots[SOFT_RAM_SLOTS_MAX];
@@ -114,6 +115,7 @@ enum kvm_count {
     KVM_COUNT_FAILURE,
     KVM_COUNT_BAD_ENTRY,
     KVM_COUNT_STEPPED,
+    KVM_COUNT_TAKEN_OVER,
     KVM_COUNT_MAX,
 };
 
@@ -190,6 +192,8 @@ int kvm_exit_serve(struct engine_vcpu *v, struct err *e);
 
 /* recover.c: KVM gave up at the current instruction; step over it */
 int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e);
+/* When is_interpreted: run kernel code in software until the guest is back in user mode. */
+int kvm_take_over(struct engine_vcpu *v, struct err *e);
 /* Deliver in software what is pending or acknowledged in soft.st, so that nothing is. */
 int kvm_deliver_pending(struct engine_vcpu *v, struct err *e);
 
@@ -198,6 +202,7 @@ void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigne
 void kvm_stats_report(struct engine *engine, struct stats_sink *sink);
 
 /* probe.c */
-int kvm_probe(const struct kvm_sys *sys, struct err *why);
+/* 0: KVM is there, and good. *is_interpreted (NULL allowed): it is there, but slow. */
+int kvm_probe(const struct kvm_sys *sys, bool *is_interpreted, struct err *why);
 
 #endif

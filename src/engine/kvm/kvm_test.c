@@ -594,6 +594,7 @@ static void never_loops(void **state)
     struct stats_text stats;
 
     m->model.tsc_hz = UINT64_C(100000000000000); /* every failure is near the last */
+    atomic_store(&m->engine->is_probed, true);   /* the script is not for a probe */
     for (unsigned runs = 0; st->rip != CODE + 7 && runs < 100; runs++) {
         for (unsigned i = 0; i < FAKE_TURNS_MAX; i++)
             f.turns[i] = turn_fails;
@@ -612,6 +613,40 @@ static void never_loops(void **state)
     assert_non_null(strstr(text, "emulation failures"));
     assert_non_null(strstr(text, "failed on 49"));
     free(text);
+    machine_free(m);
+}
+
+static int turn_cpuid(struct fake *f)
+{
+    assert_int_equal(f->regs.rip, CODE + 1);
+    f->regs.rip += 2;
+    f->regs.rax = 0x77;
+    f->run->exit_reason = KVM_EXIT_INTR;
+    return 0;
+}
+
+/* Kernel mode that KVM would interpret: all but CPUID is executed elsewhere, interrupts included.
+ */
+static void takes_kernel_mode_over(void **state)
+{
+    static const uint8_t code[] = {0xfb, 0x0f, 0xa2, 0x40, 0xf4}; /* sti; cpuid; inc ax; hlt */
+    struct fake f = {.turns = {turn_cpuid}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, code, sizeof(code));
+    struct cpu_state *st;
+
+    store_le16(m->ram + 4 * 0x21, 0x500);
+    m->ram[0x500] = 0xcf; /* iret */
+    atomic_store(&m->engine->is_interpreted, true);
+    atomic_store(&m->pins.bits, PIN_INTR);
+    assert_int_equal(machine_run(m), ENGINE_STOP_HALT);
+    st = machine_state(m);
+    assert_int_equal(st->rip, CODE + sizeof(code));
+    assert_int_equal(st->gpr[CPU_RAX], 0x78);
+    assert_int_equal(m->acknowledged, 1);
+    assert_int_equal(f.turn, 1);
+    assert_int_equal(f.interrupts, 0);
+    free(st);
     machine_free(m);
 }
 
@@ -779,6 +814,7 @@ int main(void)
         cmocka_unit_test(pushes_a_pending_exception_by_delivering_it),
         cmocka_unit_test(steps_over_failures),
         cmocka_unit_test(never_loops),
+        cmocka_unit_test(takes_kernel_mode_over),
         cmocka_unit_test(logs_writes),
         cmocka_unit_test(calls_fail_in_turn),
         cmocka_unit_test(calls_of_the_host_fail_in_turn),

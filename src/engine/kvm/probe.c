@@ -166,7 +166,7 @@ static int probe_time(struct probe *p, unsigned count, uint64_t good_ns, uint64_
     return 0;
 }
 
-static int probe_speed(struct probe *p, struct err *e)
+static int probe_speed(struct probe *p, bool *is_slow, struct err *e)
 {
     uint64_t loop_max_ns = PROBE_INSTRUCTIONS * UINT64_C(1000000000) / PROBE_SPEED_MIN;
     uint64_t few_ns, many_ns, loop_ns;
@@ -177,7 +177,8 @@ static int probe_speed(struct probe *p, struct err *e)
     if (ret != 0)
         return ret;
     loop_ns = many_ns > few_ns ? many_ns - few_ns : 0;
-    if (loop_ns > loop_max_ns)
+    *is_slow = loop_ns > loop_max_ns;
+    if (*is_slow)
         return err_set(e, 0,
                        "this host's KVM runs kernel-mode code at %.1f million instructions "
                        "a second only",
@@ -185,8 +186,9 @@ static int probe_speed(struct probe *p, struct err *e)
     return 0;
 }
 
-int kvm_probe(const struct kvm_sys *sys, struct err *why)
+int kvm_probe(const struct kvm_sys *sys, bool *is_interpreted, struct err *why)
 {
+    bool is_slow = false;
     struct probe p = {.sys = sys, .system_fd = -1, .vm_fd = -1, .vcpu_fd = -1};
     int ret = kvm_open_system(sys, &p.system_fd, why);
 
@@ -199,7 +201,9 @@ int kvm_probe(const struct kvm_sys *sys, struct err *why)
     if (ret >= 0)
         ret = probe_set_mode(&p, why);
     if (ret >= 0)
-        ret = probe_speed(&p, why);
+        ret = probe_speed(&p, &is_slow, why);
+    if (is_interpreted != NULL)
+        *is_interpreted = is_slow;
     probe_close(&p);
     return MIN(ret, 0);
 }

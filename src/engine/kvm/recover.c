@@ -21,6 +21,9 @@
 #define RECOVER_NEAR_US 50
 #define RECOVER_BATCH_MAX 4096u
 
+/* So many failures of a vCPU make one wonder what KVM this is. */
+#define RECOVER_PATIENCE 16
+
 /* Where the groups lie in struct cpu_state. */
 static const struct {
     uint32_t group;
@@ -98,6 +101,47 @@ int kvm_deliver_pending(struct engine_vcpu *v, struct err *e)
     return 0;
 }
 
+/* KVM that fails again and again may be one that interprets. */
+static void find_out_speed(struct engine *engine)
+{
+    bool is_interpreted;
+    struct err why;
+
+    if (atomic_exchange(&engine->is_probed, true) ||
+        kvm_probe(engine->sys, &is_interpreted, &why) == 0 || !is_interpreted)
+        return;
+    log_info("%s: doppel's own step-by-step engine takes kernel mode over from it", why.msg);
+    atomic_store(&engine->is_interpreted, true);
+}
+
+/*
+ * Where KVM interprets kernel mode, engine/soft does it ten times as fast: it takes over whenever
+ * KVM has come out with kernel code, or an interrupt, next.
+ */
+int kvm_take_over(struct engine_vcpu *v, struct err *e)
+{
+    struct cpu_state *st = &v->soft.st;
+    uint64_t count = v->soft.stats.instructions;
+    const struct cpu_model *model;
+    bool is_interrupted = (atomic_load(&v->soft.pins->bits) & (PIN_INTR | PIN_NMI)) != 0;
+    int ret = kvm_state_fetch(v, CPU_GROUP_SEG, e);
+
+    if (ret != 0 || (cpu_cpl(st) == 3 && !is_interrupted))
+        return ret;
+    ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+    if (ret == 0)
+        ret = stepping_model(v->engine, &model, e);
+    if (ret != 0)
+        return ret;
+    if (v->injected_vector >= 0)
+        return kvm_deliver_pending(v, e);
+    v->before = *st;
+    kvm_step_kernel(&v->soft, model);
+    note_changes(v);
+    v->stats.counts[KVM_COUNT_TAKEN_OVER] += v->soft.stats.instructions - count;
+    return 0;
+}
+
 static void choose_batch(struct engine_vcpu *v)
 {
     uint64_t near = v->engine->soft.model->tsc_hz / 1000000 * RECOVER_NEAR_US;
@@ -130,6 +174,8 @@ int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e)
         st->is_exception_pending = 0;
     if (v->injected_vector >= 0)
         return kvm_deliver_pending(v, e);
+    if (v->stats.counts[KVM_COUNT_FAILURE] == RECOVER_PATIENCE)
+        find_out_speed(v->engine);
     choose_batch(v);
     kvm_stats_count_failed(v, bytes, kvm_step_peek(&v->soft, model, bytes));
     v->before = *st;

@@ -224,6 +224,20 @@ static int prepare(struct engine_vcpu *v, struct err *e)
     return MIN(ret, 0);
 }
 
+/* Kernel code that KVM would interpret is run elsewhere. True: look at everything again. */
+static bool take_over(struct engine_vcpu *v, int *ret, struct err *e)
+{
+    if (!atomic_load_explicit(&v->engine->is_interpreted, memory_order_relaxed))
+        return false;
+    if (v->is_incomplete) {
+        *ret = complete(v, e);
+        return true;
+    }
+    *ret = kvm_take_over(v, e);
+    return *ret != 0 || v->soft.st.run_state != CPU_RUNNING || has_pending(v) ||
+           (atomic_load(&v->soft.pins->bits) & PIN_LEAVE);
+}
+
 static int loop(struct engine_vcpu *v, enum engine_stop *stop, struct err *e)
 {
     for (;;) {
@@ -244,6 +258,8 @@ static int loop(struct engine_vcpu *v, enum engine_stop *stop, struct err *e)
             ret = kvm_state_fetch(v, CPU_GROUP_GPR | CPU_GROUP_EVENT, e);
         if (ret == 0 && has_pending(v))
             ret = kvm_deliver_pending(v, e);
+        else if (ret == 0 && take_over(v, &ret, e))
+            ;
         else if (ret == 0 && (ret = prepare(v, e)) == 0 && (ret = turn(v, e)) == 0)
             ret = kvm_exit_serve(v, e);
         if (ret < 0)

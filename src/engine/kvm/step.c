@@ -47,6 +47,32 @@ void kvm_step(struct soft_vcpu *v, const struct cpu_model *model, unsigned count
     step_leave(v);
 }
 
+static bool step_is_kernel(struct soft_vcpu *v)
+{
+    return v->st.run_state == CPU_RUNNING && cpu_cpl(&v->st) != 3 && !step_is_cpuid(v);
+}
+
+/* Wake-ups are not lost: go is set before the pins are read, as in interp. */
+void kvm_step_kernel(struct soft_vcpu *v, const struct cpu_model *model)
+{
+    step_enter(v, model);
+    for (;;) {
+        __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
+        soft_guest_yield(v);
+        if (atomic_load(&v->pins->bits) & PIN_LEAVE)
+            break;
+        soft_take_interrupts(v);
+        if (!step_is_kernel(v))
+            break;
+        while (__atomic_load_n(&v->go, __ATOMIC_RELAXED) && step_is_kernel(v)) {
+            soft_step(v);
+            if (atomic_load_explicit(&v->pins->bits, memory_order_relaxed) != 0)
+                soft_take_interrupts(v);
+        }
+    }
+    step_leave(v);
+}
+
 void kvm_step_interrupt(struct soft_vcpu *v, const struct cpu_model *model, unsigned vector)
 {
     step_enter(v, model);
