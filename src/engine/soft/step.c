@@ -60,16 +60,6 @@ static bool step_breakpoint(struct soft_vcpu *v)
     return true;
 }
 
-/* INS, OUTS, MOVS, CMPS, STOS, LODS, SCAS with a repeat prefix. */
-static inline bool is_repeated_string(const struct insn *in)
-{
-    uint8_t opcode = in->opcode;
-
-    return (in->has_rep || in->has_repne) && in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
-           ((opcode >= 0x6c && opcode <= 0x6f) || (opcode >= 0xa4 && opcode <= 0xa7) ||
-            (opcode >= 0xaa && opcode <= 0xaf));
-}
-
 /* Instructions that transfer control whenever they complete. */
 static bool op_is_branch(uint16_t op)
 {
@@ -123,7 +113,6 @@ void soft_step(struct soft_vcpu *v)
     uint64_t pending = st->pending_dbg;
     uint8_t shadow = st->shadow;
     const struct insn *in;
-    bool is_repeated;
     uint16_t op;
 
     if (step_pending(v) || step_breakpoint(v))
@@ -135,7 +124,6 @@ void soft_step(struct soft_vcpu *v)
         return;
     }
     op = in->op;
-    is_repeated = is_repeated_string(in);
     st->shadow = 0;
     st->rflags &= ~RFLAGS_RF;
     v->has_jumped = false;
@@ -148,9 +136,6 @@ void soft_step(struct soft_vcpu *v)
         }
         soft_deliver_fault(v);
     } else {
-        /* stopped between iterations: it goes on with RF (SDM vol. 3, 17.3.1.1) */
-        if (UNLIKELY(is_repeated && st->rip == start))
-            st->rflags |= RFLAGS_RF;
         if (UNLIKELY((flags & RFLAGS_TF) || st->pending_dbg != 0))
             step_trap(v, (flags & RFLAGS_TF) && is_stepped(v, op), op);
     }

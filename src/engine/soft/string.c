@@ -501,6 +501,7 @@ static int string_repeat(struct soft_vcpu *v, const struct string_walk *w,
             break;
         if (UNLIKELY(string_must_pause(v, stretches, elements))) {
             v->next_rip = v->st.rip;
+            v->st.rflags |= RFLAGS_RF; /* for the frame of what comes between (17.3.1.1) */
             break;
         }
     }
