@@ -18,8 +18,11 @@
 #include "os/vclock.h"
 #include "vm/machine.h"
 
-/* With an engine that does not count instructions, a storm's change comes after this time. */
-#define STORM_UNCOUNTED_NS UINT64_C(200000)
+/*
+ * With an engine that does not count instructions, a storm's change comes after the time that as
+ * many take on a fast processor, and not so soon that the guest executes none.
+ */
+#define STORM_NS_MIN UINT64_C(100000)
 
 static uint64_t switch_now_ns(void)
 {
@@ -156,6 +159,14 @@ static const struct engine_ops *storm_next(const struct vm *vm)
     return vm->engines[0];
 }
 
+static void storm_arm(struct vm *vm)
+{
+    uint64_t wait_ns = MIN(MAX(vm->config.switch_storm, STORM_NS_MIN), NS_PER_SEC);
+
+    if (!vm->ops->has_slices)
+        vtimer_arm(&vm->storm_timer, vclock_now_ns(vm->board.clock) + wait_ns);
+}
+
 static void storm_step(void *ctx)
 {
     struct vm *vm = ctx;
@@ -174,8 +185,7 @@ static void storm_step(void *ctx)
         return;
     }
     vm_release(vm);
-    if (!vm->ops->has_slices)
-        vtimer_arm(&vm->storm_timer, vclock_now_ns(vm->board.clock) + STORM_UNCOUNTED_NS);
+    storm_arm(vm);
 }
 
 void switch_storm(struct vcpu *vcpu)
@@ -195,8 +205,8 @@ void switch_storm(struct vcpu *vcpu)
 void switch_storm_begin(struct vm *vm)
 {
     vtimer_init(&vm->storm_timer, vm->board.clock, storm_step, vm);
-    if (vm->config.switch_storm != 0 && !vm->ops->has_slices)
-        vtimer_arm(&vm->storm_timer, STORM_UNCOUNTED_NS);
+    if (vm->config.switch_storm != 0)
+        storm_arm(vm);
 }
 
 void switch_storm_end(struct vm *vm)
