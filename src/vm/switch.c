@@ -89,7 +89,8 @@ static int switch_check(struct vm *vm, const struct engine_ops *ops, struct err 
     if (ret == 0)
         ret = cpu_model_check_limit(&vm->model, &limit, e);
     if (ret != 0 && vm->config.engines == NULL)
-        err_prefix(e, "the machine was not made for %s (--engines)", ops->name);
+        err_prefix(e, "the machine was not made for %s (start it with --engines %s,%s)", ops->name,
+                   vm->ops->name, ops->name);
     return ret;
 }
 
