@@ -2,11 +2,14 @@
  * switch_test.c - a running machine changes its engine
  */
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -204,6 +207,55 @@ static void a_paused_machine_stays_paused(void **state)
     assert_true(f.is_done);
 }
 
+/* ---- what kvm leaves behind ---- */
+
+/* The guest's stack pointer is an address of ours: a handler that ran on its stack would show. */
+static void signal_the_cpu(void *ctx)
+{
+    struct fixture *f = ctx;
+    struct err e;
+
+    if (counter(f->vm) != f->seen) {
+        if (strcmp(vm_engine_name(f->vm), "kvm") == 0) {
+            assert_int_equal(vm_switch_engine(f->vm, "bt", NULL, &e), 0);
+        } else if (f->turns-- == 0) {
+            f->is_done = true;
+            vm_request_stop(f->vm);
+            return;
+        }
+        f->seen = counter(f->vm);
+        if (strcmp(vm_engine_name(f->vm), "bt") == 0)
+            pthread_kill(f->vm->vcpus[0].thread, SIGUSR1);
+    }
+    loop_post(f->loop, signal_the_cpu, f);
+}
+
+static void the_kick_signal_of_kvm_does_no_harm_later(void **state)
+{
+    enum { SIZE = 1 << 16 };
+    uint8_t *ours =
+        mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    struct fixture f = {.turns = 20};
+    struct cpu_model_limit limit;
+    struct vcpu *vcpu;
+    struct err e;
+
+    assert_true(ours != MAP_FAILED);
+    cpu_model_limit_init(&limit);
+    if (engine_kvm.limit_model(&limit, &e) != 0)
+        skip(); /* no KVM here */
+    f.vm = TEST_VM((&(struct vm_config){.engine = "kvm"}), count, &f.loop);
+    vcpu = &f.vm->vcpus[0];
+    f.vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_GPR);
+    vcpu->state.gpr[CPU_RSP] = (uintptr_t)ours + SIZE;
+    f.vm->ops->push(vcpu->engine, &vcpu->state, CPU_GROUP_GPR);
+    run_with(&f, signal_the_cpu, VM_END_STOPPED);
+    assert_true(f.is_done);
+    for (unsigned i = 0; i < SIZE; i++)
+        assert_int_equal(ours[i], 0);
+    munmap(ours, SIZE);
+}
+
 /* ---- refusals: the machine goes on as it was ---- */
 
 enum failing { FAIL_NONE, FAIL_OPEN, FAIL_RAM, FAIL_ATTACH, FAIL_SYNC, FAIL_LIMIT };
@@ -351,6 +403,7 @@ int main(void)
         cmocka_unit_test(every_field_moves),
         cmocka_unit_test(a_halted_cpu_keeps_its_nmi),
         cmocka_unit_test(a_paused_machine_stays_paused),
+        cmocka_unit_test(the_kick_signal_of_kvm_does_no_harm_later),
         cmocka_unit_test(a_failure_leaves_the_old_engine),
         cmocka_unit_test(lists_of_engines),
         cmocka_unit_test(the_list_bounds_auto),

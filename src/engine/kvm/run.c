@@ -25,7 +25,11 @@ static void kick_on_signal(int sig)
 
 int kvm_kick_init(struct err *e)
 {
-    struct sigaction sa = {.sa_handler = kick_on_signal, .sa_flags = SA_RESTART};
+    /*
+     * The threads keep the signal unblocked when the machine changes its engine, and where the
+     * translator runs the stack pointer is the guest's.
+     */
+    struct sigaction sa = {.sa_handler = kick_on_signal, .sa_flags = SA_RESTART | SA_ONSTACK};
 
     sigemptyset(&sa.sa_mask);
     if (sigaction(KVM_KICK_SIGNAL, &sa, NULL) != 0)
