@@ -401,7 +401,7 @@ static int rundir_find_path(const char *path, struct rundir_entry *out, struct e
     if (rc == 0)
         rc = rundir_join(out->lock, sizeof(out->lock), out->socket, RUNDIR_LOCK, "", e);
     if (rc != 0)
-        return rc;
+        return rc == -ENOENT ? -ESRCH : rc;
     if (lstat(out->lock, &st) == 0 && st.st_uid == geteuid() && !rundir_look(out))
         return rundir_absent(e,
                              "no machine runs at '%s' any more: its doppel was killed, and what it "

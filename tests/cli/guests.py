@@ -41,6 +41,10 @@ RESET = b"\xb0\xfe\xe6\x64" + HANG  # the keyboard controller's reset pulse
 # 1: wait for input; read it; write it back; for ever
 ECHO = (b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xfb" b"\x66\xba\xf8\x03\xec\xee" b"\xeb\xef")
 
+# 1: wait for PWRBTN_STS at the PM1 event block; then SLP_EN, type 5, to the control block
+BUTTON = (b"\x66\xba\x00\x06" b"\x66\xed\xf6\xc4\x01\x74\xf9"
+          b"\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef") + HANG
+
 # Writes "x" for ever.
 FLOOD = b"\x66\xba\xf8\x03\xb0x\xee\xeb\xfd"
 
@@ -50,6 +54,7 @@ GUESTS = {
     "triple-fault": triple_fault(),
     "reset": RESET,
     "echo": write_serial(b"ready\r\n") + ECHO,
+    "button": write_serial(b"ready\r\n") + BUTTON,
     "flood": FLOOD,
     "lines": write_serial(b"0123456789abcdef" * 1000) + debug_exit(0),
 }
