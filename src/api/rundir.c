@@ -353,9 +353,13 @@ void rundir_release(struct rundir_claim *claim)
 
 /* ---- looking ---- */
 
-/* Fill in what the lock file says. False: nobody has it locked, and it is gone now. */
+/*
+ * Fill in what the lock file says. False: nobody has it locked, and it is gone now. What another
+ * user's file says is not acted upon: root would remove any socket for anybody.
+ */
 static bool rundir_look(struct rundir_entry *entry)
 {
+    struct stat lock_st;
     int fd = open(entry->lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return false;
@@ -364,7 +368,8 @@ static bool rundir_look(struct rundir_entry *entry)
         close(fd);
         return true;
     }
-    if (rundir_is_current(fd, entry->lock)) {
+    if (fstat(fd, &lock_st) == 0 && lock_st.st_uid == geteuid() &&
+        rundir_is_current(fd, entry->lock)) {
         struct stat st;
         rundir_read_lock(fd, entry);
         if (entry->socket[0] != '\0' && lstat(entry->socket, &st) == 0 && S_ISSOCK(st.st_mode) &&

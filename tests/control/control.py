@@ -450,6 +450,21 @@ class Control(unittest.TestCase):
         self.assertIn("another user", result.stderr)
         self.assertIn("running", self.does("status", "dev"))
 
+    def test_lock_file_of_another_user(self):
+        """Root asks for a machine, and is not talked into removing a socket."""
+        if os.geteuid() != 0:
+            self.skipTest("needs root, to become another user")
+        paths = [os.path.join(self.work.name, name) for name in ("x", "victim")]
+        for path in paths:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+        with open(paths[0] + ".lock", "w", encoding="utf-8") as lock:
+            lock.write("1\n%s\n" % paths[1])
+        for path in (paths[0], paths[0] + ".lock"):
+            os.chown(path, 65534, 65534)
+        self.assertEqual(self.doppel("status", paths[0]).returncode, 4)
+        self.assertTrue(os.path.exists(paths[1]))
+
     def test_folder_of_another_user(self):
         if os.geteuid() != 0:
             self.skipTest("needs root, to become another user")
