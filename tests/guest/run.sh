@@ -59,6 +59,13 @@ got=$?
 grep -v '^ok ' "$out"
 tail -n 1 "$out" | grep '^ok ' | sed 's/^/# last: /'
 
+# One that KVM's interpreter cannot bring to its end.
+if [ -n "$kind" ] && [ "$got" -eq 2 ] &&
+    grep -q -x -F "$kind $name: triple fault" "$(dirname "$0")/kvm-differences"; then
+    sed -i 's/^FAIL/known/' "$out"
+    got=$status
+    : >"$out.err"
+fi
 if [ -n "$kind" ] && grep -q '^FAIL' "$out" && [ "$got" -eq 3 ]; then
     # "FAIL name got ...", "FAIL unexpected exception got ... after name": those listed are none
     # what interprets knows nothing of some guests' subjects: all but the listed ones are let pass

@@ -45,8 +45,8 @@ static inline void emit_bytes(struct emit *e, const void *bytes, size_t n)
         e->is_full = true;
         return;
     }
-    memcpy(e->p, bytes, n);
-    e->p += n;
+    for (const uint8_t *from = bytes; n > 0; n--)
+        *e->p++ = *from++;
 }
 
 static inline void emit8(struct emit *e, uint8_t v)
