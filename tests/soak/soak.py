@@ -22,9 +22,10 @@ SKIPPED = 77
 MODULES = ("lzo-rle", "zsmalloc", "zram")
 MIB = 1 << 20
 
-# What doppel may have beside guest RAM and translated code: fixed tables, and those of each CPU.
-# The translator's tables of blocks grow with the code cache, to half of its size.
-FIXED_MIB = 16
+# What doppel may have beside guest RAM and translated code: the program and fixed tables, those of
+# each CPU (mostly its TLB), and the translator's tables of blocks, which grow with the code cache
+# and are as much as three quarters of its size.
+FIXED_MIB = 6
 CPU_MIB = 8
 # The fixed part may not grow once the guest is at work.
 GROWTH_MIB = 4
@@ -184,7 +185,7 @@ def check_memory(args, watch, guest):
         return
     peak = {kind: max(sizes[kind] for _, sizes in watch.samples) for kind in ("ram", "code", "rest")}
     total = max(sum(sizes.values()) for _, sizes in watch.samples)
-    tables = args.code_cache_mib // 2
+    tables = args.code_cache_mib * 3 // 4
     rest_bound = FIXED_MIB + CPU_MIB * args.cpus + tables
     bounds = {"ram": args.memory_mib, "code": args.code_cache_mib, "rest": rest_bound}
     print("soak: doppel's memory at its peak: %.1f MiB; bound %d MiB = %d guest RAM + %d code cache + "
