@@ -571,6 +571,7 @@ int model_create_on(const struct model_host *host, const char *spec, unsigned cp
     out->arch_capabilities = ARCH_CAPABILITIES;
     if (host->limit != NULL)
         out->arch_capabilities &= host->limit->arch_capabilities;
+    out->is_tsc_hosts = host->limit != NULL && host->limit->is_tsc_hosts;
     model_fill_leaves(out, host, brand);
     return 0;
 }
@@ -580,6 +581,7 @@ void cpu_model_limit_init(struct cpu_model_limit *limit)
     memset(limit->feature_words, 0xff, sizeof(limit->feature_words));
     limit->phys_bits = 52;
     limit->arch_capabilities = ~UINT64_C(0);
+    limit->is_tsc_hosts = false;
     limit->who = "";
 }
 

@@ -54,6 +54,7 @@ struct cpu_model {
     uint64_t arch_capabilities;  /* IA32_ARCH_CAPABILITIES, where it is offered */
     bool is_amd;                 /* AMD's (and Hygon's) rules where vendors differ */
     uint64_t tsc_hz;
+    bool is_tsc_hosts;           /* an engine shows the host's TSC as it is: offsets must be 0 */
     unsigned cpu_count;
 };
 
@@ -72,6 +73,7 @@ struct cpu_model_limit {
     uint64_t feature_words[(CPU_FEATURE_COUNT + 63) / 64];
     unsigned phys_bits;
     uint64_t arch_capabilities;
+    bool is_tsc_hosts;
     const char *who;             /* who lacks what is missing, for messages */
 };
 

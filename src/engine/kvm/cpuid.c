@@ -10,7 +10,6 @@
 #include <stdlib.h>
 
 #include "engine/kvm/kvm.h"
-#include "os/tsc.h"
 
 #define SUPPORTED_ENTRIES 256u
 #define MSR_ARCH_CAPABILITIES 0x10a
@@ -86,20 +85,6 @@ static int limit_from(const struct kvm_sys *sys, int fd, struct cpuid_table *tab
     return 0;
 }
 
-/* Nothing depends on it, so that failures do not count. */
-static void learn_tsc(const struct kvm_sys *sys, int system_fd)
-{
-    int vm_fd = -1, vcpu_fd = -1;
-
-    if (tsc_hint_frequency_hz(0) || kvm_create_vm(sys, system_fd, &vm_fd, NULL) != 0)
-        return;
-    vcpu_fd = kvm_try(sys, vm_fd, KVM_CREATE_VCPU, NULL);
-    if (vcpu_fd >= 0)
-        kvm_hint_tsc(sys, vcpu_fd);
-    kvm_close_fd(&vcpu_fd);
-    kvm_close_fd(&vm_fd);
-}
-
 int kvm_cpuid_limit(const struct kvm_sys *sys, struct cpu_model_limit *limit, struct err *e)
 {
     struct cpuid_table *table = calloc(1, sizeof(*table));
@@ -111,7 +96,7 @@ int kvm_cpuid_limit(const struct kvm_sys *sys, struct cpu_model_limit *limit, st
     if (ret == 0)
         ret = limit_from(sys, fd, table, limit, e);
     if (ret == 0)
-        learn_tsc(sys, fd);
+        limit->is_tsc_hosts |= kvm_probe_tsc(sys); /* and learns its frequency */
     kvm_close_fd(&fd);
     free(table);
     return ret < 0 ? err_prefix(e, "ask KVM what processor it offers") : 0;

@@ -202,6 +202,8 @@ void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigne
 void kvm_stats_report(struct engine *engine, struct stats_sink *sink);
 
 /* probe.c */
+/* Does the guest see the host's TSC, whatever its offset? Failures count as no. */
+bool kvm_probe_tsc(const struct kvm_sys *sys);
 /* 0: KVM is there, and good. *is_interpreted (NULL allowed): it is there, but slow. */
 int kvm_probe(const struct kvm_sys *sys, bool *is_interpreted, struct err *why);
 

@@ -186,6 +186,36 @@ static int probe_speed(struct probe *p, bool *is_slow, struct err *e)
     return 0;
 }
 
+/* An offset of 2^62 is far from all that a TSC counts. */
+static bool probe_tsc(struct probe *p)
+{
+    static const uint8_t code[] = {0x0f, 0x31, 0xf4}; /* rdtsc; hlt */
+    struct kvm_regs regs = {.rip = PROBE_CODE, .rflags = RFLAGS_FIXED};
+    uint64_t offset = BIT(62);
+    struct kvm_device_attr attr = {
+        .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset};
+
+    memcpy(p->memory + PROBE_CODE, code, sizeof(code));
+    if (kvm_try(p->sys, p->vcpu_fd, KVM_SET_DEVICE_ATTR, &attr) < 0 ||
+        kvm_try(p->sys, p->vcpu_fd, KVM_SET_REGS, &regs) < 0 ||
+        kvm_try(p->sys, p->vcpu_fd, KVM_RUN, NULL) < 0 || p->run->exit_reason != KVM_EXIT_HLT ||
+        kvm_try(p->sys, p->vcpu_fd, KVM_GET_REGS, &regs) < 0)
+        return false;
+    return !(regs.rdx & BIT(30));
+}
+
+bool kvm_probe_tsc(const struct kvm_sys *sys)
+{
+    struct probe p = {.sys = sys, .system_fd = -1, .vm_fd = -1, .vcpu_fd = -1};
+    bool is_hosts = kvm_open_system(sys, &p.system_fd, NULL) == 0 &&
+                    kvm_create_vm(sys, p.system_fd, &p.vm_fd, NULL) == 0 &&
+                    probe_make_memory(&p, NULL) >= 0 && probe_make_vcpu(&p, NULL) >= 0 &&
+                    probe_set_mode(&p, NULL) >= 0 && probe_tsc(&p);
+
+    probe_close(&p);
+    return is_hosts;
+}
+
 int kvm_probe(const struct kvm_sys *sys, bool *is_interpreted, struct err *why)
 {
     bool is_slow = false;
