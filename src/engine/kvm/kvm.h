@@ -192,7 +192,7 @@ int kvm_exit_serve(struct engine_vcpu *v, struct err *e);
 
 /* recover.c: KVM gave up at the current instruction; step over it */
 int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e);
-/* When is_interpreted: run kernel code in software until the guest is back in user mode. */
+/* When is_interpreted: run the guest in software until it halts or somebody wants something. */
 int kvm_take_over(struct engine_vcpu *v, struct err *e);
 /* Deliver in software what is pending or acknowledged in soft.st, so that nothing is. */
 int kvm_deliver_pending(struct engine_vcpu *v, struct err *e);

@@ -110,25 +110,21 @@ static void find_out_speed(struct engine *engine)
     if (atomic_exchange(&engine->is_probed, true) ||
         kvm_probe(engine->sys, &is_interpreted, &why) == 0 || !is_interpreted)
         return;
-    log_info("%s: doppel's own step-by-step engine takes kernel mode over from it", why.msg);
+    log_info("%s: doppel's own step-by-step engine takes over from it", why.msg);
     atomic_store(&engine->is_interpreted, true);
 }
 
 /*
- * Where KVM interprets kernel mode, engine/soft does it ten times as fast: it takes over whenever
- * KVM has come out with kernel code, or an interrupt, next.
+ * Where KVM interprets kernel mode, engine/soft is ten times as fast, and right where that KVM is
+ * not: its SYSCALL goes to the kernel's entry at CPL 3. So it takes over for good.
  */
 int kvm_take_over(struct engine_vcpu *v, struct err *e)
 {
     struct cpu_state *st = &v->soft.st;
     uint64_t count = v->soft.stats.instructions;
     const struct cpu_model *model;
-    bool is_interrupted = (atomic_load(&v->soft.pins->bits) & (PIN_INTR | PIN_NMI)) != 0;
-    int ret = kvm_state_fetch(v, CPU_GROUP_SEG, e);
+    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
 
-    if (ret != 0 || (cpu_cpl(st) == 3 && !is_interrupted))
-        return ret;
-    ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
     if (ret == 0)
         ret = stepping_model(v->engine, &model, e);
     if (ret != 0)
@@ -136,7 +132,7 @@ int kvm_take_over(struct engine_vcpu *v, struct err *e)
     if (v->injected_vector >= 0)
         return kvm_deliver_pending(v, e);
     v->before = *st;
-    kvm_step_kernel(&v->soft, model);
+    kvm_step_guest(&v->soft, model);
     note_changes(v);
     v->stats.counts[KVM_COUNT_TAKEN_OVER] += v->soft.stats.instructions - count;
     return 0;

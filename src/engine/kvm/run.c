@@ -228,7 +228,7 @@ static int prepare(struct engine_vcpu *v, struct err *e)
     return MIN(ret, 0);
 }
 
-/* Kernel code that KVM would interpret is run elsewhere. True: look at everything again. */
+/* A guest that KVM would interpret is run elsewhere. True: look at everything again. */
 static bool take_over(struct engine_vcpu *v, int *ret, struct err *e)
 {
     if (!atomic_load_explicit(&v->engine->is_interpreted, memory_order_relaxed))

@@ -27,7 +27,7 @@ static const struct {
     [KVM_COUNT_FAILURE] = {"emulation_failures", "emulation failures"},
     [KVM_COUNT_BAD_ENTRY] = {"entries_refused", "entries refused"},
     [KVM_COUNT_STEPPED] = {"instructions_stepped", "instructions stepped over"},
-    [KVM_COUNT_TAKEN_OVER] = {"kernel_instructions", "kernel instructions stepped"},
+    [KVM_COUNT_TAKEN_OVER] = {"instructions_taken_over", "instructions taken over"},
 };
 
 /* Space-Saving: a newcomer takes the rarest one's place, and its count. */

@@ -47,13 +47,17 @@ void kvm_step(struct soft_vcpu *v, const struct cpu_model *model, unsigned count
     step_leave(v);
 }
 
-static bool step_is_kernel(struct soft_vcpu *v)
+/* CPUID answers for the guest's model, whatever the processor that stands in has. */
+static void step_one(struct soft_vcpu *v, const struct cpu_model *model)
 {
-    return v->st.run_state == CPU_RUNNING && cpu_cpl(&v->st) != 3 && !step_is_cpuid(v);
+    if (step_is_cpuid(v))
+        v->model = v->engine->model;
+    soft_step(v);
+    v->model = model;
 }
 
 /* Wake-ups are not lost: go is set before the pins are read, as in interp. */
-void kvm_step_kernel(struct soft_vcpu *v, const struct cpu_model *model)
+void kvm_step_guest(struct soft_vcpu *v, const struct cpu_model *model)
 {
     step_enter(v, model);
     for (;;) {
@@ -62,10 +66,10 @@ void kvm_step_kernel(struct soft_vcpu *v, const struct cpu_model *model)
         if (atomic_load(&v->pins->bits) & PIN_LEAVE)
             break;
         soft_take_interrupts(v);
-        if (!step_is_kernel(v))
+        if (v->st.run_state != CPU_RUNNING)
             break;
-        while (__atomic_load_n(&v->go, __ATOMIC_RELAXED) && step_is_kernel(v)) {
-            soft_step(v);
+        while (__atomic_load_n(&v->go, __ATOMIC_RELAXED) && v->st.run_state == CPU_RUNNING) {
+            step_one(v, model);
             if (atomic_load_explicit(&v->pins->bits, memory_order_relaxed) != 0)
                 soft_take_interrupts(v);
         }

@@ -12,11 +12,8 @@
 /* Up to `count` instructions, fewer when something wants the vCPU's attention; at least one. */
 void kvm_step(struct soft_vcpu *v, const struct cpu_model *model, unsigned count);
 
-/*
- * Kernel-mode code, and interrupts that lead there: until CPL 3, HLT, CPUID, or a pin that leaves
- * `run`.
- */
-void kvm_step_kernel(struct soft_vcpu *v, const struct cpu_model *model);
+/* All that the guest executes, interrupts included, until HLT or a pin that leaves `run`. */
+void kvm_step_guest(struct soft_vcpu *v, const struct cpu_model *model);
 
 /* Deliver an acknowledged interrupt through the IDT. */
 void kvm_step_interrupt(struct soft_vcpu *v, const struct cpu_model *model, unsigned vector);
