@@ -206,6 +206,18 @@ static bool streams_can_be_addressed(const struct bt_loop *loop)
     return true;
 }
 
+/* Does a strip last long enough? */
+static bool is_worthwhile(const struct bt_loop *loop)
+{
+    int32_t steps = 0;
+
+    for (unsigned i = 0; i < loop->stream_count; i++) {
+        int32_t step = loop->streams[i].step;
+        steps += step < 0 ? -step : step;
+    }
+    return steps <= BT_LOOP_STEPS_MAX;
+}
+
 /* Take a host register that holds nothing the loop needs. */
 static unsigned take_host(struct bt_loop *loop, uint32_t *taken)
 {
@@ -278,7 +290,7 @@ void bt_loop_find(struct bt_tr *t)
         loop->written |= in->gpr_written;
         follow(t, in, &now);
     }
-    if (!streams_can_be_addressed(loop) || !assign_hosts(loop))
+    if (!streams_can_be_addressed(loop) || !is_worthwhile(loop) || !assign_hosts(loop))
         return;
     loop->unroll = loop->last <= 8 ? 4 : loop->last <= 16 ? 2 : 1;
     loop->is_found = true;

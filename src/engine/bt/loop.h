@@ -15,6 +15,11 @@
 /* Bytes that the accesses of one stream cover in an iteration, and its longest step. */
 #define BT_LOOP_SPAN_MAX 512
 #define BT_LOOP_STEP_MAX 512
+/*
+ * Steps of all streams together: with more, some stream leaves its page after a dozen iterations,
+ * and coming back to the entry costs what was saved.
+ */
+#define BT_LOOP_STEPS_MAX 256
 /* Instructions in a strip, about: a vCPU whose attention is wanted looks up after that many. */
 #define BT_LOOP_BUDGET 16384u
 #define BT_LOOP_EXITS 128
