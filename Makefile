@@ -30,7 +30,7 @@ BENCH ?=
 # Warnings are errors where somebody looks at the result, not on a user's future compiler.
 WERROR := $(if $(CI),true,false)
 
-.PHONY: build run test bench soak install uninstall format fuzz sanitize clean help
+.PHONY: build run test test-nested bench soak install uninstall format fuzz sanitize clean help
 
 $(BUILD)/build.ninja:
 	@tools/deps build
@@ -49,6 +49,10 @@ run: $(BUILD)/build.ninja
 test: $(BUILD)/build.ninja
 	@tools/deps build run test
 	@tools/run-tests $(BUILD)
+
+test-nested: $(BUILD)/build.ninja
+	@tools/deps build run test
+	@tools/run-tests $(BUILD) --suite nested
 
 bench: $(BUILD)/build.ninja
 	@tools/deps build run bench
@@ -91,6 +95,7 @@ help:
 	'make            build doppel (build/doppel)' \
 	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
+	'make test-nested the test that makes a real KVM to run on (part of make test)' \
 	'make bench      measure against QEMU and the bare host (BENCH=--list, BENCH="--rows boot,sqlite")' \
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \

@@ -1,0 +1,31 @@
+# switch.sh - job of nested.py: a stock kernel with 2 CPUs under kvm, whose engine changes as it works
+#
+# Lines of the guest are printed behind the host's uptime.
+mkfifo /tmp/out
+/doppel run --name guest --engine kvm --engines kvm,bt --cpus 2 --memory 256M \
+    --kernel /kernel --initrd /initrd --on-reboot exit \
+    --cmdline 'console=ttyS0 loglevel=4 panic=-1 doppel.test=sum' </dev/null >/tmp/out &
+doppel=$!
+(
+    while read -r line; do
+        read -r now _ </proc/uptime
+        echo "at $now $line"
+        case $line in
+        *started*) : >/tmp/started ;;
+        *ended*) : >/tmp/ended ;;
+        esac
+    done </tmp/out
+) &
+until [ -e /tmp/started ]; do
+    kill -0 $doppel 2>/dev/null || exit 1
+    usleep 100000
+done
+while [ ! -e /tmp/ended ]; do
+    for engine in bt kvm; do
+        /doppel engine guest $engine && usleep 500000
+    done
+done
+wait $doppel
+status=$?
+wait
+exit $status
