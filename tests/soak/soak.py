@@ -185,7 +185,7 @@ def check_memory(args, watch, guest):
         return
     peak = {kind: max(sizes[kind] for _, sizes in watch.samples) for kind in ("ram", "code", "rest")}
     total = max(sum(sizes.values()) for _, sizes in watch.samples)
-    tables = args.code_cache_mib * 3 // 4
+    tables = args.code_cache_mib * 17 // 8
     rest_bound = FIXED_MIB + CPU_MIB * args.cpus + tables
     bounds = {"ram": args.memory_mib, "code": args.code_cache_mib, "rest": rest_bound}
     print("soak: doppel's memory at its peak: %.1f MiB; bound %d MiB = %d guest RAM + %d code cache + "
