@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 # What doppel may have beside guest RAM and translated code: the program and fixed tables, those of
 # each CPU (mostly its TLB), and the translator's tables of blocks, which grow with the code cache
-# and are as much as three quarters of its size.
+# and have room for 17/8 of its size.
 FIXED_MIB = 6
 CPU_MIB = 8
 # The fixed part may not grow once the guest is at work.
