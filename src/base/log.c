@@ -12,8 +12,9 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "base/clock.h"
 
 static _Atomic int log_level_now = LOG_WARN;
 static _Atomic bool log_is_raw;
@@ -108,9 +109,7 @@ bool log_limit_allows(struct log_limit *limit)
     while (used < LOG_LIMIT_BURST)
         if (atomic_compare_exchange_weak(&limit->used, &used, used + 1))
             return true;
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    uint64_t now = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+    uint64_t now = clock_now_ns();
     uint64_t last = atomic_load_explicit(&limit->last_ns, memory_order_relaxed);
     if (now - last < 1000000000u)
         return false;

@@ -18,6 +18,7 @@
 
 #include "api/http.h"
 #include "base/bits.h"
+#include "base/clock.h"
 
 #define CLIENT_ANSWER_MAX (4u << 20)
 /* A machine that is just starting does not listen yet. */
@@ -35,9 +36,7 @@ struct client {
 
 static int64_t client_now_ms(void)
 {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+    return (int64_t)(clock_now_ns() / 1000000);
 }
 
 static void client_sleep(unsigned ms)

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/bits.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "os/loop.h"
 
@@ -40,19 +41,12 @@ struct vclock {
     uint64_t programmed_ns; /* guest time at which the timerfd fires, UINT64_MAX: never */
 };
 
-static uint64_t vclock_host_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
-}
-
 uint64_t vclock_now_ns(const struct vclock *clock)
 {
     uint64_t stopped = atomic_load_explicit(&clock->stopped_at_ns, memory_order_acquire);
     if (stopped != UINT64_MAX)
         return stopped;
-    return vclock_host_ns() - atomic_load_explicit(&clock->offset_ns, memory_order_relaxed);
+    return clock_now_ns() - atomic_load_explicit(&clock->offset_ns, memory_order_relaxed);
 }
 
 /* ---- the heap ---- */
@@ -210,7 +204,7 @@ int vclock_create(struct loop *loop, struct vclock **out, struct err *e)
         vclock_destroy(clock);
         return rc;
     }
-    atomic_store(&clock->offset_ns, vclock_host_ns());
+    atomic_store(&clock->offset_ns, clock_now_ns());
     *out = clock;
     return 0;
 }
@@ -274,7 +268,7 @@ void vclock_resume(struct vclock *clock)
     if (vclock_is_stopped(clock)) {
         uint64_t stopped = atomic_load(&clock->stopped_at_ns);
         /* Offset first: a reader that sees the clock run must see what it runs from. */
-        atomic_store(&clock->offset_ns, vclock_host_ns() - stopped);
+        atomic_store(&clock->offset_ns, clock_now_ns() - stopped);
         atomic_store_explicit(&clock->stopped_at_ns, UINT64_MAX, memory_order_release);
         vclock_program_first(clock);
     }

@@ -10,8 +10,8 @@
  * Until the new engine has said that it can run what it was given, the machine stays on the old
  * one.
  */
-#include <time.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/stats.h"
 #include "os/loop.h"
@@ -23,14 +23,6 @@
  * many take on a fast processor, and not so soon that the guest executes none.
  */
 #define STORM_NS_MIN UINT64_C(100000)
-
-static uint64_t switch_now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
-}
 
 /* ---- the registers ---- */
 
@@ -98,7 +90,7 @@ static int switch_check(struct vm *vm, const struct engine_ops *ops, struct err 
 static int switch_now(struct vm *vm, const struct engine_ops *ops, struct vm_switch *done,
                       struct err *e)
 {
-    uint64_t begin = switch_now_ns(), stop, go;
+    uint64_t begin = clock_now_ns(), stop, go;
     struct vm_engine engine;
     int ret = switch_check(vm, ops, e);
 
@@ -106,13 +98,13 @@ static int switch_now(struct vm *vm, const struct engine_ops *ops, struct vm_swi
         ret = engines_open(vm, ops, &engine, e);
     if (ret != 0)
         return ret;
-    stop = switch_now_ns();
+    stop = clock_now_ns();
     vm_hold(vm);
     ret = switch_move(vm, &engine, e);
     if (ret == 0)
         engines_exchange(vm, &engine);
     vm_release(vm);
-    go = switch_now_ns();
+    go = clock_now_ns();
     if (ret == 0) {
         *done = (struct vm_switch){engine.ops->name, ops->name, stop - begin, go - stop};
         vm->switches.count++;

@@ -12,8 +12,8 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "dev/irqchip/lapic.h"
 #include "os/futex.h"
 #include "os/tsc.h"
@@ -22,14 +22,6 @@
 #define MTRR_TYPE_WB 6
 #define MTRR_DEF_ENABLED (BIT(11) | BIT(10))
 #define MTRR_MASK_VALID BIT(11)
-
-static uint64_t time_now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 void vcpu_raise(struct vcpu *vcpu, uint32_t pins)
 {
@@ -98,7 +90,7 @@ const struct lapic_ops vcpu_lapic_ops = {
 /* Sleep until one of `pins` is set. */
 static void vcpu_sleep(struct vcpu *vcpu, uint32_t pins)
 {
-    uint64_t start = time_now_ns();
+    uint64_t start = clock_now_ns();
 
     for (;;) {
         atomic_store(&vcpu->is_asleep, 1);
@@ -107,7 +99,7 @@ static void vcpu_sleep(struct vcpu *vcpu, uint32_t pins)
         futex_wait(&vcpu->is_asleep, 1);
     }
     atomic_store(&vcpu->is_asleep, 0);
-    vcpu->halt_ns += time_now_ns() - start;
+    vcpu->halt_ns += clock_now_ns() - start;
     vcpu->halt_count++;
 }
 
@@ -212,7 +204,7 @@ static void vcpu_poll(struct vcpu *vcpu, uint32_t pins, uint64_t start)
         for (unsigned i = 0; i < 8; i++)
             __builtin_ia32_pause();
         last = now;
-        now = time_now_ns();
+        now = clock_now_ns();
         if (now - last > POLL_GAP_NS) {
             vcpu->poll_ns = 0;
             vcpu->poll_after_ns = now + POLL_PAUSE_NS;
@@ -224,7 +216,7 @@ static void vcpu_poll(struct vcpu *vcpu, uint32_t pins, uint64_t start)
 
 static void vcpu_wait(struct vcpu *vcpu, uint32_t pins)
 {
-    uint64_t start = time_now_ns(), now;
+    uint64_t start = clock_now_ns(), now;
 
     vcpu_poll(vcpu, pins, start);
     if (atomic_load(&vcpu->pins.bits) & pins) {
@@ -232,7 +224,7 @@ static void vcpu_wait(struct vcpu *vcpu, uint32_t pins)
         return;
     }
     vcpu_sleep(vcpu, pins);
-    now = time_now_ns();
+    now = clock_now_ns();
     if (now - start > POLL_MAX_NS || now < vcpu->poll_after_ns || !vcpu->vm->can_poll)
         vcpu->poll_ns = 0;
     else
@@ -266,10 +258,10 @@ static void vcpu_run_engine(struct vcpu *vcpu)
 {
     struct vm_end end = {.cause = VM_END_ERROR};
     enum engine_stop stop;
-    uint64_t start = time_now_ns();
+    uint64_t start = clock_now_ns();
     int ret = vcpu->vm->ops->run(vcpu->engine, &stop, &end.error);
 
-    vcpu->run_ns += time_now_ns() - start;
+    vcpu->run_ns += clock_now_ns() - start;
     if (ret != 0) {
         err_prefix(&end.error, "run CPU %u", vcpu->index);
         vm_end_with(vcpu->vm, &end);

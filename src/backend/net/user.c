@@ -9,12 +9,12 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <slirp/libslirp.h>
 
 #include "backend/net/netdev_impl.h"
 #include "base/bits.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 #define POLL_MAX 1024u
@@ -36,10 +36,7 @@ struct user {
 
 static int64_t now_ns(void *opaque)
 {
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+    return (int64_t)clock_now_ns();
 }
 
 /* ---- what libslirp asks of us ---- */
@@ -147,7 +144,7 @@ static int get_revents(int index, void *opaque)
 /* Milliseconds to the nearest timer, at most `timeout`. */
 static uint32_t timers_limit(const struct user *u, uint32_t timeout)
 {
-    int64_t now = now_ns(NULL) / 1000000;
+    int64_t now = (int64_t)(clock_now_ns() / 1000000);
 
     for (unsigned i = 0; i < TIMERS_MAX; i++) {
         const struct user_timer *t = &u->timers[i];
@@ -159,7 +156,7 @@ static uint32_t timers_limit(const struct user *u, uint32_t timeout)
 
 static void timers_run(struct user *u)
 {
-    int64_t now = now_ns(NULL) / 1000000;
+    int64_t now = (int64_t)(clock_now_ns() / 1000000);
 
     for (unsigned i = 0; i < TIMERS_MAX; i++) {
         struct user_timer *t = &u->timers[i];

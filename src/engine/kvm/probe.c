@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "engine/kvm/kvm.h"
 
 #define PROBE_MEMORY 0x4000u
@@ -133,14 +133,6 @@ static int probe_set_mode(struct probe *p, struct err *e)
     return KVM_CALL(p->sys, p->vcpu_fd, KVM_SET_SREGS, &s, e);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
 /* Count down from `count`: the shortest time that it took; no more tries once it is good_ns. */
 static int probe_time(struct probe *p, unsigned count, uint64_t good_ns, uint64_t *best_ns,
                       struct err *e)
@@ -152,13 +144,13 @@ static int probe_time(struct probe *p, unsigned count, uint64_t good_ns, uint64_
         int ret = KVM_CALL(p->sys, p->vcpu_fd, KVM_SET_REGS, &regs, e);
         if (ret < 0)
             return ret;
-        start = now_ns();
+        start = clock_now_ns();
         do {
             ret = kvm_try(p->sys, p->vcpu_fd, KVM_RUN, NULL);
         } while (ret < 0 && errno == EINTR);
         if (ret < 0)
             return kvm_call_failed(KVM_RUN, "KVM_RUN", e);
-        *best_ns = MIN(*best_ns, now_ns() - start);
+        *best_ns = MIN(*best_ns, clock_now_ns() - start);
         if (p->run->exit_reason != KVM_EXIT_HLT)
             return err_set(e, 0, "KVM cannot run a plain loop in 64-bit kernel mode (exit %u)",
                            p->run->exit_reason);
