@@ -9,10 +9,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "cpu/msr.h"
 #include "engine/kvm/kvm.h"
 
 #define SUPPORTED_ENTRIES 256u
-#define MSR_ARCH_CAPABILITIES 0x10a
 
 struct cpuid_table {
     struct kvm_cpuid2 head;

@@ -11,13 +11,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "cpu/msr.h"
 #include "engine/kvm/kvm.h"
 #include "os/tsc.h"
 
 #define GROUPS_SREGS (CPU_GROUP_SEG | CPU_GROUP_CONTROL | CPU_GROUP_MSR)
 #define XSTATE_BV 512
 #define XSTATE_LEGACY (XCR0_X87 | XCR0_SSE)
-#define MSR_APIC_BASE 0x1b
 #define APIC_BASE_EXTD BIT(10)
 
 /* ---- general registers ---- */

@@ -6,6 +6,7 @@
  */
 #include <Zydis/Zydis.h>
 
+#include "cpu/msr.h"
 #include "engine/soft/mmu.h"
 #include "engine/soft/system.h"
 #include "os/tsc.h"
@@ -68,7 +69,6 @@ static int op_hlt(struct soft_vcpu *v, const struct insn *in)
     return 0;
 }
 
-#define MSR_APIC_BASE 0x1b
 #define APIC_BASE_EN BIT(11)
 #define CPUID_1_EDX_APIC (1u << 9)
 
