@@ -68,6 +68,19 @@ struct diff_regression {
 extern const struct diff_regression diff_regressions[];
 extern const unsigned diff_regression_count;
 
+/*
+ * forgive.c: make equal in `st` what is not to be compared with `native`. For native itself, call
+ * it first, with itself.
+ */
+void diff_forgive(const struct diff_case *c, struct diff_state *st,
+                  const struct diff_state *native);
+/* Did an engine end as it may, and the processor go on in its own way? */
+bool diff_is_left_open(const struct diff_case *c, const struct diff_state *native,
+                       const struct diff_state *engine);
+
+/* Is it one whose differences forgive.c knows? */
+bool diff_is_examined_processor(void);
+
 /* native.c: on this CPU, in this process. */
 int diff_native_open(const struct cpu_model *model, struct err *e);
 void diff_native_run(const struct diff_case *c, struct diff_state *after);
@@ -79,8 +92,8 @@ int diff_guest_open(const struct engine_ops *ops, const struct cpu_model *model,
                     struct diff_guest **out, struct err *e);
 void diff_guest_close(struct diff_guest *g);
 /*
- * Map the last page of RAM below each of `edges` and the first one above it: pages that are neighbours
- * in the guest and have pages without any access beside them in this process.
+ * Map the last page of RAM below each of `edges` and the first one above it: pages that are
+ * neighbours in the guest and have pages without any access beside them in this process.
  */
 void diff_guest_map_edges(struct diff_guest *g, const uint64_t *edges, unsigned edge_count);
 /* The engine's counter `key`. */

@@ -22,6 +22,8 @@
 #define DEFAULT_CASES 100000
 #define LOOP_SHARE 6        /* each such case is a loop */
 #define REGRESSION_RUNS 100 /* of each entry of the list */
+/* Of so many cases one may differ on a processor that forgive.c does not know. */
+#define UNEXAMINED_SHARE 1000
 #define FLAGS_COMPARED (RFLAGS_STATUS | RFLAGS_DF | RFLAGS_RF | RFLAGS_TF | RFLAGS_AC)
 
 static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -52,36 +54,6 @@ static void print_case(const struct diff_case *c)
         printf("  %-3s %016" PRIx64 "%s", gpr_names[i], c->before.gpr[i], i % 4 == 3 ? "\n" : "");
     printf("  rflags %" PRIx64 " mxcsr %x fcw %x\n", c->before.rflags,
            load_le32(c->before.xsave + 24), load_le16(c->before.xsave));
-}
-
-static void blank(struct diff_state *st, uint64_t addr, unsigned n)
-{
-    for (; n-- > 0; addr++) {
-        if (addr - DIFF_DATA < DIFF_WINDOW)
-            st->data[addr - DIFF_DATA] = 0;
-        else if (addr - DIFF_STACK < DIFF_WINDOW)
-            st->stack[addr - DIFF_STACK] = 0;
-    }
-}
-
-/* Reserved bytes of a stored image, and where the last x87 instruction and its operand were. */
-static void blank_image(struct diff_state *st, const struct diff_case *c)
-{
-    switch (c->image) {
-    case DIFF_IMAGE_FXSAVE:
-        blank(st, c->image_addr + 6, 18);
-        for (unsigned i = 0; i < 8; i++)
-            blank(st, c->image_addr + 32 + 16 * i + 10, 6);
-        break;
-    case DIFF_IMAGE_ENV16:
-        blank(st, c->image_addr + 6, 8);
-        break;
-    case DIFF_IMAGE_ENV32:
-        blank(st, c->image_addr + 12, 16);
-        break;
-    case DIFF_IMAGE_NONE:
-        break;
-    }
 }
 
 static bool differ(const char *what, const char *who, uint64_t got, uint64_t want, bool is_loud)
@@ -168,57 +140,8 @@ struct run {
     struct diff_guest *interp, *bt;
     struct diff_case c;
     struct diff_state native, by_interp, by_bt;
+    uint64_t left_open; /* cases where this processor goes its own way, as it may */
 };
-
-/*
- * Outside of the windows the host has its own pages where the guests have other ones or none, so
- * whether the page was present says nothing there.
- */
-static void forgive_presence(struct diff_state *st)
-{
-    if (st->vector == VEC_PF && st->cr2 - DIFF_CODE >= DIFF_STACK + 0x100000 - DIFF_CODE)
-        st->error &= ~(uint32_t)PF_ERR_P;
-}
-
-/* A repeated CMPS or SCAS at `code`, in code that both kinds of mode read alike? */
-static bool is_repeated_compare(const uint8_t *code)
-{
-    bool is_repeated = false;
-    unsigned at = 0;
-
-    for (; at < 14; at++) {
-        is_repeated |= code[at] == 0xf2 || code[at] == 0xf3;
-        if (code[at] != 0xf2 && code[at] != 0xf3 && code[at] != 0x66 && code[at] != 0x67 &&
-            (code[at] & 0xe7) != 0x26 && code[at] != 0x64 && code[at] != 0x65 &&
-            (code[at] & 0xf0) != 0x40)
-            break;
-    }
-    return is_repeated &&
-           (code[at] == 0xa6 || code[at] == 0xa7 || code[at] == 0xae || code[at] == 0xaf);
-}
-
-/*
- * Where a repeated CMPS or SCAS faults after some elements, AMD's processors leave the flags of
- * the last one, but not when they compared many at a time.
- */
-static void forgive_flags(const struct diff_case *c, struct diff_state *st)
-{
-    uint64_t at = st->rip - c->before.rip;
-
-    if (st->vector != VEC_DB && st->vector != VEC_BP && at < c->code_size &&
-        is_repeated_compare(c->code + at))
-        st->rflags &= ~RFLAGS_STATUS;
-}
-
-/*
- * Some hypervisors hand on the #DB of an INT1, which a case may write over itself, as a fault.
- */
-static void forgive_int1(const struct diff_case *c, struct diff_state *st)
-{
-    if (st->vector == VEC_DB && st->rip - c->before.rip < c->code_size &&
-        *(const uint8_t *)(uintptr_t)st->rip == 0xf1)
-        st->rip++;
-}
 
 /* Run run->c on all three; true when they agree. */
 static bool compare_case(struct run *run)
@@ -227,14 +150,17 @@ static bool compare_case(struct run *run)
     diff_native_run(c, &run->native);
     bool interp_ok = diff_guest_run(run->interp, c, &run->by_interp);
     bool bt_ok = diff_guest_run(run->bt, c, &run->by_bt);
-    forgive_int1(c, &run->native);
+    if (interp_ok && bt_ok && run->by_interp.rip == run->by_bt.rip &&
+        run->by_interp.vector == run->by_bt.vector &&
+        diff_is_left_open(c, &run->native, &run->by_interp)) {
+        run->left_open++;
+        return true;
+    }
     struct diff_state *states[] = {&run->native, &run->by_interp, &run->by_bt};
     for (unsigned i = 0; i < ARRAY_SIZE(states); i++) {
-        forgive_presence(states[i]);
-        forgive_flags(c, states[i]);
+        diff_forgive(c, states[i], &run->native);
         if (run->c.mode == 4)
             clear_upper_halves(states[i]);
-        blank_image(states[i], c);
         normalise(states[i], &run->model);
     }
     if (interp_ok && bt_ok &&
@@ -302,7 +228,7 @@ static int open_all(struct run *run, struct err *e)
 static int run_range(struct run *run, uint64_t seed, uint64_t cases, bool is_replay,
                      bool keeps_going)
 {
-    uint64_t failed = 0, done = 0;
+    uint64_t failed = 0, done = 0, allowed = 0;
     struct err e;
 
     if (open_all(run, &e) != 0) {
@@ -310,15 +236,23 @@ static int run_range(struct run *run, uint64_t seed, uint64_t cases, bool is_rep
         return 2;
     }
     printf("seed %" PRIu64 ", %" PRIu64 " cases%s\n", seed, cases, is_replay ? " (replay)" : "");
+    if (!diff_is_examined_processor()) {
+        allowed = cases / UNEXAMINED_SHARE;
+        printf("this processor's ways are not known yet: up to %" PRIu64 " cases may differ\n",
+               allowed);
+    }
     unsigned regressed = is_replay ? 0 : run_regressions(run, seed);
-    for (; done < cases && (failed == 0 || (keeps_going && failed < 50)); done++)
+    for (; done < cases && (failed <= allowed || (keeps_going && failed < 50)); done++)
         if (!run_case(run, seed + done))
             failed++;
+    if (run->left_open != 0)
+        printf("%" PRIu64 " cases not compared: processors may differ there, and this one does\n",
+               run->left_open);
     printf("%" PRIu64 " cases ran, %" PRIu64 " differ%s\n", done, failed,
            failed != 0 ? "; run one again with --replay CASE" : "");
     diff_guest_close(run->interp);
     diff_guest_close(run->bt);
-    return failed != 0 || regressed != 0;
+    return failed > allowed || (regressed != 0 && allowed == 0);
 }
 
 /* Split the range among processes. */

@@ -31,6 +31,7 @@ const struct diff_regression diff_regressions[] = {
     {8, 4, "\x4a\x0f\xae\x07", "FXSAVE into a missing page"},
     {8, 2, "\xdd\x22", "FRSTOR from a missing page"},
     {8, 2, "\xd9\x36", "FNSTENV into a missing page"},
+    {4, 8, "\x62\xf3\x7d\x2e\x39\x46\x37\x99", "VEXTRACTI32X4 with a mask, AC, missing page"},
     {8, 6, "\xc4\xa2\x1d\x92\x44\xda", "VGATHERDPS with faults"},
     {8, 7, "\x62\xf2\x7d\x29\x90\x44\x8d", "VPGATHERDD with faults"},
     {8, 7, "\x62\xf2\xfd\x4f\xa0\x5c\x8e", "VPSCATTERDQ with faults"},

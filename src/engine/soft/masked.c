@@ -189,6 +189,20 @@ static bool is_refused_misaligned(struct soft_vcpu *v, const struct insn *in)
     return evex_mask(v, in, in->mem_element_size) != 0;
 }
 
+/*
+ * The page fault of an operand that is checked as a whole stands, but for an accessed element that
+ * is misaligned: its #AC is found first.
+ */
+static int fault_unmasked(struct soft_vcpu *v, const struct insn *in, gva_t addr)
+{
+    if (LIKELY(!v->is_ac_set) || in->encoding != INSN_EVEX || !(addr & (in->mem_element_size - 1u)))
+        return SOFT_FAULT;
+    soft_fpu_save(v);
+    if (evex_mask(v, in, in->mem_element_size) == 0)
+        return SOFT_FAULT;
+    return soft_raise_error(v, VEC_AC, 0);
+}
+
 int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
 {
     bool is_write = (in->mem_access & INSN_ACCESS_WRITE) != 0;
@@ -199,9 +213,10 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     if (is_refused_misaligned(v, in))
         return soft_raise_error(v, VEC_GP, 0);
     /* a fault here may be one of an element that is masked off, and is forgotten then */
-    if (soft_operand_address(v, in, in->mem_size, access, &addr) != 0 ||
-        soft_probe(v, addr, in->mem_size, access, SOFT_AS_CPL) != 0)
+    if (soft_operand_address(v, in, in->mem_size, access, &addr) != 0)
         return in->is_fault_unmasked ? SOFT_FAULT : exec_by_element(v, in);
+    if (soft_probe(v, addr, in->mem_size, access, SOFT_AS_CPL) != 0)
+        return in->is_fault_unmasked ? fault_unmasked(v, in, addr) : exec_by_element(v, in);
     if ((addr & (SOFT_PAGE_SIZE - 1)) + in->mem_size > SOFT_PAGE_SIZE ||
         (in->is_mem_aligned && (addr & (in->mem_size - 1u))) || is_checked_by_element(v, in, addr))
         return exec_by_element(v, in);
