@@ -6,22 +6,9 @@
 #include <string.h>
 
 #include "base/bits.h"
-#include "cli/suggest.h"
+#include "cli/props.h"
 
 #define SERIAL_MAX 20
-
-/* Copy up to the next single comma; returns what follows it, or NULL at the end. */
-static const char *take_part(const char *from, char **to)
-{
-    for (; *from != '\0'; from++) {
-        if (*from == ',' && from[1] != ',')
-            break;
-        from += *from == ',';
-        *(*to)++ = *from;
-    }
-    *(*to)++ = '\0';
-    return *from == ',' ? from + 1 : NULL;
-}
 
 static int take_cache(const char *value, struct vm_disk *out, struct err *e)
 {
@@ -48,25 +35,20 @@ static int take_serial(const char *value, struct vm_disk *out, struct err *e)
 static int take_property(const char *part, struct vm_disk *out, struct err *e)
 {
     static const char *const names[] = {"ro", "cache", "serial"};
-    char name[32] = "";
+    const char *value;
 
     if (strcmp(part, "ro") == 0) {
         out->is_read_only = true;
         return 0;
     }
-    if (strncmp(part, "cache=", 6) == 0)
-        return take_cache(part + 6, out, e);
-    if (strncmp(part, "serial=", 7) == 0)
-        return take_serial(part + 7, out, e);
-    size_t len = MIN(strcspn(part, "="), sizeof(name) - 1);
-    memcpy(name, part, len);
-    const char *near = suggest_nearest(name, names, ARRAY_SIZE(names));
-    if (near != NULL)
-        return err_set(e, 0, "--disk: unknown property '%s'; did you mean '%s'?", part, near);
-    return err_set(e, 0,
-                   "--disk: unknown property '%s' (there are ro, cache=, serial=; a comma in the "
-                   "file's name is written twice)",
-                   part);
+    if ((value = props_value(part, "cache")) != NULL)
+        return take_cache(value, out, e);
+    if ((value = props_value(part, "serial")) != NULL)
+        return take_serial(value, out, e);
+    return props_unknown("--disk", part, names, ARRAY_SIZE(names),
+                         "there are ro, cache=, serial=; a comma in the file's name is written "
+                         "twice",
+                         e);
 }
 
 int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out, struct err *e)
@@ -76,12 +58,12 @@ int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out
     *out = (struct vm_disk){.path = text};
     if (strlen(value) >= DISK_TEXT_SIZE)
         return err_set(e, 0, "--disk: the value is longer than %u characters", DISK_TEXT_SIZE - 1);
-    const char *rest = take_part(value, &to);
+    const char *rest = props_take(value, &to);
     if (text[0] == '\0')
         return err_set(e, 0, "--disk: the file's name is empty");
     while (rest != NULL) {
         const char *part = to;
-        rest = take_part(rest, &to);
+        rest = props_take(rest, &to);
         int rc = take_property(part, out, e);
         if (rc != 0)
             return rc;

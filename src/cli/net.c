@@ -8,7 +8,7 @@
 
 #include "base/bits.h"
 #include "base/parse.h"
-#include "cli/suggest.h"
+#include "cli/props.h"
 
 #define PART_MAX 128
 
@@ -95,41 +95,37 @@ static int take_mac(const char *text, struct vm_net *out, struct err *e)
 static int take_property(const char *part, struct vm_net *out, struct err *e)
 {
     static const char *const names[] = {"hostfwd", "restrict", "mac"};
-    char name[PART_MAX] = "";
+    const char *value;
 
-    if (strncmp(part, "hostfwd=", 8) == 0)
-        return take_forward(part + 8, out, e);
-    if (strncmp(part, "mac=", 4) == 0)
-        return take_mac(part + 4, out, e);
+    if ((value = props_value(part, "hostfwd")) != NULL)
+        return take_forward(value, out, e);
+    if ((value = props_value(part, "mac")) != NULL)
+        return take_mac(value, out, e);
     if (strcmp(part, "restrict") == 0) {
         out->user.is_restricted = true;
         return 0;
     }
-    memcpy(name, part, MIN(strcspn(part, "="), sizeof(name) - 1));
-    const char *near = suggest_nearest(name, names, ARRAY_SIZE(names));
-    if (near != NULL)
-        return err_set(e, 0, "--net: unknown property '%s'; did you mean '%s'?", part, near);
-    return err_set(e, 0, "--net: unknown property '%s' (there are hostfwd=, restrict and mac=)",
-                   part);
+    return props_unknown("--net", part, names, ARRAY_SIZE(names),
+                         "there are hostfwd=, restrict and mac=", e);
 }
 
-int net_parse(const char *value, struct vm_net *out, struct err *e)
+int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, struct err *e)
 {
-    char kind[PART_MAX], part[PART_MAX];
-    const char *from = value;
+    char *to = text;
 
     *out = (struct vm_net){.kind = VM_NET_NONE};
-    if (!take_until(&from, ',', kind) && !take_until(&from, '\0', kind))
-        return err_set(e, 0, "--net: the value is too long");
-    if (strcmp(kind, "user") == 0)
+    if (strlen(value) >= NET_TEXT_SIZE)
+        return err_set(e, 0, "--net: the value is longer than %u characters", NET_TEXT_SIZE - 1);
+    const char *rest = props_take(value, &to);
+    if (strcmp(text, "user") == 0)
         out->kind = VM_NET_USER;
-    else if (strcmp(kind, "none") != 0)
-        return err_set(e, 0, "--net: unknown network '%s' (choose from user, none)", kind);
-    if (out->kind == VM_NET_NONE && *from != '\0')
+    else if (strcmp(text, "none") != 0)
+        return err_set(e, 0, "--net: unknown network '%s' (choose from user, none)", text);
+    if (out->kind == VM_NET_NONE && rest != NULL)
         return err_set(e, 0, "--net: none has no properties");
-    while (*from != '\0') {
-        if (!take_until(&from, ',', part) && !take_until(&from, '\0', part))
-            return err_set(e, 0, "--net: '%s' is too long", from);
+    while (rest != NULL) {
+        const char *part = to;
+        rest = props_take(rest, &to);
         int rc = take_property(part, out, e);
         if (rc != 0)
             return rc;

@@ -13,7 +13,6 @@
 #include "base/bits.h"
 #include "base/parse.h"
 #include "cli/remote.h"
-#include "cli/net.h"
 #include "cli/suggest.h"
 
 enum option_id {
@@ -309,7 +308,7 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         out->disk_count++;
         return rc;
     case OPTION_NET:
-        return net_parse(value, &out->net, e);
+        return net_parse(value, out->net_text, &out->net, e);
     case OPTION_SERIAL:
         out->serial = value;
         return 0;

@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "cli/disk.h"
+#include "cli/net.h"
 #include "vm/vm.h"
 
 /* What to do; strings point into argv or are constants. */
@@ -33,6 +34,7 @@ struct options {
     char disk_texts[VM_DISKS_MAX][DISK_TEXT_SIZE]; /* what `disks` points into */
     unsigned disk_count;
     struct vm_net net;
+    char net_text[NET_TEXT_SIZE]; /* what `net` points into */
     bool has_debug_exit;
     bool has_test_device; /* which implies a debug-exit port */
     bool wants_stats;

@@ -35,11 +35,6 @@ void netdev_wake(struct netdev *net)
         return; /* the counter is full: it is readable */
 }
 
-static void signal_again(struct netdev *net)
-{
-    netdev_wake(net);
-}
-
 /* ---- towards the guest ---- */
 
 static void backlog_flush(struct netdev *net)
@@ -80,7 +75,7 @@ static void pull_some(struct netdev *net)
             return;
         net->ops->send(net, net->frame, len);
     }
-    signal_again(net); /* there may be more */
+    netdev_wake(net); /* there may be more */
 }
 
 static void *netdev_run(void *ctx)

@@ -1,0 +1,40 @@
+/*
+ * props.c - the values of options that are lists
+ */
+#include "cli/props.h"
+
+#include <string.h>
+
+#include "base/bits.h"
+#include "cli/suggest.h"
+
+const char *props_take(const char *from, char **to)
+{
+    for (; *from != '\0'; from++) {
+        if (*from == ',' && from[1] != ',')
+            break;
+        from += *from == ',';
+        *(*to)++ = *from;
+    }
+    *(*to)++ = '\0';
+    return *from == ',' ? from + 1 : NULL;
+}
+
+const char *props_value(const char *part, const char *name)
+{
+    size_t len = strlen(name);
+
+    return strncmp(part, name, len) == 0 && part[len] == '=' ? part + len + 1 : NULL;
+}
+
+int props_unknown(const char *option, const char *part, const char *const *names, size_t count,
+                  const char *list, struct err *e)
+{
+    char name[32] = "";
+
+    memcpy(name, part, MIN(strcspn(part, "="), sizeof(name) - 1));
+    const char *near = suggest_nearest(name, names, count);
+    if (near != NULL)
+        return err_set(e, 0, "%s: unknown property '%s'; did you mean '%s'?", option, part, near);
+    return err_set(e, 0, "%s: unknown property '%s' (%s)", option, part, list);
+}

@@ -1,0 +1,29 @@
+/*
+ * props.h - the values of options that are lists, as in FILE,ro,cache=none
+ *
+ * Parts stand between commas; a comma that belongs to a part is written twice.
+ */
+#ifndef DOPPEL_CLI_PROPS_H
+#define DOPPEL_CLI_PROPS_H
+
+#include <stddef.h>
+
+#include "base/err.h"
+
+/*
+ * Copy the first part of `from` to *to as a string, and set *to behind it: one byte more than
+ * `from` is long is enough for all parts. Returns what follows the part, or NULL at the end.
+ */
+const char *props_take(const char *from, char **to);
+
+/* The value of a part "NAME=VALUE", or NULL when it is not of that name. */
+const char *props_value(const char *part, const char *name);
+
+/*
+ * Sets the error that `part` of an option is none of `names`: says which is nearest, or with
+ * `list` which there are. Returns -EINVAL.
+ */
+int props_unknown(const char *option, const char *part, const char *const *names, size_t count,
+                  const char *list, struct err *e);
+
+#endif
