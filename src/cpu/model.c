@@ -70,6 +70,11 @@ static const uint8_t feature_kinds[CPU_FEATURE_COUNT] = {
     KIND(EMULATED, LM),
     KIND(INTEL, ARCH_CAPABILITIES),
     KIND(AMD, NULL_SEL_CLR_BASE),
+    /*
+     * No RET of the guest becomes one of the host's under the software engines, so what defends it
+     * against mispredicted ones only costs time. KVM says for itself what holds there.
+     */
+    KIND(AMD, SRSO_NO),
     KIND(COMPUTED, HT),
     KIND(COMPUTED, CMP_LEGACY),
 

@@ -139,6 +139,8 @@ static void test_host_offers_what_doppel_implements(void **state)
     assert_true(cpu_model_has(&mi, CPU_FEATURE_AVX512F) && cpu_model_has(&mi, CPU_FEATURE_SMAP));
     assert_true(cpu_model_has(&mi, CPU_FEATURE_ARCH_CAPABILITIES));
     assert_false(cpu_model_has(&ma, CPU_FEATURE_ARCH_CAPABILITIES));
+    assert_true(cpu_model_has(&ma, CPU_FEATURE_SRSO_NO));
+    assert_false(cpu_model_has(&mi, CPU_FEATURE_SRSO_NO));
     assert_false(mi.is_amd);
     assert_true(ma.is_amd);
 }
