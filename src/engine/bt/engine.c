@@ -42,6 +42,7 @@ static int bt_open(const struct engine_config *config, struct engine **out, stru
         return r;
     }
     be->soft.code_written = bt_code_written;
+    be->soft.sizes = SOFT_SIZES_ASIDE;
     be->is_counting = config->counts_hits;
     be->slice = config->slice;
     *out = (struct engine *)be;

@@ -48,6 +48,7 @@ int soft_engine_init(struct soft_engine *se, const struct engine_config *config,
     memset(se, 0, sizeof(*se));
     se->model = config->model;
     se->host = config->host;
+    se->sizes = SOFT_SIZES_STEP;
     for (unsigned i = 0; i < ARRAY_SIZE(op_tables); i++) {
         ret = engine_add_ops(se, op_tables[i], e);
         if (ret != 0)
@@ -122,13 +123,15 @@ int soft_vcpu_init(struct soft_vcpu *v, struct soft_engine *se, unsigned index, 
     v->pins = pins;
     v->index = index;
     v->is_mode_stale = 1;
-    v->insn_cache = malloc(sizeof(*v->insn_cache));
+    v->insn_cache = malloc(sizeof(*v->insn_cache) +
+                           se->sizes.insn_slots * sizeof(v->insn_cache->slots[0]));
     if (v->insn_cache == NULL)
         return err_set(e, ENOMEM, "allocate CPU %u's cache of decoded instructions", index);
-    for (unsigned i = 0; i < SOFT_INSN_SLOTS; i++)
+    v->insn_cache->mask = se->sizes.insn_slots - 1;
+    for (unsigned i = 0; i < se->sizes.insn_slots; i++)
         v->insn_cache->slots[i].addr = ~UINT64_C(0);
     struct soft_thunks *thunks = NULL;
-    int r = soft_thunks_create(&thunks, e);
+    int r = soft_thunks_create(&se->sizes, &thunks, e);
     if (r != 0) {
         free(v->insn_cache);
         return r;

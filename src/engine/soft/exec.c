@@ -12,7 +12,7 @@
 
 static struct soft_insn_slot *slot_of(struct soft_vcpu *v, gva_t addr)
 {
-    return &v->insn_cache->slots[(addr ^ addr >> 13) % SOFT_INSN_SLOTS];
+    return &v->insn_cache->slots[(addr ^ addr >> 13) & v->insn_cache->mask];
 }
 
 static bool bytes_equal(const uint8_t *a, const uint8_t *b, unsigned n)

@@ -7,15 +7,14 @@
 #include "cpu/insn.h"
 #include "cpu/state.h"
 
-#define SOFT_INSN_SLOTS 8192u
-
 struct soft_insn_slot {
     gva_t addr;                /* all ones: nothing */
     struct insn in;
 };
 
 struct soft_insn_cache {
-    struct soft_insn_slot slots[SOFT_INSN_SLOTS];
+    unsigned mask;             /* slots, a power of two, less one */
+    struct soft_insn_slot slots[];
 };
 
 #endif

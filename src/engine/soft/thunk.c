@@ -152,7 +152,7 @@ static soft_thunk_fn thunk_make(struct soft_thunks *t, const struct insn *in)
     size_t size = insn_recode(encoded, in, &r);
     if (size == 0)
         return NULL;
-    if (t->used + SOFT_THUNK_MAX > SOFT_THUNK_CACHE_SIZE || t->generation == 0)
+    if (t->used + SOFT_THUNK_MAX > t->size || t->generation == 0)
         thunks_reset(t);
 
     struct code c = {.p = t->rw + t->used};
@@ -201,7 +201,7 @@ static soft_thunk_fn thunk_get(struct soft_thunks *t, const struct insn *in)
     uint64_t h = in->mode;
     for (unsigned i = 0; i < in->len; i++)
         h = (h ^ in->bytes[i]) * UINT64_C(0x100000001b3);
-    struct soft_thunk_slot *slot = &t->slots[(h ^ h >> 20) % SOFT_THUNK_SLOTS];
+    struct soft_thunk_slot *slot = &t->slots[(h ^ h >> 20) & t->slot_mask];
 
     if (slot_matches(t, slot, in))
         return slot->fn;
@@ -253,7 +253,7 @@ bool soft_thunk_fault(struct soft_vcpu *v, int sig, void *siginfo, void *ucontex
     greg_t *regs = ((ucontext_t *)ucontext)->uc_mcontext.gregs;
     const uint8_t *at = (const uint8_t *)(uintptr_t)regs[REG_RIP];
 
-    if (t == NULL || at < t->rx || at >= t->rx + SOFT_THUNK_CACHE_SIZE)
+    if (t == NULL || at < t->rx || at >= t->rx + t->size)
         return false;
     /* thunks touch checked guest memory only: a page fault is a bug, see bt_fault_hook */
     if (regs[REG_TRAPNO] == VEC_PF)

@@ -7,8 +7,6 @@
 #include "base/err.h"
 #include "cpu/insn.h"
 
-#define SOFT_THUNK_SLOTS 4096u
-#define SOFT_THUNK_CACHE_SIZE (1u << 20)
 #define SOFT_THUNK_MAX 256u
 
 /* Called with (vCPU, operand's host address); status flags travel in scratch[0]. */
@@ -24,16 +22,18 @@ struct soft_thunk_slot {
 
 struct soft_thunks {
     uint8_t *rw, *rx; /* the same memory, writable and executable */
-    uint32_t used;
+    uint32_t used, size;
+    unsigned slot_mask;
     uint32_t generation; /* of valid slots; changes when the code is thrown away */
     uint8_t *exit;       /* where a thunk that faulted goes on (executable) */
     /* set by the fault hook, read after the thunk */
     uint32_t trap; /* vector + 1; 0: none */
     uint8_t bounce[256] __attribute__((aligned(64)));
-    struct soft_thunk_slot slots[SOFT_THUNK_SLOTS];
+    struct soft_thunk_slot slots[];
 };
 
 struct soft_vcpu;
+struct soft_sizes;
 
 /*
  * Run the instruction natively with its memory operand at host address `operand`; raises what the
@@ -50,7 +50,7 @@ int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     __attribute__((warn_unused_result));
 
 /* thunk_alloc.c; may use libc. */
-int soft_thunks_create(struct soft_thunks **out, struct err *e);
+int soft_thunks_create(const struct soft_sizes *sizes, struct soft_thunks **out, struct err *e);
 void soft_thunks_destroy(struct soft_thunks *thunks);
 
 #endif

@@ -8,24 +8,29 @@
 
 #include "base/bits.h"
 #include "engine/soft/thunk.h"
+#include "engine/soft/vcpu.h"
 #include "os/memfd.h"
 
-int soft_thunks_create(struct soft_thunks **out, struct err *e)
+int soft_thunks_create(const struct soft_sizes *sizes, struct soft_thunks **out, struct err *e)
 {
-    struct soft_thunks *t = aligned_alloc(64, align_up(sizeof(*t), 64));
+    size_t size = align_up(sizeof(struct soft_thunks) +
+                               sizes->thunk_slots * sizeof(struct soft_thunk_slot), 64);
+    struct soft_thunks *t = aligned_alloc(64, size);
     void *rw = NULL, *rx = NULL;
 
     if (t == NULL)
         return err_set(e, ENOMEM, "allocate the table of native thunks");
-    memset(t, 0, sizeof(*t));
-    int fd = memfd_make("doppel-thunks", SOFT_THUNK_CACHE_SIZE, e);
+    memset(t, 0, size);
+    t->size = sizes->thunk_bytes;
+    t->slot_mask = sizes->thunk_slots - 1;
+    int fd = memfd_make("doppel-thunks", t->size, e);
     if (fd < 0) {
         free(t);
         return fd;
     }
-    int r = memfd_map(fd, 0, SOFT_THUNK_CACHE_SIZE, MEMFD_READ | MEMFD_WRITE, &rw, e);
+    int r = memfd_map(fd, 0, t->size, MEMFD_READ | MEMFD_WRITE, &rw, e);
     if (r == 0)
-        r = memfd_map(fd, 0, SOFT_THUNK_CACHE_SIZE, MEMFD_READ | MEMFD_EXEC, &rx, e);
+        r = memfd_map(fd, 0, t->size, MEMFD_READ | MEMFD_EXEC, &rx, e);
     close(fd);
     t->rw = rw;
     t->rx = rx;
@@ -42,8 +47,8 @@ void soft_thunks_destroy(struct soft_thunks *t)
     if (t == NULL)
         return;
     if (t->rw != NULL)
-        memfd_unmap(t->rw, SOFT_THUNK_CACHE_SIZE);
+        memfd_unmap(t->rw, t->size);
     if (t->rx != NULL)
-        memfd_unmap(t->rx, SOFT_THUNK_CACHE_SIZE);
+        memfd_unmap(t->rx, t->size);
     free(t);
 }

@@ -59,6 +59,16 @@ struct soft_ram {
     _Atomic uint32_t *page_flags;               /* one per page, SOFT_PAGE_* */
 };
 
+/* What a vCPU keeps of instructions it has run; powers of two. */
+struct soft_sizes {
+    unsigned insn_slots;                        /* decoded instructions */
+    unsigned thunk_slots;
+    uint32_t thunk_bytes;                       /* of code */
+};
+/* For an engine that steps all it runs; and for one that does so where nothing else serves. */
+#define SOFT_SIZES_STEP ((struct soft_sizes){8192, 4096, 1u << 20})
+#define SOFT_SIZES_ASIDE ((struct soft_sizes){2048, 2048, 1u << 18})
+
 struct soft_engine {
     const struct cpu_model *model;
     const struct engine_host *host;
@@ -67,6 +77,7 @@ struct soft_engine {
     struct soft_vcpu *vcpus[SOFT_VCPUS_MAX];
     unsigned vcpu_count;
     soft_op_fn dispatch[2048];                  /* by ZydisMnemonic; NULL: none */
+    struct soft_sizes sizes;                    /* of each vCPU's caches */
 
     /*
      * A write by `v` (NULL: a device) hit [gpa, gpa + size), which lies in one page with
@@ -138,7 +149,10 @@ struct soft_vcpu {
     _Atomic uint32_t is_in_guest;  /* exclusive.c */
 };
 
-/* engine.c: set-up common to both engines. Not for use while guest state is live. */
+/*
+ * engine.c: set-up common to both engines. Not for use while guest state is live. An engine that
+ * does not step everything sets se->sizes before it makes vCPUs.
+ */
 int soft_engine_init(struct soft_engine *se, const struct engine_config *config, struct err *e);
 void soft_engine_fini(struct soft_engine *se);
 int soft_engine_add_ram(struct soft_engine *se, gpa_t addr, void *host, uint64_t size, bool is_rom,

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -33,7 +34,17 @@ static int image_open(const char *path, const char *role, struct boot_image *ima
     return 0;
 }
 
-/* Read all of an open image; the caller frees. */
+/*
+ * A kernel is large and soon let go: from the heap it might stay with the process for good, below
+ * what was allocated meanwhile.
+ */
+static void image_forget(const struct boot_image *image, uint8_t *data)
+{
+    if (data != NULL)
+        munmap(data, image->size + 1);
+}
+
+/* Read all of an open image; the caller calls image_forget. */
 static int image_read(const struct boot_image *image, uint8_t **out, struct err *e)
 {
     uint64_t done = 0;
@@ -42,15 +53,15 @@ static int image_read(const struct boot_image *image, uint8_t **out, struct err 
     if (image->size > KERNEL_SIZE_MAX)
         return err_set(e, EFBIG, "load '%s' of %" PRIu64 " bytes as a kernel", image->name,
                        image->size);
-    data = malloc(image->size != 0 ? image->size : 1);
-    if (data == NULL)
-        return err_set(e, ENOMEM, "load '%s'", image->name);
+    data = mmap(NULL, image->size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        return err_set(e, errno, "allocate %" PRIu64 " bytes for '%s'", image->size, image->name);
     while (done < image->size) {
         ssize_t n = pread(image->fd, data + done, image->size - done, (off_t)done);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) {
-            free(data);
+            image_forget(image, data);
             if (n == 0)
                 return err_set(e, 0, "read '%s': it has become shorter since it was opened",
                                image->name);
@@ -170,7 +181,7 @@ int boot_source_open(const char *kernel, const char *initrd, struct boot_source 
         image.data = data;
         ret = boot_detect(&image, &out->format, e);
     }
-    free(data);
+    image_forget(&out->kernel, data);
     if (ret == 0)
         ret = source_open_modules(out, initrd, e);
     if (ret != 0)
@@ -222,7 +233,7 @@ int boot_load(const struct boot_source *source, struct boot_load *load, struct c
             break;
         }
     }
-    free(data);
+    image_forget(&source->kernel, data);
     return ret;
 }
 
