@@ -53,3 +53,10 @@ void memfd_unmap(void *ptr, size_t size)
     if (ptr != NULL)
         munmap(ptr, size);
 }
+
+void memfd_discard(void *ptr, size_t size)
+{
+    /* it cannot fail for such a mapping, and were it to, the memory would only stay */
+    if (size != 0)
+        (void)madvise(ptr, size, MADV_REMOVE);
+}

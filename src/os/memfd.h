@@ -19,5 +19,10 @@ int memfd_make(const char *name, uint64_t size, struct err *e);
 /* Map [offset, offset + size) shared, with `access` (MEMFD_*). Populated lazily. */
 int memfd_map(int fd, uint64_t offset, size_t size, unsigned access, void **out, struct err *e);
 void memfd_unmap(void *ptr, size_t size);
+/*
+ * Give the memory of [ptr, ptr + size), whole pages of a writable mapping, back to the host; zeros
+ * afterwards, in every mapping.
+ */
+void memfd_discard(void *ptr, size_t size);
 
 #endif

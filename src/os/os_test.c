@@ -318,6 +318,10 @@ static void test_memfd(void **state)
     rw[4096 + 5] = 42;
     assert_int_equal(ro[5], 42);
     assert_int_equal(ftruncate(fd, 4096), -1);
+    rw[7] = 43;
+    memfd_discard(rw + 4096, 4096);
+    assert_int_equal(ro[5], 0);
+    assert_int_equal(rw[7], 43);
     memfd_unmap(rw, 2 * 4096);
     memfd_unmap(ro, 4096);
     close(fd);

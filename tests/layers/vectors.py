@@ -44,10 +44,10 @@ SAVED = {
     "emit_loop.c.o": {"memcpy", "memset"},
     "loop.c.o": {"memcpy", "memset"},
     "share.c.o": {"memcpy", "memset"},
-    "smc.c.o": {"calloc"},
-    # bt_cache_create and _destroy; memset: bt_cache_empty
-    "cache.c.o": {"memfd_make", "memfd_map", "mmap64", "mmap", "munmap", "close", "err_set",
-                  "err_prefix", "__errno_location", "memset"},
+    # bt_cache_create and _destroy; madvise, memfd_discard, memset: bt_cache_empty
+    "cache.c.o": {"memfd_make", "memfd_map", "memfd_unmap", "memfd_discard", "mmap64", "mmap",
+                  "munmap", "madvise", "close", "err_set", "err_prefix", "__errno_location",
+                  "memset"},
     # bt_run, before the first load and after the last save
     "run.c.o": {"fault_thread_enter", "fault_thread_exit", "syscall", "err_set",
                 "__errno_location"},

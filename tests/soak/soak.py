@@ -22,11 +22,13 @@ SKIPPED = 77
 MODULES = ("lzo-rle", "zsmalloc", "zram")
 MIB = 1 << 20
 
-# What doppel may have beside guest RAM and translated code: the program and fixed tables, those of
-# each CPU (mostly its TLB), and the translator's tables of blocks, which grow with the code cache
-# and have room for 17/8 of its size.
+# What doppel may have beside guest RAM and the code cache, whose size bounds translated code and the
+# tables that belong to it together: the program and fixed tables, and those of each CPU (mostly its
+# TLB and what it knows of single instructions).
 FIXED_MIB = 6
-CPU_MIB = 8
+CPU_MIB = 3
+# Of the code cache's size the tables take at most this much.
+TABLES_SHARE = 0.15
 # The fixed part may not grow once the guest is at work.
 GROWTH_MIB = 4
 # A second beside what a busy host adds before a line is read.
@@ -185,18 +187,20 @@ def check_memory(args, watch, guest):
         return
     peak = {kind: max(sizes[kind] for _, sizes in watch.samples) for kind in ("ram", "code", "rest")}
     total = max(sum(sizes.values()) for _, sizes in watch.samples)
-    tables = args.code_cache_mib * 17 // 8
-    rest_bound = FIXED_MIB + CPU_MIB * args.cpus + tables
-    bounds = {"ram": args.memory_mib, "code": args.code_cache_mib, "rest": rest_bound}
+    own = FIXED_MIB + CPU_MIB * args.cpus
+    bound = args.memory_mib + args.code_cache_mib + own
     print("soak: doppel's memory at its peak: %.1f MiB; bound %d MiB = %d guest RAM + %d code cache + "
-          "%d tables of blocks + %d" % (total / MIB, sum(bounds.values()), args.memory_mib,
-                                        args.code_cache_mib, tables, rest_bound - tables))
-    print("soak: of that at most %.1f guest RAM, %.1f code cache, %.1f all else" %
+          "%d" % (total / MIB, bound, args.memory_mib, args.code_cache_mib, own))
+    print("soak: of that at most %.1f guest RAM, %.1f translated code, %.1f all else" %
           tuple(peak[kind] / MIB for kind in ("ram", "code", "rest")))
-    for kind, bound in bounds.items():
-        if peak[kind] > bound * MIB:
-            guest.problems.append("doppel's memory (%s): %.1f MiB, bound %d" %
-                                  (kind, peak[kind] / MIB, bound))
+    if total > bound * MIB:
+        guest.problems.append("doppel's memory: %.1f MiB, bound %d" % (total / MIB, bound))
+    bounds = {"ram": args.memory_mib, "code": args.code_cache_mib,
+              "rest": own + TABLES_SHARE * args.code_cache_mib}
+    for kind, limit in bounds.items():
+        if peak[kind] > limit * MIB:
+            guest.problems.append("doppel's memory (%s): %.1f MiB, bound %.1f" %
+                                  (kind, peak[kind] / MIB, limit))
     # Tables of blocks fill and empty with the cache: compare the highest of two halves.
     half = watch.samples[-1][0] / 2
     early = max((s["rest"] for t, s in watch.samples if t < half), default=0)

@@ -19,9 +19,9 @@
  *
  * Registers in generated code: every guest GPR is in the host GPR of the same number, except
  * that RCX, R10 and R15 are scratch, R11 holds the guest's RCX, and the guest's R10, R11 and R15
- * stay in the vCPU block. RSP may lag behind between pushes and pops (bt_emit_move_rsp). The guest's
- * status flags are the host's; all generated code between guest instructions leaves them alone. GS
- * base is the vCPU block. DF, IF, AC, TF and the rest of RFLAGS are in st.rflags only.
+ * stay in the vCPU block. RSP may lag behind between pushes and pops (bt_emit_move_rsp). The
+ * guest's status flags are the host's; all generated code between guest instructions leaves them
+ * alone. GS base is the vCPU block. DF, IF, AC, TF and the rest of RFLAGS are in st.rflags only.
  *
  * Locks: `lock` guards everything in struct bt_engine that is not said to be immutable. Order:
  * soft_exclusive, then `lock`. It may be taken by a vCPU that counts as in guest, because a
@@ -36,6 +36,7 @@
 #include <stdio.h>
 #include <ucontext.h>
 
+#include "engine/bt/block.h"
 #include "engine/bt/emit.h"
 #include "engine/bt/loop.h"
 #include "engine/soft/vcpu.h"
@@ -74,8 +75,6 @@
 #define BT_JC_BITS 12
 #define BT_JC_SIZE (1u << BT_JC_BITS)
 
-struct bt_block;
-
 /* Direct-mapped guess from a linear address to a block's guard entry; one per TLB set. */
 struct bt_jump_cache {
     uint64_t minus_rip[BT_JC_SIZE];
@@ -110,13 +109,13 @@ struct bt_vcpu {
     uint64_t self;
     uint64_t host_rsp;
     uint64_t target;
-    uint64_t blocks_run, accesses; /* counted by generated code with is_counting */
-    uint64_t share[8];             /* host addresses of live shares */
-    uint64_t pushed;               /* a value on its way while the stack is checked */
+    uint64_t blocks_run, accesses;       /* counted by generated code with is_counting */
+    uint64_t share[8];                   /* host addresses of live shares */
+    uint64_t pushed;                     /* a value on its way while the stack is checked */
     uint64_t loop_host[BT_LOOP_STREAMS]; /* where a strip's streams begin */
     uint64_t loop_spill[CPU_GPR_COUNT];  /* guest registers that gave way to a strip's pointers */
     uint64_t loop_tail, loop_count;      /* of a strip: iterations left over; counter */
-    uint32_t flags_ax;             /* LAHF in bits 15..8, OF in bit 0 */
+    uint32_t flags_ax;                   /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
     uint64_t mask_bit[2], mask_df;            /* of bit numbers below 32 and 64; DF in a byte */
@@ -130,73 +129,14 @@ struct bt_vcpu {
     uint32_t set;
     enum engine_stop stop;
     int64_t slice_left; /* instructions until ENGINE_STOP_SLICE */
-    bool is_code_lost; /* a block was killed by this vCPU's own last write */
+    bool is_code_lost;  /* a block was killed by this vCPU's own last write */
     struct bt_stats stats;
     struct bt_clock clock;
-};
-
-/* Where each guest instruction's host code begins; the block's end is a last entry. */
-struct bt_insn_map {
-    uint16_t guest_offset;
-    uint16_t pad;
-    uint32_t host_offset; /* from the block's first byte (guard) */
-};
-
-struct bt_block {
-    uint64_t rip;
-    gpa_t gpa;
-    uint32_t mode;
-    uint32_t cookie;
-    uint16_t guest_len;
-    uint16_t insn_count;
-    bool is_dead;
-    bool has_shares;       /* C may not resume it */
-    uint16_t share_misses; /* a guess: several vCPUs count without a lock */
-    uint8_t *guard;        /* executable addresses */
-    uint8_t *poll;
-    uint8_t *body;
-    uint8_t *fail;
-    uint8_t *end;
-    struct bt_insn_map *map; /* insn_count + 1 entries, then those of the strip */
-    uint16_t map_count;
-    struct bt_loop_map loop;
-    struct bt_block *hash_next;
-    struct bt_block *page_next;
-
-    /* An instruction that goes on in the next page stands alone; its bytes there: */
-    uint16_t tail_len; /* 0: none */
-    uint32_t tail_cookie;
-    gpa_t tail_gpa; /* the page */
-    struct bt_block *tail_next;
-};
-
-/* Where the rest of an instruction lies that begins at `rip`. */
-static inline uint64_t bt_tail_rip(uint64_t rip)
-{
-    return (rip | (SOFT_PAGE_SIZE - 1)) + 1;
-}
-
-/* A physical page that code was translated from. */
-struct bt_code_page {
-    struct bt_block *blocks;
-    struct bt_block *tails; /* of blocks that begin in another page; dead ones among them */
-    uint64_t granules;      /* 64-byte pieces that hold translated bytes */
-    uint32_t idle_writes;   /* since the last translation on it died */
-};
-
-struct bt_view { /* (linear page, physical page) -> cookie */
-    uint64_t vpn, pfn;
-    uint32_t next; /* index + 1 */
 };
 
 /* Blocks whose shared checks failed often are made without them; by a hash of their address. */
 #define BT_NOSHARE_BITS (1u << 16)
 #define BT_SHARE_MISSES_MAX 24
-
-#define BT_HASH_SIZE (1u << 16)
-#define BT_VIEW_HASH_SIZE (1u << 14)
-#define BT_BLOCK_INSNS_MAX 64
-#define BT_BLOCK_HOST_MAX (24u * 1024)
 
 struct bt_engine {
     struct soft_engine soft; /* first */
@@ -211,17 +151,19 @@ struct bt_engine {
 
     uint64_t generation; /* counts how often the cache was emptied; read in guest */
     size_t used;
-    struct bt_block **blocks; /* in order of address */
-    size_t block_count, block_max;
-    struct bt_insn_map *maps;
-    size_t map_count, map_max;
-    struct bt_block *block_pool;
-    struct bt_block *hash[BT_HASH_SIZE];
-    struct bt_block *dead[BT_HASH_SIZE]; /* killed, and not made again yet */
+    size_t touched; /* bytes of the cache that the host has given; may lag behind `used` */
+
+    /* Tables: reserved for the most there can be, populated as they are used (cache.c). */
+    struct bt_block *blocks; /* in order of address */
+    uint32_t block_count, block_max;
+    struct bt_code_page *code_pages;
+    uint32_t page_count, page_max;
     struct bt_view *views;
     uint32_t view_count, view_max;
+    uint32_t *hash; /* numbers of blocks */
+    unsigned hash_bits;
     uint32_t view_hash[BT_VIEW_HASH_SIZE];
-    struct bt_code_page **pages[SOFT_RAM_SLOTS_MAX];
+    uint32_t *pages[SOFT_RAM_SLOTS_MAX]; /* of each page of a slot, the number of its code page */
     uint64_t no_share[BT_NOSHARE_BITS / 64];
     struct insn insns[BT_BLOCK_INSNS_MAX];    /* of the block being made */
     uint16_t insn_at[BT_BLOCK_INSNS_MAX + 1]; /* their offsets in it */
@@ -250,31 +192,64 @@ static inline uint8_t *bt_rw(const struct bt_engine *be, const uint8_t *rx)
     return be->rw + (rx - be->rx);
 }
 
+/* What the numbers are of that block.h names things by. */
+static inline struct bt_block *bt_block(const struct bt_engine *be, uint32_t number)
+{
+    return &be->blocks[number - 1];
+}
+
+static inline uint32_t bt_block_number(const struct bt_engine *be, const struct bt_block *block)
+{
+    return (uint32_t)(block - be->blocks) + 1;
+}
+
+static inline const struct bt_view *bt_view(const struct bt_engine *be, uint32_t number)
+{
+    return &be->views[number - 1];
+}
+
+/* Addresses of a block: the guest's, and of its entries. */
+static inline uint64_t bt_block_rip(const struct bt_engine *be, const struct bt_block *block)
+{
+    return bt_view(be, block->cookie)->vpn << SOFT_PAGE_SHIFT | block->offset;
+}
+
+static inline gpa_t bt_block_gpa(const struct bt_engine *be, const struct bt_block *block)
+{
+    return (gpa_t)bt_view(be, block->cookie)->pfn << SOFT_PAGE_SHIFT | block->offset;
+}
+
+static inline gpa_t bt_tail_gpa(const struct bt_engine *be, const struct bt_tail *tail)
+{
+    return (gpa_t)bt_view(be, tail->cookie)->pfn << SOFT_PAGE_SHIFT;
+}
+
+static inline const uint8_t *bt_block_guard(const struct bt_engine *be,
+                                            const struct bt_block *block)
+{
+    return be->rx + block->at;
+}
+
+static inline const uint8_t *bt_block_poll(const struct bt_engine *be, const struct bt_block *block)
+{
+    return be->rx + block->at + block->poll;
+}
+
+static inline const uint8_t *bt_block_body(const struct bt_engine *be, const struct bt_block *block)
+{
+    return be->rx + block->at + block->body;
+}
+
 /* cache.c */
 int bt_cache_create(struct bt_engine *be, size_t size, struct err *e);
 void bt_cache_destroy(struct bt_engine *be);
 /* Forget every block. Exclusive; takes the lock. */
 void bt_cache_empty(struct bt_engine *be);
-struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode);
-/* Are shared checks to be left out of blocks there? With the lock held. */
-bool bt_is_share_refused(const struct bt_engine *be, uint64_t rip, gpa_t gpa);
-void bt_share_refuse(struct bt_engine *be, const struct bt_block *block);
-/* No look-up finds the block from now on; its memory stays until the cache is emptied. */
-void bt_block_forget(struct bt_engine *be, struct bt_block *block);
-/* Turn the NOP, or jump, at the body's start into a jump to `target`, by one store. */
-void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target);
-/* The block runs no strips any more. With the lock held. */
-void bt_loop_disable(struct bt_engine *be, const struct bt_block *block);
-/* The block that holds host code address `rx`, or NULL. Takes the lock. */
-struct bt_block *bt_block_at(struct bt_engine *be, const uint8_t *rx);
-/* Index of the guest instruction whose host code contains rx. */
-unsigned bt_block_insn_at(const struct bt_block *block, const uint8_t *rx);
-/* Make the block known; `host_size` bytes were emitted at be->used. */
-void bt_block_publish(struct bt_engine *be, struct bt_block *block);
-uint32_t bt_view_cookie(struct bt_engine *be, uint64_t rip, gpa_t gpa);
-void bt_jump_cache_clear(struct bt_jump_cache *jc);
-/* Room for another block's bookkeeping and code? */
+/* Room for another block's code and bookkeeping? */
 bool bt_cache_has_room(const struct bt_engine *be);
+/* Bytes of the tables that are in use. With the lock held, or for a figure. */
+size_t bt_cache_tables_size(const struct bt_engine *be);
+void bt_jump_cache_clear(struct bt_jump_cache *jc);
 
 /* stubs.c: hand-written glue between generated code and C, made once at open. */
 void bt_stubs_make(struct bt_engine *be);
@@ -288,12 +263,13 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
 /* Take a block out of use. With the lock held. */
 void bt_block_retire(struct bt_engine *be, struct bt_block *block);
 void bt_page_add_block(struct bt_engine *be, struct bt_block *block);
+/* Nothing was translated from that page; with all blocks about to go. */
+void bt_page_forget(struct bt_engine *be, gpa_t gpa);
 
 /*
  * translate.c: with the lock held and the page protected; NULL when the cache is full. With
  * tail_gpa the block is one instruction that goes on there: `bytes` has both parts.
  */
-#define BT_NO_TAIL UINT64_MAX
 /* Does the instruction there go on in the next page, and can it be translated? */
 bool bt_crosses_page(const struct bt_vcpu *b, uint64_t rip, const uint8_t *bytes);
 struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const uint8_t *bytes,
@@ -331,6 +307,7 @@ struct bt_address {
 /* emit_insn.c */
 struct bt_tr {
     struct emit e;
+    struct bt_draft block;
     struct bt_engine *be;
     struct bt_vcpu *b;
     uint64_t rip; /* of the instruction being translated */
@@ -348,7 +325,6 @@ struct bt_tr {
     bool is_held_saved;    /* it is in the vCPU block as well */
     int32_t rsp_moved;     /* what the guest's RSP has moved without RSP following */
     bool has_shares, is_share_refused;
-    unsigned map_used; /* entries of the block's map */
     struct bt_loop loop;
     bool is_end; /* control does not fall through */
 
@@ -544,7 +520,7 @@ bool bt_fault_hook(void *ctx, int sig, siginfo_t *info, ucontext_t *uc);
 
 /* trace.c: perf map and block dump */
 int bt_trace_open(struct bt_engine *be, const struct engine_config *config, struct err *e);
-void bt_trace_block(struct bt_engine *be, const struct bt_block *block, const uint8_t *guest);
+void bt_trace_block(struct bt_engine *be, const struct bt_draft *block, const uint8_t *guest);
 void bt_trace_close(struct bt_engine *be);
 
 /* stats.c */

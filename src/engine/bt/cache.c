@@ -1,9 +1,10 @@
 /*
- * cache.c - the code cache: one memory file mapped writable and executable, block look-up
+ * cache.c - the memory of translations: code, in one memory file mapped writable and executable
+ * apart, and tables
  *
- * Invariant: no page of the cache is writable and executable through the same mapping. Code
- * and bookkeeping are bump-allocated and only ever freed as a whole, so blocks[] is in
- * order of address and a search by host address is a bisection.
+ * Invariants: no page of the cache is writable and executable through the same mapping. What code
+ * and tables take together, pages that an earlier filling left included, is never more than the
+ * cache's size. Both are bump-allocated and only ever freed as a whole.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -16,8 +17,8 @@
 
 /* A block takes at least this much, which bounds the number of blocks. */
 #define BLOCK_HOST_MIN 128
-#define MAPS_PER_BLOCK 12
-#define VIEWS_MAX (1u << 17)
+/* So much of the cache for each bucket of the table that finds blocks. */
+#define BUCKET_SHARE 1024
 
 /* Reserved at once, populated as it is used. */
 static void *reserve(size_t size, struct err *e)
@@ -31,18 +32,72 @@ static void *reserve(size_t size, struct err *e)
     return p;
 }
 
-static void release(void *p, size_t size)
+/* Every table, to treat them alike. */
+struct table {
+    void **base;
+    size_t entry, count, max;
+};
+
+#define TABLES 4
+
+static void tables_of(struct bt_engine *be, struct table out[TABLES])
 {
-    if (p != NULL)
-        munmap(p, size);
+    size_t buckets = (size_t)1 << be->hash_bits;
+
+    out[0] =
+        (struct table){(void **)&be->blocks, sizeof(be->blocks[0]), be->block_count, be->block_max};
+    out[1] = (struct table){(void **)&be->code_pages, sizeof(be->code_pages[0]), be->page_count,
+                            be->page_max};
+    out[2] =
+        (struct table){(void **)&be->views, sizeof(be->views[0]), be->view_count, be->view_max};
+    out[3] = (struct table){(void **)&be->hash, sizeof(be->hash[0]), buckets, buckets};
+}
+
+static int tables_create(struct bt_engine *be, struct err *e)
+{
+    struct table tables[TABLES];
+
+    be->block_max = (uint32_t)(be->cache_size / BLOCK_HOST_MIN);
+    be->page_max = be->block_max;
+    be->view_max = BT_VIEWS_MAX;
+    be->hash_bits = 63 - (unsigned)__builtin_clzll(be->cache_size / BUCKET_SHARE);
+    tables_of(be, tables);
+    for (unsigned i = 0; i < TABLES; i++) {
+        *tables[i].base = reserve(tables[i].max * tables[i].entry, e);
+        if (*tables[i].base == NULL)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+static void tables_destroy(struct bt_engine *be)
+{
+    struct table tables[TABLES];
+
+    tables_of(be, tables);
+    for (unsigned i = 0; i < TABLES; i++) {
+        if (*tables[i].base != NULL)
+            munmap(*tables[i].base, tables[i].max * tables[i].entry);
+        *tables[i].base = NULL;
+    }
+}
+
+/* Zero all that is in use, and give its memory back. */
+static void tables_empty(struct bt_engine *be)
+{
+    struct table tables[TABLES];
+
+    tables_of(be, tables);
+    for (unsigned i = 0; i < TABLES; i++)
+        madvise(*tables[i].base, tables[i].count * tables[i].entry, MADV_DONTNEED);
+    be->block_count = be->page_count = be->view_count = 0;
+    memset(be->view_hash, 0, sizeof(be->view_hash));
+    memset(be->no_share, 0, sizeof(be->no_share));
 }
 
 int bt_cache_create(struct bt_engine *be, size_t size, struct err *e)
 {
     be->cache_size = align_up(size, 1u << 21);
-    be->block_max = be->cache_size / BLOCK_HOST_MIN;
-    be->map_max = be->block_max * MAPS_PER_BLOCK;
-    be->view_max = VIEWS_MAX;
 
     int fd = memfd_make("doppel-code", be->cache_size, e);
     if (fd < 0)
@@ -58,13 +113,10 @@ int bt_cache_create(struct bt_engine *be, size_t size, struct err *e)
         bt_cache_destroy(be);
         return err_prefix(e, "map the code cache (is executable shared memory forbidden here?)");
     }
-    be->blocks = reserve(be->block_max * sizeof(be->blocks[0]), e);
-    be->block_pool = reserve(be->block_max * sizeof(be->block_pool[0]), e);
-    be->maps = reserve(be->map_max * sizeof(be->maps[0]), e);
-    be->views = reserve(be->view_max * sizeof(be->views[0]), e);
-    if (be->blocks == NULL || be->block_pool == NULL || be->maps == NULL || be->views == NULL) {
+    r = tables_create(be, e);
+    if (r != 0) {
         bt_cache_destroy(be);
-        return -ENOMEM;
+        return r;
     }
     bt_stubs_make(be);
     be->used = be->stubs_end;
@@ -73,24 +125,26 @@ int bt_cache_create(struct bt_engine *be, size_t size, struct err *e)
 
 void bt_cache_destroy(struct bt_engine *be)
 {
-    release(be->rw, be->cache_size);
-    release(be->rx, be->cache_size);
-    release(be->blocks, be->block_max * sizeof(be->blocks[0]));
-    release(be->block_pool, be->block_max * sizeof(be->block_pool[0]));
-    release(be->maps, be->map_max * sizeof(be->maps[0]));
-    release(be->views, be->view_max * sizeof(be->views[0]));
+    memfd_unmap(be->rw, be->cache_size);
+    memfd_unmap(be->rx, be->cache_size);
     be->rw = be->rx = NULL;
-    be->blocks = NULL;
-    be->block_pool = NULL;
-    be->maps = NULL;
-    be->views = NULL;
+    tables_destroy(be);
+}
+
+size_t bt_cache_tables_size(const struct bt_engine *be)
+{
+    return be->block_count * sizeof(be->blocks[0]) + be->page_count * sizeof(be->code_pages[0]) +
+           be->view_count * sizeof(be->views[0]) + (sizeof(be->hash[0]) << be->hash_bits);
 }
 
 bool bt_cache_has_room(const struct bt_engine *be)
 {
-    return be->used + BT_BLOCK_HOST_MAX <= be->cache_size && be->block_count < be->block_max &&
-           be->map_count + BT_BLOCK_INSNS_MAX + 1 + BT_LOOP_MAP_MAX <= be->map_max &&
-           be->view_count + 3 < be->view_max;
+    size_t code = be->used + BT_BLOCK_HOST_MAX + BT_BLOCK_MORE_MAX;
+    /* a block may begin a page of each table */
+    size_t tables = bt_cache_tables_size(be) + (TABLES - 1) * SOFT_PAGE_SIZE;
+
+    return MAX(code, be->touched) + tables <= be->cache_size && be->block_count < be->block_max &&
+           be->page_count + 2 <= be->page_max && be->view_count + 3 < be->view_max;
 }
 
 void bt_jump_cache_clear(struct bt_jump_cache *jc)
@@ -100,39 +154,31 @@ void bt_jump_cache_clear(struct bt_jump_cache *jc)
         jc->minus_rip[i] = i == 0 ? -UINT64_C(2) : 0;
 }
 
-/* No code was translated from that page. */
-static void page_empty(struct bt_engine *be, gpa_t gpa)
+/*
+ * Code that was not reached this time, but before, is given back: its place is what the tables may
+ * grow into now.
+ */
+static void code_empty(struct bt_engine *be)
 {
-    struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
+    size_t used = align_up(be->used, SOFT_PAGE_SIZE);
 
-    if (ram == NULL)
-        return;
-    uint64_t page = (gpa - ram->addr) >> SOFT_PAGE_SHIFT;
-    struct bt_code_page *code = be->pages[ram - be->soft.ram][page];
-    if (code != NULL) {
-        code->blocks = NULL;
-        code->tails = NULL;
-        code->granules = 0;
-    }
-    atomic_fetch_and(&ram->page_flags[page], ~SOFT_PAGE_CODE);
+    if (used < be->touched)
+        memfd_discard(be->rw + used, be->touched - used);
+    be->touched = used;
+    be->used = be->stubs_end;
 }
 
 void bt_cache_empty(struct bt_engine *be)
 {
     pthread_mutex_lock(&be->lock);
     for (size_t i = 0; i < be->block_count; i++) {
-        page_empty(be, be->blocks[i]->gpa);
-        if (be->blocks[i]->tail_len != 0)
-            page_empty(be, be->blocks[i]->tail_gpa);
+        const struct bt_block *block = &be->blocks[i];
+        bt_page_forget(be, bt_block_gpa(be, block));
+        if (block->has_tail)
+            bt_page_forget(be, bt_tail_gpa(be, bt_block_tail(be, block)));
     }
-    memset(be->hash, 0, sizeof(be->hash));
-    memset(be->dead, 0, sizeof(be->dead));
-    memset(be->no_share, 0, sizeof(be->no_share));
-    memset(be->view_hash, 0, sizeof(be->view_hash));
-    be->block_count = 0;
-    be->map_count = 0;
-    be->view_count = 0;
-    be->used = be->stubs_end;
+    tables_empty(be);
+    code_empty(be);
     be->generation++;
     for (unsigned i = 0; i < be->soft.vcpu_count; i++) {
         struct bt_vcpu *b = (struct bt_vcpu *)be->soft.vcpus[i];
@@ -144,142 +190,4 @@ void bt_cache_empty(struct bt_engine *be)
         }
     }
     pthread_mutex_unlock(&be->lock);
-}
-
-static unsigned block_hash(uint64_t rip, gpa_t gpa, uint32_t mode)
-{
-    uint64_t h = (rip ^ gpa >> 7 ^ (uint64_t)mode << 20) * UINT64_C(0x9e3779b97f4a7c15);
-    return (unsigned)(h >> 48) & (BT_HASH_SIZE - 1);
-}
-
-static unsigned share_bit(uint64_t rip, gpa_t gpa)
-{
-    return block_hash(rip, gpa, 0) % BT_NOSHARE_BITS;
-}
-
-bool bt_is_share_refused(const struct bt_engine *be, uint64_t rip, gpa_t gpa)
-{
-    unsigned bit = share_bit(rip, gpa);
-    return be->no_share[bit / 64] >> (bit % 64) & 1;
-}
-
-void bt_share_refuse(struct bt_engine *be, const struct bt_block *block)
-{
-    unsigned bit = share_bit(block->rip, block->gpa);
-    be->no_share[bit / 64] |= BIT(bit % 64);
-}
-
-void bt_block_forget(struct bt_engine *be, struct bt_block *block)
-{
-    unsigned h = block_hash(block->rip, block->gpa, block->mode);
-    struct bt_block **link = &be->hash[h];
-
-    while (*link != NULL && *link != block)
-        link = &(*link)->hash_next;
-    if (*link != NULL)
-        *link = block->hash_next;
-    block->hash_next = be->dead[h];
-    be->dead[h] = block;
-}
-
-/* Turn the NOP, or jump, at `at` into a jump to `target`. */
-static void store_jump(struct bt_engine *be, const uint8_t *at, const uint8_t *target)
-{
-    unsigned shift = 8 * ((uintptr_t)at & 7); /* at most 24 */
-    uint64_t *word = (uint64_t *)(void *)bt_rw(be, at - shift / 8);
-    uint32_t rel = (uint32_t)(target - (at + 5));
-    uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
-    value &= ~(UINT64_C(0xffffffffff) << shift);
-    value |= ((uint64_t)rel << 8 | 0xe9) << shift;
-    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
-}
-
-void bt_block_forward(struct bt_engine *be, const struct bt_block *block, const uint8_t *target)
-{
-    store_jump(be, block->body, target);
-    bt_loop_disable(be, block);
-}
-
-void bt_loop_disable(struct bt_engine *be, const struct bt_block *block)
-{
-    if (block->loop.entry != NULL)
-        store_jump(be, block->loop.entry, block->poll);
-}
-
-/* Dead blocks of the same code lead to the new one, so that links to them stay quick. */
-static void forward_dead(struct bt_engine *be, unsigned h, const struct bt_block *block)
-{
-    struct bt_block **link = &be->dead[h];
-
-    while (*link != NULL) {
-        struct bt_block *dead = *link;
-        if (dead->rip == block->rip && dead->gpa == block->gpa && dead->mode == block->mode) {
-            bt_block_forward(be, dead, block->body);
-            *link = dead->hash_next;
-        } else {
-            link = &dead->hash_next;
-        }
-    }
-}
-
-struct bt_block *bt_block_find(struct bt_engine *be, uint64_t rip, gpa_t gpa, uint32_t mode)
-{
-    struct bt_block *block = be->hash[block_hash(rip, gpa, mode)];
-    while (block != NULL && (block->rip != rip || block->gpa != gpa || block->mode != mode))
-        block = block->hash_next;
-    return block;
-}
-
-struct bt_block *bt_block_at(struct bt_engine *be, const uint8_t *rx)
-{
-    struct bt_block *found = NULL;
-    pthread_mutex_lock(&be->lock);
-    size_t lo = 0, hi = be->block_count;
-    while (lo < hi) {
-        size_t mid = lo + (hi - lo) / 2;
-        if (be->blocks[mid]->guard <= rx)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    if (lo > 0 && rx < be->blocks[lo - 1]->end)
-        found = be->blocks[lo - 1];
-    pthread_mutex_unlock(&be->lock);
-    return found;
-}
-
-unsigned bt_block_insn_at(const struct bt_block *block, const uint8_t *rx)
-{
-    uint32_t offset = (uint32_t)(rx - block->guard);
-    unsigned i = block->insn_count;
-    while (i > 0 && block->map[i].host_offset > offset)
-        i--;
-    return i < block->insn_count ? i : block->insn_count - 1u;
-}
-
-void bt_block_publish(struct bt_engine *be, struct bt_block *block)
-{
-    unsigned h = block_hash(block->rip, block->gpa, block->mode);
-    block->hash_next = be->hash[h];
-    be->hash[h] = block;
-    forward_dead(be, h, block);
-    be->blocks[be->block_count++] = block;
-    be->map_count += block->map_count;
-    be->used = align_up((uint64_t)(block->end - be->rx), 16);
-    bt_page_add_block(be, block);
-}
-
-uint32_t bt_view_cookie(struct bt_engine *be, uint64_t rip, gpa_t gpa)
-{
-    uint64_t vpn = rip >> SOFT_PAGE_SHIFT, pfn = gpa >> SOFT_PAGE_SHIFT;
-    unsigned h =
-        (unsigned)((vpn * 31 + pfn) * UINT64_C(0x9e3779b97f4a7c15) >> 50) & (BT_VIEW_HASH_SIZE - 1);
-    for (uint32_t i = be->view_hash[h]; i != 0; i = be->views[i - 1].next)
-        if (be->views[i - 1].vpn == vpn && be->views[i - 1].pfn == pfn)
-            return i;
-    if (be->view_count == be->view_max)
-        return 0;
-    be->views[be->view_count] = (struct bt_view){.vpn = vpn, .pfn = pfn, .next = be->view_hash[h]};
-    be->view_hash[h] = ++be->view_count;
-    return be->view_count;
 }

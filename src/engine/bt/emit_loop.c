@@ -35,7 +35,7 @@ enum { EXIT_DONE, EXIT_AGAIN, EXIT_SIDE };
 struct loop_emit {
     struct bt_tr *t;
     struct bt_loop *loop;
-    struct bt_block *block;
+    struct bt_draft *block;
     unsigned map_count;
     struct loop_exit exits[BT_LOOP_EXITS];
     unsigned exit_count;
@@ -307,9 +307,9 @@ static void map_add(struct loop_emit *l, unsigned i)
         l->is_failed = true;
         return;
     }
-    l->block->map[t->map_used + l->map_count++] = (struct bt_insn_map){
-        .guest_offset = (uint16_t)i,
-        .host_offset = (uint32_t)(bt_rx(t->be, t->e.p) - l->block->guard),
+    l->block->copies[l->map_count++] = (struct bt_copy_map){
+        .insn = (uint16_t)i,
+        .host = (uint16_t)(bt_rx(t->be, t->e.p) - l->block->guard),
     };
 }
 
@@ -399,7 +399,7 @@ static void emit_exits(struct loop_emit *l)
         }
         emit_registers_out(l);
         if (x->kind == EXIT_AGAIN) {
-            emit_jmp_to(e, bt_rw(t->be, l->block->loop.entry));
+            emit_jmp_to(e, bt_rw(t->be, l->block->loop_entry));
         } else if (x->kind == EXIT_DONE) {
             emit_jmp_to(e, t->loop.behind);
         } else {
@@ -418,14 +418,14 @@ static void emit_entry(struct loop_emit *l)
     uint8_t *fail = e->p;
     emit_jmp_to(e, bt_rw(t->be, l->block->fail));
     emit_nops(e, (unsigned)(-(uintptr_t)e->p & 7));
-    l->block->loop.entry = (uint8_t *)bt_rx(t->be, e->p);
+    l->block->loop_entry = (uint8_t *)bt_rx(t->be, e->p);
     emit_nops(e, 5);
     emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
     emit_patch8(e, emit_jrcxz(e), fail);
     bt_emit_count(t, BT_OFFSET(blocks_run));
     for (unsigned i = 0; i < l->loop->stream_count; i++)
         emit_stream_check(l, i);
-    emit_counts(l, bt_rw(t->be, l->block->guard + l->block->map[0].host_offset));
+    emit_counts(l, bt_rw(t->be, l->block->guard + l->block->map[0].host));
     emit_registers_in(l);
 }
 
@@ -434,9 +434,10 @@ static void fill_map(struct loop_emit *l, const uint8_t *begin, const uint8_t *e
     const struct bt_loop *loop = l->loop;
     struct bt_loop_map *m = &l->block->loop;
 
-    m->begin = (uint32_t)(bt_rx(l->t->be, begin) - l->block->guard);
-    m->end = (uint32_t)(bt_rx(l->t->be, end) - l->block->guard);
-    m->first = (uint16_t)l->t->map_used;
+    m->entry = (uint16_t)(l->block->loop_entry - l->block->guard);
+    m->begin = (uint16_t)(bt_rx(l->t->be, begin) - l->block->guard);
+    m->end = (uint16_t)(bt_rx(l->t->be, end) - l->block->guard);
+    m->refusals = 0;
     m->count = (uint16_t)l->map_count;
     m->spilled = loop->spilled;
     m->moved = loop->used & (BIT(CPU_R10) | BIT(CPU_R11) | BIT(CPU_R15));
@@ -445,10 +446,10 @@ static void fill_map(struct loop_emit *l, const uint8_t *begin, const uint8_t *e
     m->host[2] = loop->host[CPU_R15];
 }
 
-void bt_loop_emit(struct bt_tr *t, struct bt_block *block)
+void bt_loop_emit(struct bt_tr *t)
 {
     struct emit *e = &t->e;
-    struct loop_emit l = {.t = t, .loop = &t->loop, .block = block};
+    struct loop_emit l = {.t = t, .loop = &t->loop, .block = &t->block};
     uint8_t *begin = e->p, *tail = NULL;
     unsigned cold_count = t->cold_count;
 
@@ -471,12 +472,11 @@ void bt_loop_emit(struct bt_tr *t, struct bt_block *block)
         /* some instruction cannot be encoded with these registers: an ordinary loop */
         e->p = begin;
         t->cold_count = cold_count;
-        block->loop = (struct bt_loop_map){.entry = NULL};
+        t->block.loop_entry = NULL;
         t->loop.is_found = false;
         bt_cold_add(t, BT_COLD_CHAIN, t->loop.back)->rip = t->block_rip;
         return;
     }
-    emit_patch32(e, t->loop.back, bt_rw(t->be, block->loop.entry));
+    emit_patch32(e, t->loop.back, bt_rw(t->be, t->block.loop_entry));
     fill_map(&l, copies, end);
-    t->map_used += l.map_count;
 }

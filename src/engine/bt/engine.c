@@ -51,10 +51,6 @@ static int bt_open(const struct engine_config *config, struct engine **out, stru
 
 static void pages_free(struct bt_engine *be, unsigned slot)
 {
-    if (be->pages[slot] == NULL)
-        return;
-    for (uint64_t i = 0; i < be->soft.ram[slot].size >> SOFT_PAGE_SHIFT; i++)
-        free(be->pages[slot][i]);
     free(be->pages[slot]);
     be->pages[slot] = NULL;
 }

@@ -56,15 +56,20 @@ struct bt_loop {
     uint8_t *behind;                      /* and what follows it */
 };
 
-/* What has to be known of a strip when a host fault ends it. */
+/* What has to be known of a strip when a host fault ends it. Offsets: from the guard entry. */
 struct bt_loop_map {
-    uint8_t *entry;          /* a five-byte NOP at an 8-byte boundary, as a body's; or NULL */
-    uint32_t begin, end;     /* host offsets of the copies from the block's first byte */
-    uint16_t first, count;   /* entries of the block's map: each copy of each instruction */
+    uint16_t entry;          /* a five-byte NOP at an 8-byte boundary, as a body's */
+    uint16_t begin, end;     /* of the copies */
+    uint16_t count;          /* instructions of all copies: struct bt_copy_map */
     uint16_t spilled, moved; /* moved: R10, R11, R15 that are in registers */
     uint8_t host[3];         /* of R10, R11, R15 */
-    uint16_t refusals;       /* guesses: several vCPUs count without a lock */
+    uint8_t refusals;        /* guesses: several vCPUs count without a lock */
     uint64_t refused_tsc;
+};
+
+/* A copy of instruction `insn` begins at `host`. */
+struct bt_copy_map {
+    uint16_t insn, host;
 };
 
 /* loop.c: is there a loop from the block's start, all of whose accesses are streams? */
@@ -74,7 +79,7 @@ void bt_loop_find(struct bt_tr *t);
 /* The branch back, in the block proper. */
 void bt_loop_emit_back(struct bt_tr *t, const struct insn *in);
 /* The strips, behind the block proper. */
-void bt_loop_emit(struct bt_tr *t, struct bt_block *block);
+void bt_loop_emit(struct bt_tr *t);
 
 /* loop_run.c */
 /* A host fault at `at`, within a strip: make the state that of the block proper; where it is. */

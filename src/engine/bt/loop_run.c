@@ -12,11 +12,13 @@ const uint8_t *bt_loop_recover(struct bt_vcpu *b, const struct bt_block *block, 
                                uint64_t s1, uint64_t s2)
 {
     static const uint8_t in_memory[] = {CPU_R10, CPU_R11, CPU_R15};
-    const struct bt_loop_map *m = &block->loop;
-    uint32_t offset = (uint32_t)(at - block->guard);
+    const struct bt_engine *be = b->engine;
+    const struct bt_loop_map *m = block->has_loop ? bt_block_loop(be, block) : NULL;
+    const uint8_t *guard = bt_block_guard(be, block);
+    uint64_t offset = (uint64_t)(at - guard);
     uint64_t *gpr = b->soft.st.gpr, moved[ARRAY_SIZE(in_memory)];
 
-    if (m->entry == NULL || offset < m->begin || offset >= m->end)
+    if (m == NULL || offset < m->begin || offset >= m->end)
         return at;
     /* the stub has put each host register where the guest's of that home belongs */
     for (unsigned i = 0; i < ARRAY_SIZE(in_memory); i++) {
@@ -30,18 +32,18 @@ const uint8_t *bt_loop_recover(struct bt_vcpu *b, const struct bt_block *block, 
         unsigned g = (unsigned)__builtin_ctz(spilled);
         gpr[g] = b->loop_spill[g];
     }
-    const struct bt_insn_map *map = &block->map[m->first];
+    const struct bt_copy_map *copies = bt_block_copies(be, block);
     unsigned i = m->count;
-    while (i > 1 && map[i - 1].host_offset > offset)
+    while (i > 1 && copies[i - 1].host > offset)
         i--;
-    return block->guard + block->map[map[i - 1].guest_offset].host_offset;
+    return guard + bt_block_insn(be, block, copies[i - 1].insn).host;
 }
 
 const uint8_t *bt_loop_refuse(struct bt_vcpu *b, const uint8_t *at)
 {
     struct bt_engine *be = b->engine;
     struct bt_block *block = bt_block_at(be, at);
-    struct bt_loop_map *m = &block->loop;
+    struct bt_loop_map *m = bt_block_loop(be, block);
     uint64_t now = tsc_read();
 
     b->stats.loop_refusals++;
@@ -55,5 +57,5 @@ const uint8_t *bt_loop_refuse(struct bt_vcpu *b, const uint8_t *at)
             pthread_mutex_unlock(&be->lock);
         }
     }
-    return block->guard + block->map[0].host_offset;
+    return bt_block_guard(be, block) + bt_block_insn(be, block, 0).host;
 }

@@ -200,18 +200,20 @@ static struct bt_block *translate_crossing(struct bt_vcpu *b, uint64_t rip,
 static bool prepare_tail(struct bt_vcpu *b, const struct bt_block *block)
 {
     struct soft_vcpu *v = &b->soft;
-    uint64_t rip = bt_tail_rip(block->rip);
+    const struct bt_engine *be = b->engine;
+    const struct bt_tail *wanted = bt_block_tail(be, block);
+    uint64_t rip = bt_tail_rip(bt_block_rip(be, block));
     struct soft_place tail;
 
     if (soft_translate(v, rip, SOFT_FETCH, SOFT_AS_CPL, &tail) != 0) {
         soft_deliver_fault(v);
         return false;
     }
-    if (tail.host == NULL || tail.gpa != block->tail_gpa) {
+    if (tail.host == NULL || tail.gpa != bt_tail_gpa(be, wanted)) {
         soft_step(v);
         return false;
     }
-    v->tlb[b->set].code_cookie[soft_tlb_exec_slot(rip)] = block->tail_cookie;
+    v->tlb[b->set].code_cookie[soft_tlb_exec_slot(rip)] = wanted->cookie;
     return true;
 }
 
@@ -265,6 +267,7 @@ static unsigned jump_cache_slot(uint64_t rip)
  */
 static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
 {
+    const struct bt_engine *be = b->engine;
     struct soft_vcpu *v = &b->soft;
     struct soft_tlb_set *tlb = &v->tlb[b->set];
     struct bt_jump_cache *jc = &b->jc[b->set];
@@ -279,8 +282,8 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
     const struct bt_block *guess = jc->block[jc_slot];
     *block = NULL;
     if (jc->minus_rip[jc_slot] + rip == 0 && soft_tlb_find_exec(v, b->set, rip) != NULL &&
-        tlb->code_cookie[slot] == guess->cookie && !guess->is_dead && guess->tail_len == 0)
-        return guess->body;
+        tlb->code_cookie[slot] == guess->cookie && !guess->is_dead && !guess->has_tail)
+        return bt_block_body(be, guess);
 
     v->next_rip = rip;
     if (soft_translate(v, rip, SOFT_FETCH, SOFT_AS_CPL, &place) != 0) {
@@ -292,16 +295,16 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
         return NULL;
     }
     struct bt_block *found = find_or_translate(b, rip, &place);
-    if (found == NULL || (found->tail_len != 0 && !prepare_tail(b, found)))
+    if (found == NULL || (found->has_tail && !prepare_tail(b, found)))
         return NULL;
     tlb->code_cookie[slot] = found->cookie;
     *block = found;
-    if (b->engine->slice != 0)
-        return found->body;
+    if (be->slice != 0)
+        return bt_block_body(be, found);
     jc->minus_rip[jc_slot] = -rip;
-    jc->host[jc_slot] = (uintptr_t)found->guard;
+    jc->host[jc_slot] = (uintptr_t)bt_block_guard(be, found);
     jc->block[jc_slot] = found;
-    return found->body;
+    return bt_block_body(be, found);
 }
 
 /* Is the slice used up? What the instruction before left pending stays so. */
@@ -423,19 +426,22 @@ static const uint8_t *soft_at(struct bt_vcpu *b, uint64_t rip, const uint8_t *re
 
 static uint64_t insn_rip(const struct bt_vcpu *b, const struct bt_block *block, unsigned i)
 {
-    uint64_t rip = block->rip + block->map[i].guest_offset;
+    const struct bt_engine *be = b->engine;
+    uint64_t rip = bt_block_rip(be, block) + bt_block_insn(be, block, i).guest;
     return b->mode & BT_MODE_SIZE ? (uint32_t)rip : rip;
 }
 
 /* Run in C the instruction whose host code contains `at`, then go on behind it. */
 static const uint8_t *soft_instead(struct bt_vcpu *b, const uint8_t *at)
 {
-    const struct bt_block *block = bt_block_at(b->engine, at);
-    unsigned i = bt_block_insn_at(block, at);
-    bool may_go_on = i + 1u < block->insn_count && !block->has_shares;
+    struct bt_engine *be = b->engine;
+    const struct bt_block *block = bt_block_at(be, at);
+    unsigned i = bt_block_insn_at(be, block, at);
+    const uint8_t *resume = NULL;
 
-    return soft_at(b, insn_rip(b, block, i),
-                   may_go_on ? block->guard + block->map[i + 1].host_offset : NULL);
+    if (i + 1u < block->insn_count && !block->has_shares)
+        resume = bt_block_guard(be, block) + bt_block_insn(be, block, i + 1).host;
+    return soft_at(b, insn_rip(b, block, i), resume);
 }
 
 const uint8_t *bt_helper_dispatch(struct bt_vcpu *b)
@@ -464,7 +470,7 @@ static const uint8_t *leave_shares(struct bt_vcpu *b, const uint8_t *at)
     struct soft_place place;
 
     b->stats.share_misses++;
-    v->st.rip = insn_rip(b, block, bt_block_insn_at(block, at));
+    v->st.rip = insn_rip(b, block, bt_block_insn_at(be, block, at));
     if (++block->share_misses == BT_SHARE_MISSES_MAX) {
         pthread_mutex_lock(&be->lock);
         bt_share_refuse(be, block);
@@ -482,7 +488,7 @@ static const uint8_t *leave_shares(struct bt_vcpu *b, const uint8_t *at)
     if (!v->is_fpu_live)
         soft_fpu_load(v);
     bt_flags_to_host(b);
-    return plain->body;
+    return bt_block_body(be, plain);
 }
 
 /* Fill the TLB; false when the access cannot be left to generated code. */
@@ -570,13 +576,12 @@ const uint8_t *bt_helper_fault(struct bt_vcpu *b, uint64_t s1, const uint8_t *at
 static void link_site(struct bt_engine *be, const struct bt_block *source, uint8_t *site,
                       const struct bt_block *block)
 {
-    bool is_same_page = (source->rip ^ block->rip) < SOFT_PAGE_SIZE &&
-                        (source->gpa ^ block->gpa) < SOFT_PAGE_SIZE &&
-                        ((source->mode ^ block->mode) & BT_MODE_SET) == 0;
+    bool is_same_page =
+        source->cookie == block->cookie && ((source->mode ^ block->mode) & BT_MODE_SET) == 0;
     /* links that skip the poll lead upwards only: every loop has one that does not */
-    const uint8_t *target = !is_same_page              ? block->guard
-                            : block->rip > source->rip ? block->body
-                                                       : block->poll;
+    const uint8_t *target = !is_same_page                    ? bt_block_guard(be, block)
+                            : block->offset > source->offset ? bt_block_body(be, block)
+                                                             : bt_block_poll(be, block);
     int32_t rel = (int32_t)(target - (site + 4));
 
     pthread_mutex_lock(&be->lock);
@@ -599,8 +604,8 @@ static const uint8_t *chain(struct bt_vcpu *b, const struct bt_block *source, ui
         return at;
     if (block == NULL && at != be->stub_leave)
         block = bt_block_at(be, at);
-    if (block != NULL && ((mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 && block->rip == rip &&
-        be->slice == 0) {
+    if (block != NULL && ((mode ^ block->mode) & ~BT_MODE_NOSHARE) == 0 &&
+        bt_block_rip(be, block) == rip && be->slice == 0) {
         b->stats.chains++;
         link_site(be, source, site, block);
     }

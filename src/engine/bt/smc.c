@@ -11,20 +11,42 @@
  * sequentially consistent, so at least one sees the other.
  */
 #include <stdatomic.h>
-#include <stdlib.h>
 
 #include "engine/bt/bt.h"
 
 /* Writes that a page without translations takes before it counts as data again. */
 #define IDLE_WRITES_MAX 64
 
-static struct bt_code_page **page_slot(struct bt_engine *be, gpa_t gpa, struct soft_ram **ram_out)
+/* Where the number of that page's code page is; NULL: not RAM. */
+static uint32_t *page_slot(struct bt_engine *be, gpa_t gpa)
 {
     struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
     if (ram == NULL)
         return NULL;
-    *ram_out = ram;
     return &be->pages[ram - be->soft.ram][(gpa - ram->addr) >> SOFT_PAGE_SHIFT];
+}
+
+/* NULL: nothing was translated from that page since the cache was emptied. */
+static struct bt_code_page *page_find(struct bt_engine *be, gpa_t gpa)
+{
+    uint32_t *slot = page_slot(be, gpa);
+    return slot == NULL || *slot == 0 ? NULL : &be->code_pages[*slot - 1];
+}
+
+/* Writes to it are nobody's business from now on. */
+static void page_unprotect(struct bt_engine *be, gpa_t gpa)
+{
+    struct soft_ram *ram = soft_ram_find(&be->soft, gpa);
+    if (ram != NULL)
+        atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
+}
+
+void bt_page_forget(struct bt_engine *be, gpa_t gpa)
+{
+    uint32_t *slot = page_slot(be, gpa);
+    if (slot != NULL)
+        *slot = 0;
+    page_unprotect(be, gpa);
 }
 
 static uint64_t granule_mask(unsigned offset, unsigned size)
@@ -66,52 +88,46 @@ void bt_page_protect(struct bt_vcpu *b, gpa_t gpa)
     soft_exclusive_end(&b->soft);
 }
 
+/* bt_cache_has_room has seen to it that there is one left. */
 static struct bt_code_page *page_get(struct bt_engine *be, gpa_t gpa)
 {
-    struct soft_ram *ram = NULL;
-    struct bt_code_page **slot = page_slot(be, gpa, &ram);
-    if (*slot == NULL) {
-        *slot = calloc(1, sizeof(**slot));
-        if (*slot == NULL)
-            abort(); /* the host is out of memory for 32 bytes: nothing could go on */
+    uint32_t *slot = page_slot(be, gpa);
+
+    if (*slot == 0) {
+        be->code_pages[be->page_count++] = (struct bt_code_page){0};
+        *slot = be->page_count;
     }
-    return *slot;
+    return &be->code_pages[*slot - 1];
 }
 
 /* The block's bytes in the page that it begins in. */
-static unsigned head_len(const struct bt_block *block)
+static unsigned head_len(const struct bt_engine *be, const struct bt_block *block)
 {
-    return (unsigned)(block->guest_len - block->tail_len);
+    return block->guest_len - (block->has_tail ? bt_block_tail(be, block)->len : 0u);
 }
 
 void bt_page_add_block(struct bt_engine *be, struct bt_block *block)
 {
-    struct bt_code_page *page = page_get(be, block->gpa);
+    struct bt_code_page *page = page_get(be, bt_block_gpa(be, block));
 
     block->page_next = page->blocks;
-    page->blocks = block;
-    page->granules |= granule_mask(block->gpa & 0xfff, head_len(block));
-    if (block->tail_len == 0)
+    page->blocks = bt_block_number(be, block);
+    page->granules |= granule_mask(block->offset, head_len(be, block));
+    if (!block->has_tail)
         return;
-    page = page_get(be, block->tail_gpa);
-    block->tail_next = page->tails;
-    page->tails = block;
-    page->granules |= granule_mask(0, block->tail_len);
-}
-
-static void block_kill(struct bt_engine *be, struct bt_block *block)
-{
-    bt_block_forward(be, block, block->fail);
-    block->is_dead = true;
-    bt_block_forget(be, block);
+    struct bt_tail *tail = bt_block_tail(be, block);
+    page = page_get(be, bt_tail_gpa(be, tail));
+    tail->next = page->tails;
+    page->tails = bt_block_number(be, block);
+    page->granules |= granule_mask(0, tail->len);
 }
 
 /* Forgets tails whose blocks are dead. */
-static bool page_has_tails(struct bt_code_page *page)
+static bool page_has_tails(struct bt_engine *be, struct bt_code_page *page)
 {
-    while (page->tails != NULL && page->tails->is_dead)
-        page->tails = page->tails->tail_next;
-    return page->tails != NULL;
+    while (page->tails != 0 && bt_block(be, page->tails)->is_dead)
+        page->tails = bt_block_tail(be, bt_block(be, page->tails))->next;
+    return page->tails != 0;
 }
 
 /*
@@ -119,21 +135,20 @@ static bool page_has_tails(struct bt_code_page *page)
  * protecting the page anew each time, so it stays protected until it has only been written to for
  * a while.
  */
-static void page_unprotect_if_idle(struct bt_code_page *page, struct soft_ram *ram, gpa_t gpa)
+static void page_unprotect_if_idle(struct bt_engine *be, struct bt_code_page *page, gpa_t gpa)
 {
     if (++page->idle_writes < IDLE_WRITES_MAX)
         return;
     page->idle_writes = 0;
-    atomic_fetch_and(&ram->page_flags[(gpa - ram->addr) >> SOFT_PAGE_SHIFT], ~SOFT_PAGE_CODE);
+    page_unprotect(be, gpa);
 }
 
 static void page_remove_block(struct bt_engine *be, const struct bt_block *block)
 {
-    struct soft_ram *ram = NULL;
-    struct bt_block **link = &(*page_slot(be, block->gpa, &ram))->blocks;
+    uint32_t *link = &page_find(be, bt_block_gpa(be, block))->blocks;
 
-    while (*link != block)
-        link = &(*link)->page_next;
+    while (bt_block(be, *link) != block)
+        link = &bt_block(be, *link)->page_next;
     *link = block->page_next;
 }
 
@@ -142,13 +157,13 @@ void bt_block_retire(struct bt_engine *be, struct bt_block *block)
     if (block->is_dead)
         return;
     page_remove_block(be, block);
-    block_kill(be, block);
+    bt_block_kill(be, block);
 }
 
 /* A write, by `b` if that is not NULL, has changed the block's bytes. */
 static void block_lose(struct bt_engine *be, struct bt_vcpu *b, struct bt_block *block)
 {
-    block_kill(be, block);
+    bt_block_kill(be, block);
     if (b != NULL) {
         b->stats.kills++;
         b->is_code_lost = true;
@@ -159,11 +174,9 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
 {
     struct bt_engine *be = (struct bt_engine *)se;
     struct bt_vcpu *b = (struct bt_vcpu *)v;
-    struct soft_ram *ram = NULL;
 
     pthread_mutex_lock(&be->lock);
-    struct bt_code_page **slot = page_slot(be, gpa, &ram);
-    struct bt_code_page *page = slot != NULL ? *slot : NULL;
+    struct bt_code_page *page = page_find(be, gpa);
     unsigned offset = gpa & 0xfff;
     uint64_t mask = granule_mask(offset, size);
     if (b != NULL)
@@ -171,35 +184,37 @@ void bt_code_written(struct soft_engine *se, struct soft_vcpu *v, gpa_t gpa, uns
     if (page == NULL || !(page->granules & mask)) {
         if (b != NULL)
             b->stats.code_writes_beside++;
-        if (page != NULL && page->blocks == NULL && !page_has_tails(page))
-            page_unprotect_if_idle(page, ram, gpa);
+        if (page == NULL)
+            page_unprotect(be, gpa); /* the cache was emptied before anything came of it */
+        else if (page->blocks == 0 && !page_has_tails(be, page))
+            page_unprotect_if_idle(be, page, gpa);
         pthread_mutex_unlock(&be->lock);
         return;
     }
     page->granules = 0;
-    for (struct bt_block **link = &page->blocks; *link != NULL;) {
-        struct bt_block *block = *link;
-        unsigned begin = block->gpa & 0xfff;
-        if (ranges_overlap(begin, head_len(block), offset, size)) {
+    for (uint32_t *link = &page->blocks; *link != 0;) {
+        struct bt_block *block = bt_block(be, *link);
+        if (ranges_overlap(block->offset, head_len(be, block), offset, size)) {
             *link = block->page_next;
             block_lose(be, b, block);
         } else {
-            page->granules |= granule_mask(begin, head_len(block));
+            page->granules |= granule_mask(block->offset, head_len(be, block));
             link = &block->page_next;
         }
     }
     /* instructions that end here, those that a write to their other page killed among them */
-    for (struct bt_block **link = &page->tails; *link != NULL;) {
-        struct bt_block *block = *link;
+    for (uint32_t *link = &page->tails; *link != 0;) {
+        struct bt_block *block = bt_block(be, *link);
+        struct bt_tail *tail = bt_block_tail(be, block);
         if (block->is_dead) {
-            *link = block->tail_next;
-        } else if (offset < block->tail_len) {
-            *link = block->tail_next;
+            *link = tail->next;
+        } else if (offset < tail->len) {
+            *link = tail->next;
             page_remove_block(be, block);
             block_lose(be, b, block);
         } else {
-            page->granules |= granule_mask(0, block->tail_len);
-            link = &block->tail_next;
+            page->granules |= granule_mask(0, tail->len);
+            link = &tail->next;
         }
     }
     page->idle_writes = 0;

@@ -110,6 +110,7 @@ void bt_report_stats(struct engine *engine, struct stats_sink *sink)
 
     stats_begin(sink, "code cache", -1);
     stats_put_share(sink, "used_bytes", "bytes used", be->used, be->cache_size);
+    stats_put_count(sink, "tables_bytes", "bytes of tables beside them", bt_cache_tables_size(be));
     stats_put_count(sink, "size_bytes", "bytes there are", be->cache_size);
     stats_put_count(sink, "blocks", "blocks", be->block_count);
     stats_put_count(sink, "emptied", "times emptied", be->generation);

@@ -55,7 +55,7 @@ static void dump_code(FILE *out, const char *indent, ZydisMachineMode mode, uint
     }
 }
 
-void bt_trace_block(struct bt_engine *be, const struct bt_block *block, const uint8_t *guest)
+void bt_trace_block(struct bt_engine *be, const struct bt_draft *block, const uint8_t *guest)
 {
     size_t host_size = (size_t)(block->end - block->guard);
 
@@ -71,16 +71,16 @@ void bt_trace_block(struct bt_engine *be, const struct bt_block *block, const ui
             "block %016" PRIx64 " physical %" PRIx64 " mode %x: %u instructions, %u -> %zu bytes\n",
             block->rip, block->gpa, block->mode, block->insn_count, block->guest_len, host_size);
     dump_code(be->dump, "      ", ZYDIS_MACHINE_MODE_LONG_64, (uintptr_t)block->guard, block->guard,
-              block->insn_count > 0 ? block->map[0].host_offset : host_size);
+              block->insn_count > 0 ? block->map[0].host : host_size);
     for (unsigned i = 0; i < block->insn_count; i++) {
         const struct bt_insn_map *m = &block->map[i];
-        dump_code(be->dump, "  ", mode, block->rip + m->guest_offset, guest + m->guest_offset,
-                  m[1].guest_offset - (size_t)m->guest_offset);
+        dump_code(be->dump, "  ", mode, block->rip + m->guest, guest + m->guest,
+                  m[1].guest - (size_t)m->guest);
         dump_code(be->dump, "      ", ZYDIS_MACHINE_MODE_LONG_64,
-                  (uintptr_t)(block->guard + m->host_offset), block->guard + m->host_offset,
-                  m[1].host_offset - (size_t)m->host_offset);
+                  (uintptr_t)(block->guard + m->host), block->guard + m->host,
+                  m[1].host - (size_t)m->host);
     }
-    const uint8_t *rest = block->guard + block->map[block->insn_count].host_offset;
+    const uint8_t *rest = block->guard + block->map[block->insn_count].host;
     fprintf(be->dump, "  exits and misses\n");
     dump_code(be->dump, "      ", ZYDIS_MACHINE_MODE_LONG_64, (uintptr_t)rest, rest,
               (size_t)(block->end - rest));

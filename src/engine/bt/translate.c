@@ -22,8 +22,9 @@ static unsigned body_padding(const uint8_t *at)
 #define POLL_SIZE 10 /* MOV and JRCXZ; were it another size, the body would be padded once more */
 
 /* All entries and the way out when an entry refuses (see bt.h). */
-static void emit_entries(struct bt_tr *t, struct bt_block *block)
+static void emit_entries(struct bt_tr *t)
 {
+    struct bt_draft *block = &t->block;
     struct emit *e = &t->e;
     uint32_t cookie =
         (uint32_t)BT_SET_OFFSET(t->set, code_cookie) + 4 * soft_tlb_exec_slot(t->block_rip);
@@ -96,10 +97,28 @@ static unsigned decode_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail
     return n;
 }
 
-/* Translate up to `limit` instructions; false when the host code did not fit. */
-static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8_t *bytes,
-                            size_t avail, unsigned limit)
+static void map_set(struct bt_tr *t, unsigned n)
 {
+    t->block.map[n] = (struct bt_insn_map){
+        .guest = t->be->insn_at[n],
+        .host = (uint16_t)(bt_rx(t->be, t->e.p) - t->block.guard),
+    };
+}
+
+/* Note where instruction n begins; false: too far from the one before for what a block keeps. */
+static bool map_add(struct bt_tr *t, unsigned n)
+{
+    const struct bt_insn_map *m = t->block.map;
+
+    map_set(t, n);
+    return n == 0 || (m[n].host - m[n - 1].host <= (int)BT_MAP_HOST_MAX &&
+                      m[n].guest - m[n - 1].guest <= (int)BT_MAP_GUEST_MAX);
+}
+
+/* Translate up to `limit` instructions; false when the host code did not fit. */
+static bool translate_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail, unsigned limit)
+{
+    struct bt_draft *block = &t->block;
     struct bt_engine *be = t->be;
     unsigned n = 0;
 
@@ -112,10 +131,8 @@ static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8
         t->rip = t->block_rip + be->insn_at[n];
         if (t->size == 4)
             t->rip = (uint32_t)t->rip;
-        block->map[n] = (struct bt_insn_map){
-            .guest_offset = be->insn_at[n],
-            .host_offset = (uint32_t)(bt_rx(be, t->e.p) - block->guard),
-        };
+        if (!map_add(t, n))
+            return false;
         n++;
         if (t->loop.is_found && t->insn_index == t->loop.last)
             bt_loop_emit_back(t, in);
@@ -128,25 +145,22 @@ static bool translate_insns(struct bt_tr *t, struct bt_block *block, const uint8
     size_t offset = be->insn_at[n];
     block->insn_count = (uint16_t)n;
     block->guest_len = (uint16_t)offset;
-    block->map[n] = (struct bt_insn_map){
-        .guest_offset = (uint16_t)offset,
-        .host_offset = (uint32_t)(bt_rx(t->be, t->e.p) - block->guard),
-    };
-    t->map_used = n + 1;
+    map_set(t, n);
     if (!t->is_end) {
         uint64_t next = t->block_rip + offset;
         bt_emit_exit(t, t->size == 8 ? next : (uint32_t)next);
     }
     if (t->loop.is_found)
-        bt_loop_emit(t, block);
+        bt_loop_emit(t);
     bt_emit_cold(t);
     return !t->e.is_full;
 }
 
-/* Not an initialiser: `cold` is large and needs no clearing. */
-static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip)
+/* Not an initialiser: `cold` and maps are large and need no clearing. */
+static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip, gpa_t gpa, gpa_t tail_gpa)
 {
     struct bt_engine *be = b->engine;
+    bool has_tail = tail_gpa != BT_NO_TAIL;
     uint8_t *start = be->rw + be->used;
     t->e = (struct emit){.start = start, .p = start, .end = start + BT_BLOCK_HOST_MAX};
     t->be = be;
@@ -162,6 +176,15 @@ static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip)
     t->share_next = 0;
     t->rsp_moved = 0;
     t->has_shares = false;
+    t->is_share_refused = bt_is_share_refused(be, rip, gpa);
+
+    t->block.rip = rip;
+    t->block.gpa = gpa;
+    t->block.mode = b->mode;
+    t->block.cookie = bt_view_cookie(be, rip, gpa);
+    t->block.tail_gpa = tail_gpa;
+    t->block.tail_cookie = has_tail ? bt_view_cookie(be, bt_tail_rip(rip), tail_gpa) : 0;
+    t->block.loop_entry = NULL;
 }
 
 bool bt_crosses_page(const struct bt_vcpu *b, uint64_t rip, const uint8_t *bytes)
@@ -179,39 +202,28 @@ struct bt_block *bt_translate(struct bt_vcpu *b, uint64_t rip, gpa_t gpa, const 
                               size_t avail, gpa_t tail_gpa)
 {
     struct bt_engine *be = b->engine;
-    struct bt_block *block = &be->block_pool[be->block_count];
     uint64_t begin_tsc = tsc_read();
     bool has_tail = tail_gpa != BT_NO_TAIL;
     struct bt_tr t;
 
     for (unsigned limit = has_tail ? 1 : BT_BLOCK_INSNS_MAX; limit > 0; limit /= 2) {
-        *block = (struct bt_block){
-            .rip = rip,
-            .gpa = gpa,
-            .mode = b->mode,
-            .cookie = bt_view_cookie(be, rip, gpa),
-            .map = &be->maps[be->map_count],
-            .tail_gpa = tail_gpa,
-            .tail_cookie = has_tail ? bt_view_cookie(be, bt_tail_rip(rip), tail_gpa) : 0,
-        };
-        tr_begin(&t, b, rip);
-        t.is_share_refused = bt_is_share_refused(be, rip, gpa);
-        emit_entries(&t, block);
-        if (!translate_insns(&t, block, bytes, avail, limit))
+        struct bt_draft *draft = &t.block;
+        tr_begin(&t, b, rip, gpa, tail_gpa);
+        emit_entries(&t);
+        if (!translate_insns(&t, bytes, avail, limit))
             continue;
-        block->end = (uint8_t *)bt_rx(be, t.e.p);
-        block->has_shares = t.has_shares;
-        block->map_count = (uint16_t)t.map_used;
+        draft->end = (uint8_t *)bt_rx(be, t.e.p);
+        draft->has_shares = t.has_shares;
         if (has_tail)
-            block->tail_len = (uint16_t)((rip & 0xfff) + block->guest_len - SOFT_PAGE_SIZE);
-        bt_block_publish(be, block);
+            draft->tail_len = (uint16_t)((rip & 0xfff) + draft->guest_len - SOFT_PAGE_SIZE);
+        struct bt_block *block = bt_block_publish(be, draft);
         b->stats.blocks++;
         b->stats.loops += t.loop.is_found;
-        b->stats.guest_insns += block->insn_count;
-        b->stats.guest_bytes += block->guest_len;
-        b->stats.host_bytes += (uint64_t)(block->end - block->guard);
+        b->stats.guest_insns += draft->insn_count;
+        b->stats.guest_bytes += draft->guest_len;
+        b->stats.host_bytes += (uint64_t)(draft->end - draft->guard);
         b->stats.translate_cycles += tsc_read() - begin_tsc;
-        bt_trace_block(be, block, bytes);
+        bt_trace_block(be, draft, bytes);
         return block;
     }
     return NULL;
