@@ -92,21 +92,33 @@ static int take_mac(const char *text, struct vm_net *out, struct err *e)
     return 0;
 }
 
+static int take_mtu(const char *text, struct vm_net *out, struct err *e)
+{
+    uint64_t mtu;
+    int rc = parse_u64(text, "--net: mtu", NETDEV_MTU_MIN, NETDEV_MTU_MAX, &mtu, e);
+
+    if (rc == 0)
+        out->user.mtu = (unsigned)mtu;
+    return rc;
+}
+
 static int take_property(const char *part, struct vm_net *out, struct err *e)
 {
-    static const char *const names[] = {"hostfwd", "restrict", "mac"};
+    static const char *const names[] = {"hostfwd", "restrict", "mac", "mtu"};
     const char *value;
 
     if ((value = props_value(part, "hostfwd")) != NULL)
         return take_forward(value, out, e);
     if ((value = props_value(part, "mac")) != NULL)
         return take_mac(value, out, e);
+    if ((value = props_value(part, "mtu")) != NULL)
+        return take_mtu(value, out, e);
     if (strcmp(part, "restrict") == 0) {
         out->user.is_restricted = true;
         return 0;
     }
     return props_unknown("--net", part, names, ARRAY_SIZE(names),
-                         "there are hostfwd=, restrict and mac=", e);
+                         "there are hostfwd=, restrict, mac= and mtu=", e);
 }
 
 int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, struct err *e)

@@ -81,7 +81,8 @@ static const struct option_spec {
         "Network interface: none (the default), or user, a network\n"
         "of the guest's own that needs no rights. Properties:\n"
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
-        "leads to the guest), restrict (no way out), mac=ADDRESS"},
+        "leads to the guest), restrict (no way out), mac=ADDRESS,\n"
+        "mtu=BYTES"},
     [OPTION_SERIAL] = {"serial", "DEVICE", NULL,
         "First serial port: stdio (the default), file:PATH,\n"
         "unix:PATH (a listening socket) or none"},

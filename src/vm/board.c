@@ -467,13 +467,18 @@ static void board_destroy_disk(struct board_disk *d)
 }
 
 #define PCI_CLASS_ETHERNET 0x0200
+#define NET_PAIRS_MAX 4u
 
 static int board_create_net(struct board *b, struct err *e)
 {
     /* locally administered */
     static const uint8_t made_up[6] = {0x52, 0x54, 0x00, 0xd0, 0x99, 0x01};
     const struct vm_net *net = &b->vm->config.net;
-    struct virtio_net_config config = {.name = "network interface", .memory = b->memory};
+    struct virtio_net_config config = {
+        .name = "network interface",
+        .memory = b->memory,
+        .pair_count = MIN(b->vm->config.cpu_count, NET_PAIRS_MAX),
+    };
     int ret;
 
     if (net->kind == VM_NET_NONE)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "backend/net/netdev_impl.h"
+#include "backend/net/offload.h"
 #include "base/bits.h"
 
 /* Frames pulled before the host's sockets have their turn again. */
@@ -20,7 +21,7 @@
 int netdev_init(struct netdev *net, const struct netdev_ops *ops, struct err *e)
 {
     net->ops = ops;
-    net->mtu = 1500;
+    net->mtu = NETDEV_MTU_DEFAULT;
     net->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return net->event_fd >= 0 ? 0 : err_set(e, errno, "make an event descriptor for a network");
 }
@@ -41,7 +42,7 @@ static void backlog_flush(struct netdev *net)
 {
     while (net->backlog_count > 0) {
         struct netdev_frame *frame = &net->backlog[net->backlog_first];
-        if (!net->client->push(net->ctx, frame->data, frame->len))
+        if (!net->client->push(net->ctx, &frame->header, frame->data, frame->len))
             return;
         free(frame->data);
         net->backlog_first = (net->backlog_first + 1) % NETDEV_BACKLOG;
@@ -49,11 +50,12 @@ static void backlog_flush(struct netdev *net)
     }
 }
 
-void netdev_deliver(struct netdev *net, const uint8_t *frame, size_t len)
+/* What the guest takes: to it, or behind what waits already. */
+static void push_or_keep(void *ctx, const struct netdev_header *header, uint8_t *frame, size_t len)
 {
-    if (len > NETDEV_FRAME_MAX)
-        return;
-    if (net->backlog_count == 0 && net->client->push(net->ctx, frame, len))
+    struct netdev *net = ctx;
+
+    if (net->backlog_count == 0 && net->client->push(net->ctx, header, frame, len))
         return;
     uint8_t *copy = net->backlog_count < NETDEV_BACKLOG ? malloc(len) : NULL;
     if (copy == NULL) {
@@ -62,18 +64,44 @@ void netdev_deliver(struct netdev *net, const uint8_t *frame, size_t len)
     }
     memcpy(copy, frame, len);
     unsigned at = (net->backlog_first + net->backlog_count++) % NETDEV_BACKLOG;
-    net->backlog[at] = (struct netdev_frame){.data = copy, .len = len};
+    net->backlog[at] = (struct netdev_frame){.header = *header, .data = copy, .len = len};
+}
+
+void netdev_deliver(struct netdev *net, const struct netdev_header *header, uint8_t *frame,
+                    size_t len)
+{
+    static const struct netdev_header none;
+
+    if (len > NETDEV_FRAME_MAX)
+        return;
+    netdev_finish(header != NULL ? header : &none, frame, len, atomic_load(&net->accepted),
+                  net->segment, push_or_keep, net);
+}
+
+void netdev_accept(struct netdev *net, unsigned takes)
+{
+    atomic_store(&net->accepted, takes);
+    if (net->ops->accept != NULL)
+        net->ops->accept(net, takes);
 }
 
 /* ---- the thread ---- */
 
+static void send_finished(void *ctx, const struct netdev_header *header, uint8_t *frame, size_t len)
+{
+    struct netdev *net = ctx;
+
+    net->ops->send(net, header, frame, len);
+}
+
 static void pull_some(struct netdev *net)
 {
     for (unsigned i = 0; i < PULL_BUDGET; i++) {
-        size_t len = net->client->pull(net->ctx, net->frame);
+        struct netdev_header header;
+        size_t len = net->client->pull(net->ctx, &header, net->frame);
         if (len == 0)
             return;
-        net->ops->send(net, net->frame, len);
+        netdev_finish(&header, net->frame, len, net->takes, net->segment, send_finished, net);
     }
     netdev_wake(net); /* there may be more */
 }

@@ -1,12 +1,17 @@
 /*
  * netdev.h - the host's side of a network interface
  *
- * Frames are whole Ethernet frames without checksum. A backend works on a thread of its own: it
- * pulls frames that the guest sends, and pushes those that are for it.
+ * Frames are whole Ethernet frames without the frame check sequence, each with a header that says
+ * what is left to do: a checksum to fill in, segments to cut. A backend works on a thread of its
+ * own: it pulls frames that the guest sends, and pushes those that are for it. What one side left
+ * undone and the other does not take is done in between (offload.h), so that both may offer and
+ * accept what is good for them.
  *
  * Threads: the client's functions are called on the backend's thread with no lock held.
- * netdev_wake may be called from any thread, with the client's lock held or not. Everything else
- * belongs to one thread.
+ * netdev_wake and netdev_accept may be called from any thread, with the client's lock held or not.
+ * Everything else belongs to one thread.
+ *
+ * Spec: VIRTIO 1.2, 5.1.6, for the header.
  */
 #ifndef DOPPEL_BACKEND_NET_NETDEV_H
 #define DOPPEL_BACKEND_NET_NETDEV_H
@@ -21,11 +26,52 @@ struct netdev;
 
 #define NETDEV_FRAME_MAX 65550u /* an IPv4 packet of the largest size in a frame */
 
+#define NETDEV_NEEDS_CHECKSUM 1u /* in flags: only the pseudo header was summed up so far */
+#define NETDEV_DATA_VALID 2u     /* in flags: the checksums are known to be good */
+
+enum {
+    NETDEV_GSO_NONE = 0,
+    NETDEV_GSO_TCP4 = 1,
+    NETDEV_GSO_UDP_FRAGMENTS = 3, /* of old drivers; nothing here makes or takes it */
+    NETDEV_GSO_TCP6 = 4,
+    NETDEV_GSO_UDP = 5,
+    NETDEV_GSO_ECN = 0x80, /* added to one of TCP: CWR is set, in the first segment only */
+};
+
+/*
+ * In front of a frame: what is left to do. Laid out as the first ten bytes of virtio's header,
+ * which are those of Linux' struct virtio_net_hdr. The numbers may come from a guest: netdev_finish
+ * checks them before anything else looks at them.
+ */
+struct netdev_header {
+    uint8_t flags;            /* NETDEV_NEEDS_CHECKSUM, NETDEV_DATA_VALID */
+    uint8_t gso_type;         /* NETDEV_GSO_*: the frame is to be cut into several */
+    uint16_t headers_size;    /* of all headers: a hint */
+    uint16_t gso_size;        /* bytes of payload in each segment */
+    uint16_t checksum_start;  /* what is to be summed up, up to the end */
+    uint16_t checksum_offset; /* from there: where the sum goes */
+};
+_Static_assert(sizeof(struct netdev_header) == 10, "the layout of virtio's header");
+
+/* What a side takes undone. */
+#define NETDEV_TAKES_CHECKSUM 1u /* frames with NEEDS_CHECKSUM or DATA_VALID */
+#define NETDEV_TAKES_TCP4                                                                          \
+    2u /* frames with NETDEV_GSO_TCP4; without TAKES_CHECKSUM, summed up whole */
+#define NETDEV_TAKES_TCP6 4u
+#define NETDEV_TAKES_UDP 8u
+#define NETDEV_TAKES_ECN 16u /* NETDEV_GSO_ECN with either TCP */
+
 struct netdev_client {
-    /* The next frame that the guest sends: its length, or 0 when there is none. */
-    size_t (*pull)(void *ctx, uint8_t frame[NETDEV_FRAME_MAX]);
-    /* A frame for the guest: false when there is no room; it is tried again after a wake. */
-    bool (*push)(void *ctx, const uint8_t *frame, size_t len);
+    /*
+     * The next frame that the guest sends: its length, or 0 when there is none. With a header
+     * that makes no sense it is lost.
+     */
+    size_t (*pull)(void *ctx, struct netdev_header *header, uint8_t frame[NETDEV_FRAME_MAX]);
+    /*
+     * A frame for the guest, with nothing undone but what netdev_accept said: false when there is
+     * no room; it is tried again after a wake.
+     */
+    bool (*push)(void *ctx, const struct netdev_header *header, const uint8_t *frame, size_t len);
 };
 
 /* Start to exchange frames. `client` and ctx outlive the network device. */
@@ -34,8 +80,18 @@ int netdev_start(struct netdev *net, const struct netdev_client *client, void *c
 /* There is something to pull, or room again. Cheap when that is known already. */
 void netdev_wake(struct netdev *net);
 
+/*
+ * Say what the guest takes undone, NETDEV_TAKES_*; nothing until then. Frames that are under way
+ * may still come with more.
+ */
+void netdev_accept(struct netdev *net, unsigned takes);
+
 /* No function of the client runs after this returns. NULL is allowed. */
 void netdev_close(struct netdev *net);
+
+#define NETDEV_MTU_MIN 1280u /* what IPv6 needs */
+#define NETDEV_MTU_MAX 65521u
+#define NETDEV_MTU_DEFAULT 1500u
 
 /* The largest IP packet that a frame should hold. */
 unsigned netdev_mtu(const struct netdev *net);
@@ -56,6 +112,7 @@ struct netdev_user_config {
     struct netdev_forward forwards[NETDEV_FORWARDS_MAX];
     unsigned forward_count;
     bool is_restricted; /* the guest reaches nothing but what is forwarded to it */
+    unsigned mtu;       /* the largest IP packet, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0: 1500 */
 };
 
 /*

@@ -13,6 +13,7 @@
 #define NETDEV_BACKLOG 256u
 
 struct netdev_frame {
+    struct netdev_header header;
     uint8_t *data;
     size_t len;
 };
@@ -20,18 +21,29 @@ struct netdev_frame {
 struct netdev_ops {
     /* Serve what is ready and wait for more, or for the event descriptor. On the thread. */
     void (*serve)(struct netdev *net);
-    /* A frame from the guest. On the thread. */
-    void (*send)(struct netdev *net, const uint8_t *frame, size_t len);
+    /*
+     * A frame from the guest, of at most NETDEV_FRAME_MAX bytes, with nothing undone but what
+     * net->takes says. The backend may change it. On the thread.
+     */
+    void (*send)(struct netdev *net, const struct netdev_header *header, uint8_t *frame,
+                 size_t len);
+    /*
+     * The guest takes `takes` undone in what is delivered; what comes with more is finished
+     * before the guest sees it. NULL: no matter. Any thread, the client's lock held.
+     */
+    void (*accept)(struct netdev *net, unsigned takes);
     void (*close)(struct netdev *net);
 };
 
 struct netdev {
     const struct netdev_ops *ops;
     unsigned mtu;
+    unsigned takes; /* what `send` takes undone: NETDEV_TAKES_*; set before it is started */
     const struct netdev_client *client;
     void *ctx;
     int event_fd; /* readable: woken, or to stop */
     _Atomic bool is_woken, is_stopping;
+    _Atomic unsigned accepted; /* what the guest takes undone */
     pthread_t thread;
     bool is_started;
 
@@ -39,12 +51,17 @@ struct netdev {
     struct netdev_frame backlog[NETDEV_BACKLOG];
     unsigned backlog_first, backlog_count;
     uint64_t dropped;
-    uint8_t frame[NETDEV_FRAME_MAX];
+    uint8_t frame[NETDEV_FRAME_MAX];   /* pulled */
+    uint8_t segment[NETDEV_FRAME_MAX]; /* cut from it, or from one that is delivered */
 };
 
 int netdev_init(struct netdev *net, const struct netdev_ops *ops, struct err *e);
 
-/* A frame for the guest arrived. On the thread. */
-void netdev_deliver(struct netdev *net, const uint8_t *frame, size_t len);
+/*
+ * A frame for the guest arrived; `header` NULL: with nothing undone. With a header that makes no
+ * sense it is lost. It is changed. On the thread.
+ */
+void netdev_deliver(struct netdev *net, const struct netdev_header *header, uint8_t *frame,
+                    size_t len);
 
 #endif

@@ -2,7 +2,9 @@
  * user.c - user-mode network: a TCP/IP stack in this process (libslirp) and the host's sockets
  *
  * libslirp belongs to the backend's thread, which sleeps in poll(2) on its sockets, the event
- * descriptor and the nearest of its timers.
+ * descriptor and the nearest of its timers. TCP segments of any size are packets to it: those of
+ * the guest are not cut. Those for the guest are no larger than its link, because many that follow
+ * each other keep both sides busy where a large one has them wait for each other.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -32,6 +34,7 @@ struct user {
     struct pollfd fds[POLL_MAX];
     unsigned fd_count;
     struct user_timer timers[TIMERS_MAX];
+    uint8_t frame[NETDEV_FRAME_MAX]; /* from libslirp */
 };
 
 static int64_t now_ns(void *opaque)
@@ -41,11 +44,16 @@ static int64_t now_ns(void *opaque)
 
 /* ---- what libslirp asks of us ---- */
 
+/* libslirp has summed up all that it sends. */
 static ssize_t on_packet(const void *buf, size_t len, void *opaque)
 {
+    static const struct netdev_header header = {.flags = NETDEV_DATA_VALID};
     struct user *u = opaque;
 
-    netdev_deliver(&u->net, buf, len);
+    if (len <= sizeof(u->frame)) {
+        memcpy(u->frame, buf, len);
+        netdev_deliver(&u->net, &header, u->frame, len);
+    }
     return (ssize_t)len;
 }
 
@@ -181,7 +189,9 @@ static void user_serve(struct netdev *net)
     timers_run(u);
 }
 
-static void user_send(struct netdev *net, const uint8_t *frame, size_t len)
+/* A segment of any size is one packet to libslirp. */
+static void user_send(struct netdev *net, const struct netdev_header *header, uint8_t *frame,
+                      size_t len)
 {
     slirp_input(CONTAINER_OF(net, struct user, net)->slirp, frame, (int)len);
 }
@@ -195,7 +205,8 @@ static void user_close(struct netdev *net)
     free(u);
 }
 
-static const struct netdev_ops user_ops = {user_serve, user_send, user_close};
+static const struct netdev_ops user_ops = {
+    .serve = user_serve, .send = user_send, .close = user_close};
 
 /* ---- set-up ---- */
 
@@ -246,6 +257,8 @@ int netdev_user_open(const struct netdev_user_config *config, struct netdev **ou
         .vdhcp_start = ipv4("10.0.2.15"),
         .vnameserver = ipv4("10.0.2.3"),
         .vnameserver6 = ipv6("fec0::3"),
+        .if_mtu = config->mtu != 0 ? config->mtu : NETDEV_MTU_DEFAULT,
+        .if_mru = config->mtu != 0 ? config->mtu : NETDEV_MTU_DEFAULT,
     };
 
     if (u == NULL)
@@ -255,6 +268,8 @@ int netdev_user_open(const struct netdev_user_config *config, struct netdev **ou
         free(u);
         return rc;
     }
+    u->net.takes = NETDEV_TAKES_TCP4 | NETDEV_TAKES_TCP6 | NETDEV_TAKES_ECN;
+    u->net.mtu = (unsigned)slirp.if_mtu;
     u->slirp = slirp_new(&slirp, &user_callbacks, u);
     if (u->slirp == NULL)
         rc = err_set(e, 0, "make a user-mode network: libslirp refuses");

@@ -5,92 +5,105 @@
  */
 #include "dev/virtio/virtio_net.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backend/net/netdev.h"
+#include "backend/net/offload.h"
 #include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_net_internal.h"
 
-#define QUEUE_SIZE 256
-enum { QUEUE_RX, QUEUE_TX, QUEUE_CONTROL, QUEUE_COUNT };
-
-#define NET_F_MTU BIT(3)
-#define NET_F_MAC BIT(5)
-#define NET_F_MRG_RXBUF BIT(15)
-#define NET_F_STATUS BIT(16)
-#define NET_F_CTRL_VQ BIT(17)
-#define NET_F_CTRL_RX BIT(18)
-#define NET_F_CTRL_RX_EXTRA BIT(20)
-#define NET_F_CTRL_MAC_ADDR BIT(23)
-
-/* Configuration (5.1.4). */
-enum { CONFIG_MAC = 0, CONFIG_STATUS = 6, CONFIG_MTU = 10, CONFIG_SIZE = 12 };
-#define STATUS_LINK_UP 1
-
-/* In front of each frame (5.1.6). */
+/* In front of each frame (5.1.6): the backend's header, then the number of chains. */
 #define HEADER_SIZE 12u
 #define HEADER_NUM_BUFFERS 10
 #define ETHERNET_HEADER 14
 
-/* A frame for the driver may be spread over this many chains. */
-#define MERGE_MAX 32u
+static unsigned rx_queue(unsigned pair)
+{
+    return 2 * pair;
+}
 
-/* Control queue (5.1.6.5). */
-enum { CLASS_RX = 0, CLASS_MAC = 1 };
-enum { RX_PROMISC, RX_ALLMULTI, RX_ALLUNI, RX_NOMULTI, RX_NOUNI, RX_NOBCAST, RX_COUNT };
-enum { MAC_TABLE_SET, MAC_ADDR_SET };
-enum { ACK_OK, ACK_ERR };
-#define TABLE_MAX 32u
+static unsigned tx_queue(unsigned pair)
+{
+    return 2 * pair + 1;
+}
 
-/* Addresses of one kind that the driver wants to hear of. */
-struct mac_table {
-    unsigned count;
-    bool is_full; /* there were more than fit: all are let through */
-    uint8_t addr[TABLE_MAX][6];
-};
+/*
+ * Where a flow is remembered, the same for both directions. What is no TCP or UDP packet is one
+ * flow.
+ */
+static unsigned flow_of(const uint8_t *frame, size_t len)
+{
+    struct netdev_packet p;
 
-struct virtio_net {
-    struct virtio_device dev;
-    struct netdev *net;
-    uint8_t mac[6]; /* after reset */
-
-    /* under dev.lock */
-    bool rx[RX_COUNT];
-    struct mac_table unicast, multicast;
-    struct virtqueue_chain merged[MERGE_MAX];
-    struct virtqueue_buffer merged_buffers[MERGE_MAX][QUEUE_SIZE];
-    struct virtqueue_buffer buffers[QUEUE_SIZE]; /* transmission and control */
-};
+    if (!netdev_packet_parse(frame, len, &p))
+        return 0;
+    unsigned size = p.is_ipv6 ? 32 : 8;
+    uint32_t sum = netdev_sum(frame + p.network + (p.is_ipv6 ? 8 : 12), size, p.protocol);
+    sum = netdev_sum(frame + p.transport, 4, sum);
+    return (sum ^ sum >> 8) % NET_FLOWS;
+}
 
 /* ---- from the driver; on the backend's thread ---- */
 
-/* The next chain; when there is none the driver is asked to notify. */
-static bool pop_or_ask(struct virtio_net *n, unsigned queue, struct virtqueue_chain *chain)
+/* A chain of any pair that is in use; when there is none, the driver is asked to notify. */
+static bool take_transmitted(struct virtio_net *n, struct virtqueue_chain *chain, unsigned *pair)
 {
+    bool has_more;
+
     do {
-        if (virtio_pop(&n->dev, queue, chain))
+        for (unsigned i = 0; i < n->active_pairs; i++) {
+            *pair = (n->turn + i) % n->active_pairs;
+            if (!virtio_pop(&n->dev, tx_queue(*pair), chain))
+                continue;
+            n->turn = (*pair + 1) % n->active_pairs;
+            if (!n->is_quiet[*pair])
+                virtqueue_set_notify(&n->dev.queues[tx_queue(*pair)], false);
+            n->is_quiet[*pair] = true;
             return true;
-    } while (virtio_is_running(&n->dev) && virtqueue_set_notify(&n->dev.queues[queue], true));
+        }
+        has_more = false;
+        for (unsigned i = 0; i < n->active_pairs; i++)
+            if (n->is_quiet[i]) {
+                n->is_quiet[i] = false;
+                has_more |= virtqueue_set_notify(&n->dev.queues[tx_queue(i)], true);
+            }
+    } while (has_more && virtio_is_running(&n->dev));
     return false;
 }
 
-static size_t net_pull(void *ctx, uint8_t frame[NETDEV_FRAME_MAX])
+/* What the driver left undone, if it may. */
+static void read_header(const struct virtio_net *n, const struct virtqueue_chain *chain,
+                        struct netdev_header *header)
+{
+    virtqueue_read(chain, 0, header, sizeof(*header));
+    if (!virtio_has(&n->dev, NET_F_CSUM)) /* which segmentation rests on (5.1.3.1) */
+        *header = (struct netdev_header){0};
+    header->flags &= NETDEV_NEEDS_CHECKSUM;
+}
+
+static size_t net_pull(void *ctx, struct netdev_header *header, uint8_t frame[NETDEV_FRAME_MAX])
 {
     struct virtio_net *n = ctx;
     struct virtqueue_chain chain = {.buffers = n->buffers};
     size_t len = 0;
+    unsigned pair;
 
     pthread_mutex_lock(&n->dev.lock);
-    if (virtio_is_running(&n->dev))
-        virtqueue_set_notify(&n->dev.queues[QUEUE_TX], false);
-    while (len == 0 && pop_or_ask(n, QUEUE_TX, &chain)) {
-        /* too short or too long for a frame: as on a wire, it is lost */
+    while (len == 0 && take_transmitted(n, &chain, &pair)) {
+        /* too short or too long for a frame, or with no cable: as on a wire, it is lost */
         if (chain.out_size >= HEADER_SIZE + ETHERNET_HEADER &&
-            chain.out_size <= HEADER_SIZE + NETDEV_FRAME_MAX)
+            chain.out_size <= HEADER_SIZE + NETDEV_FRAME_MAX &&
+            (n->dev.config[CONFIG_STATUS] & STATUS_LINK_UP)) {
+            read_header(n, &chain, header);
             len = virtqueue_read(&chain, HEADER_SIZE, frame, NETDEV_FRAME_MAX);
-        virtqueue_push(&n->dev.queues[QUEUE_TX], &chain, 0);
-        virtio_signal_queue(&n->dev, QUEUE_TX);
+            if (n->active_pairs > 1)
+                n->flows[flow_of(frame, len)] = (uint8_t)pair;
+        }
+        virtqueue_push(&n->dev.queues[tx_queue(pair)], &chain, 0);
+        virtio_signal_queue(&n->dev, tx_queue(pair));
     }
     pthread_mutex_unlock(&n->dev.lock);
     return len;
@@ -98,7 +111,7 @@ static size_t net_pull(void *ctx, uint8_t frame[NETDEV_FRAME_MAX])
 
 /* ---- to the driver; on the backend's thread ---- */
 
-static bool table_has(const struct mac_table *table, const uint8_t *addr)
+static bool table_has(const struct net_table *table, const uint8_t *addr)
 {
     for (unsigned i = 0; i < table->count; i++)
         if (memcmp(table->addr[i], addr, 6) == 0)
@@ -122,11 +135,21 @@ static bool is_wanted(const struct virtio_net *n, const uint8_t *to)
             table_has(&n->unicast, to));
 }
 
+/* The next chain; when there is none the driver is asked to notify. */
+static bool pop_or_ask(struct virtio_net *n, unsigned queue, struct virtqueue_chain *chain)
+{
+    do {
+        if (virtio_pop(&n->dev, queue, chain))
+            return true;
+    } while (virtio_is_running(&n->dev) && virtqueue_set_notify(&n->dev.queues[queue], true));
+    return false;
+}
+
 /*
  * Take as many chains as the frame needs: their number, 0 when there are too few for now, or
- * MERGE_MAX + 1 when the frame will never fit.
+ * NET_MERGE_MAX + 1 when the frame will never fit.
  */
-static unsigned take_room(struct virtio_net *n, uint64_t size)
+static unsigned take_room(struct virtio_net *n, unsigned queue, uint64_t size)
 {
     bool may_merge = virtio_has(&n->dev, NET_F_MRG_RXBUF);
     unsigned count = 0;
@@ -134,128 +157,104 @@ static unsigned take_room(struct virtio_net *n, uint64_t size)
 
     while (room < size) {
         struct virtqueue_chain *chain = &n->merged[count];
-        bool is_there = count < MERGE_MAX && pop_or_ask(n, QUEUE_RX, chain);
+        bool is_there = count < NET_MERGE_MAX && pop_or_ask(n, queue, chain);
         if (is_there) {
             count++;
             room += chain->in_size;
-            if (room >= size || (may_merge && count < MERGE_MAX))
+            if (room >= size || (may_merge && count < NET_MERGE_MAX))
                 continue;
         }
         while (count > 0)
-            virtqueue_unpop(&n->dev.queues[QUEUE_RX], &n->merged[--count]);
-        return is_there || n->dev.queues[QUEUE_RX].is_broken ? MERGE_MAX + 1 : 0;
+            virtqueue_unpop(&n->dev.queues[queue], &n->merged[--count]);
+        return is_there || n->dev.queues[queue].is_broken ? NET_MERGE_MAX + 1 : 0;
     }
     return count;
 }
 
-static void fill_room(struct virtio_net *n, unsigned count, const uint8_t *frame, size_t len)
+static void fill_room(struct virtio_net *n, unsigned queue, unsigned count,
+                      const struct netdev_header *left, const uint8_t *frame, size_t len)
 {
-    uint8_t header[HEADER_SIZE] = {0};
+    uint8_t header[HEADER_SIZE];
     size_t done = 0;
 
+    memcpy(header, left, sizeof(*left));
     store_le16(header + HEADER_NUM_BUFFERS, (uint16_t)count);
     for (unsigned i = 0; i < count; i++) {
         struct virtqueue_chain *chain = &n->merged[i];
         uint64_t at = i == 0 ? virtqueue_write(chain, 0, header, HEADER_SIZE) : 0;
         size_t copied = virtqueue_write(chain, at, frame + done, len - done);
         done += copied;
-        virtqueue_push(&n->dev.queues[QUEUE_RX], chain, (uint32_t)(at + copied));
+        virtqueue_push(&n->dev.queues[queue], chain, (uint32_t)(at + copied));
     }
+}
+
+/* What was delivered before the driver changed its mind may leave too much undone: it is lost. */
+static bool is_taken(const struct virtio_net *n, const struct netdev_header *header)
+{
+    unsigned needs = header->flags != 0 ? NETDEV_TAKES_CHECKSUM : 0;
+
+    if (header->gso_type & NETDEV_GSO_ECN)
+        needs |= NETDEV_TAKES_ECN;
+    switch (header->gso_type & ~(unsigned)NETDEV_GSO_ECN) {
+    case NETDEV_GSO_NONE:
+        break;
+    case NETDEV_GSO_TCP4:
+        needs |= NETDEV_TAKES_TCP4;
+        break;
+    case NETDEV_GSO_TCP6:
+        needs |= NETDEV_TAKES_TCP6;
+        break;
+    default:
+        return false;
+    }
+    return (needs & ~n->takes) == 0;
+}
+
+/* The queue of the pair that the flow was last sent on (5.1.6.5.6). */
+static unsigned queue_for(const struct virtio_net *n, const uint8_t *frame, size_t len)
+{
+    unsigned pair = n->active_pairs > 1 ? n->flows[flow_of(frame, len)] : 0;
+
+    return rx_queue(n->dev.queues[rx_queue(pair)].is_enabled ? pair : 0);
 }
 
 /*
  * A header that does not fit into the first chain is a driver that breaks the rules (5.1.6.3.1);
  * its frame is lost.
  */
-static bool net_push(void *ctx, const uint8_t *frame, size_t len)
+static bool push_wanted(struct virtio_net *n, const struct netdev_header *header,
+                        const uint8_t *frame, size_t len)
+{
+    unsigned queue = queue_for(n, frame, len);
+
+    if (!n->dev.queues[queue].is_enabled)
+        return true;
+    unsigned count = take_room(n, queue, HEADER_SIZE + len);
+    if (count == 0 || count > NET_MERGE_MAX)
+        return count != 0;
+    if (n->merged[0].in_size < HEADER_SIZE)
+        virtio_needs_reset(&n->dev, "a receive buffer has no room for the header");
+    else
+        fill_room(n, queue, count, header, frame, len);
+    virtio_signal_queue(&n->dev, queue);
+    return true;
+}
+
+static bool net_push(void *ctx, const struct netdev_header *header, const uint8_t *frame,
+                     size_t len)
 {
     struct virtio_net *n = ctx;
     bool is_done = true;
 
     pthread_mutex_lock(&n->dev.lock);
-    if (virtio_is_running(&n->dev) && n->dev.queues[QUEUE_RX].is_enabled &&
-        (n->dev.config[CONFIG_STATUS] & STATUS_LINK_UP) && len >= ETHERNET_HEADER &&
-        is_wanted(n, frame)) {
-        unsigned count = take_room(n, HEADER_SIZE + len);
-        is_done = count != 0;
-        if (count > 0 && count <= MERGE_MAX) {
-            if (n->merged[0].in_size < HEADER_SIZE)
-                virtio_needs_reset(&n->dev, "a receive buffer has no room for the header");
-            else
-                fill_room(n, count, frame, len);
-            virtio_signal_queue(&n->dev, QUEUE_RX);
-        }
-    }
+    if (virtio_is_running(&n->dev) && (n->dev.config[CONFIG_STATUS] & STATUS_LINK_UP) &&
+        len >= ETHERNET_HEADER && is_wanted(n, frame) && is_taken(n, header))
+        is_done = push_wanted(n, header, frame, len);
     pthread_mutex_unlock(&n->dev.lock);
     return is_done;
 }
 
 static const struct netdev_client net_client = {net_pull, net_push};
-
-/* ---- control; under the lock ---- */
-
-/* One table at `offset` of the command; the offset behind it, or 0 when it is cut off. */
-static uint64_t read_table(const struct virtqueue_chain *chain, uint64_t offset,
-                           struct mac_table *table)
-{
-    uint8_t count_bytes[4];
-
-    if (virtqueue_read(chain, offset, count_bytes, 4) != 4)
-        return 0;
-    uint32_t count = load_le32(count_bytes);
-    offset += 4;
-    if ((uint64_t)count * 6 > chain->out_size - offset)
-        return 0;
-    table->count = MIN(count, TABLE_MAX);
-    table->is_full = count > TABLE_MAX;
-    virtqueue_read(chain, offset, table->addr, table->count * 6);
-    return offset + (uint64_t)count * 6;
-}
-
-static bool control_mac(struct virtio_net *n, unsigned command, const struct virtqueue_chain *chain)
-{
-    struct mac_table unicast = {0}, multicast = {0};
-    uint64_t at;
-
-    switch (command) {
-    case MAC_TABLE_SET:
-        at = read_table(chain, 2, &unicast);
-        if (at == 0 || read_table(chain, at, &multicast) == 0)
-            return false;
-        n->unicast = unicast;
-        n->multicast = multicast;
-        return true;
-    case MAC_ADDR_SET:
-        return chain->out_size == 8 && virtqueue_read(chain, 2, n->dev.config + CONFIG_MAC, 6) == 6;
-    default:
-        return false;
-    }
-}
-
-static bool control(struct virtio_net *n, const struct virtqueue_chain *chain)
-{
-    uint8_t header[3];
-
-    if (virtqueue_read(chain, 0, header, 3) != 3)
-        return false;
-    if (header[0] == CLASS_RX && header[1] < RX_COUNT) {
-        n->rx[header[1]] = header[2] != 0;
-        return true;
-    }
-    return header[0] == CLASS_MAC && control_mac(n, header[1], chain);
-}
-
-static void serve_control(struct virtio_net *n)
-{
-    struct virtqueue_chain chain = {.buffers = n->buffers};
-
-    while (pop_or_ask(n, QUEUE_CONTROL, &chain)) {
-        uint8_t ack = control(n, &chain) ? ACK_OK : ACK_ERR;
-        uint32_t written = (uint32_t)virtqueue_write(&chain, 0, &ack, 1);
-        virtqueue_push(&n->dev.queues[QUEUE_CONTROL], &chain, written);
-    }
-    virtio_signal_queue(&n->dev, QUEUE_CONTROL);
-}
 
 /* ---- the device; under the lock ---- */
 
@@ -263,28 +262,30 @@ static void net_notify(struct virtio_device *dev, unsigned index)
 {
     struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
 
-    if (index == QUEUE_CONTROL)
-        serve_control(n);
+    if (index == virtio_net_control_queue(n))
+        virtio_net_serve_control(n);
     else
         netdev_wake(n->net);
 }
 
-static void set_initial(struct virtio_net *n)
+static void net_start(struct virtio_device *dev)
 {
-    memcpy(n->dev.config + CONFIG_MAC, n->mac, 6);
-    memset(n->rx, 0, sizeof(n->rx));
-    /* until the driver says what it wants, it gets all (5.1.6.5.1) */
-    n->rx[RX_PROMISC] = true;
-    n->unicast = n->multicast = (struct mac_table){0};
+    struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
+
+    virtio_net_accept(n, dev->features);
 }
 
 static bool net_reset(struct virtio_device *dev)
 {
-    set_initial(CONTAINER_OF(dev, struct virtio_net, dev));
+    struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
+
+    virtio_net_reset_control(n);
+    virtio_net_accept(n, 0);
     return true;
 }
 
-static const struct virtio_ops net_ops = {.notify = net_notify, .reset = net_reset};
+static const struct virtio_ops net_ops = {
+    .start = net_start, .notify = net_notify, .reset = net_reset};
 
 void virtio_net_set_link(struct virtio_net *n, bool is_up)
 {
@@ -295,31 +296,45 @@ void virtio_net_set_link(struct virtio_net *n, bool is_up)
     netdev_wake(n->net);
 }
 
+static void fill_device(struct virtio_net *n, const struct virtio_net_config *config)
+{
+    struct virtio_device *dev = &n->dev;
+
+    dev->ops = &net_ops;
+    dev->name = config->name;
+    dev->id = VIRTIO_ID_NET;
+    dev->offered = VIRTIO_FEATURES_COMMON | NET_F_CSUM | NET_F_GUEST_CSUM |
+                   NET_F_CTRL_GUEST_OFFLOADS | NET_F_MTU | NET_F_MAC | NET_F_GUEST_TSO4 |
+                   NET_F_GUEST_TSO6 | NET_F_GUEST_ECN | NET_F_HOST_TSO4 | NET_F_HOST_TSO6 |
+                   NET_F_HOST_ECN | NET_F_MRG_RXBUF | NET_F_STATUS | NET_F_CTRL_VQ | NET_F_CTRL_RX |
+                   NET_F_CTRL_RX_EXTRA | NET_F_CTRL_MAC_ADDR | NET_F_HOST_USO;
+    if (config->pair_count > 1)
+        dev->offered |= NET_F_MQ;
+    dev->queue_count = 2 * config->pair_count + 1;
+    dev->queue_size = NET_QUEUE_SIZE;
+    dev->config_size = CONFIG_SIZE;
+    dev->memory = config->memory;
+    virtio_init(dev);
+    dev->config[CONFIG_STATUS] = STATUS_LINK_UP;
+    store_le16(dev->config + CONFIG_PAIRS, (uint16_t)config->pair_count);
+    store_le16(dev->config + CONFIG_MTU, (uint16_t)netdev_mtu(config->net));
+}
+
 int virtio_net_create(const struct virtio_net_config *config, struct virtio_net **out,
                       struct err *e)
 {
     struct virtio_net *n = calloc(1, sizeof(*n));
 
+    assert(config->pair_count >= 1 && config->pair_count <= VIRTIO_NET_PAIRS_MAX);
     if (n == NULL)
         return err_set(e, ENOMEM, "make the network device %s", config->name);
     n->net = config->net;
+    n->pair_count = config->pair_count;
     memcpy(n->mac, config->mac, 6);
-    for (unsigned i = 0; i < MERGE_MAX; i++)
+    for (unsigned i = 0; i < NET_MERGE_MAX; i++)
         n->merged[i].buffers = n->merged_buffers[i];
-    n->dev.ops = &net_ops;
-    n->dev.name = config->name;
-    n->dev.id = VIRTIO_ID_NET;
-    n->dev.offered = VIRTIO_FEATURES_COMMON | NET_F_MAC | NET_F_MTU | NET_F_STATUS |
-                     NET_F_MRG_RXBUF | NET_F_CTRL_VQ | NET_F_CTRL_RX | NET_F_CTRL_RX_EXTRA |
-                     NET_F_CTRL_MAC_ADDR;
-    n->dev.queue_count = QUEUE_COUNT;
-    n->dev.queue_size = QUEUE_SIZE;
-    n->dev.config_size = CONFIG_SIZE;
-    n->dev.memory = config->memory;
-    virtio_init(&n->dev);
-    set_initial(n);
-    n->dev.config[CONFIG_STATUS] = STATUS_LINK_UP;
-    store_le16(n->dev.config + CONFIG_MTU, (uint16_t)netdev_mtu(config->net));
+    fill_device(n, config);
+    virtio_net_reset_control(n);
     *out = n;
     return 0;
 }

@@ -1,8 +1,9 @@
 /*
  * virtio_net.h - network device
  *
- * Frames go to and come from a network backend (backend/net), on whose thread they are copied. One
- * pair of queues and a control queue.
+ * Frames go to and come from a network backend (backend/net), on whose thread they are copied.
+ * Pairs of queues and a control queue; frames that a flow receives come on the pair that it sends
+ * on.
  *
  * Threads: created and destroyed by one thread; everything else as virtio.h says.
  *
@@ -21,11 +22,14 @@ struct space;
 struct virtio_device;
 struct virtio_net;
 
+#define VIRTIO_NET_PAIRS_MAX 8
+
 struct virtio_net_config {
     const char *name; /* for messages; outlives the device */
     struct space *memory;
     struct netdev *net; /* not started yet; outlives the device, but for netdev_close */
     uint8_t mac[6];
+    unsigned pair_count; /* of queues, 1..VIRTIO_NET_PAIRS_MAX */
 };
 
 int virtio_net_create(const struct virtio_net_config *config, struct virtio_net **out,

@@ -56,7 +56,7 @@ bool virtqueue_enable(struct virtqueue *q, struct space *memory, bool is_packed,
     q->is_packed = is_packed;
     q->is_indirect = is_indirect;
     q->is_event_idx = is_event_idx;
-    q->is_broken = false;
+    q->is_quiet = q->is_broken = false;
     q->next_avail = q->next_used = q->signalled_used = 0;
     q->avail_wrap = q->used_wrap = true; /* 2.8.1 */
     q->used_since_signal = 0;
@@ -196,6 +196,7 @@ bool virtqueue_set_notify(struct virtqueue *q, bool is_wanted)
 {
     if (!q->is_enabled || q->is_broken)
         return false;
+    q->is_quiet = !is_wanted;
     if (q->is_packed)
         virtqueue_packed_set_notify(q, is_wanted);
     else

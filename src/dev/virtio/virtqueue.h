@@ -56,6 +56,7 @@ struct virtqueue {
     bool is_indirect;  /* VIRTIO_F_INDIRECT_DESC */
     bool is_event_idx; /* VIRTIO_F_EVENT_IDX */
 
+    bool is_quiet; /* the driver need not notify */
     bool is_broken;
     const char *why; /* is_broken: what the driver did, for the log */
 

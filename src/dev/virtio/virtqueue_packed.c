@@ -39,10 +39,17 @@ static void advance(uint16_t *at, bool *wrap, unsigned count, unsigned size)
     *at = (uint16_t)next;
 }
 
+/* A field of the device's area; whoever watches memory hears of it. */
+static void store(struct virtqueue *q, unsigned offset, uint16_t value)
+{
+    ring_store16(q->device_area + offset, value);
+    space_note_written(q->memory, q->device + offset, 2);
+}
+
 /* The device says with which descriptor it wants to be told again. */
 static void ask_for_next(struct virtqueue *q)
 {
-    ring_store16(q->device_area, (uint16_t)(q->next_avail | (unsigned)q->avail_wrap << WRAP_SHIFT));
+    store(q, 0, (uint16_t)(q->next_avail | (unsigned)q->avail_wrap << WRAP_SHIFT));
 }
 
 bool virtqueue_packed_pop(struct virtqueue *q, struct virtqueue_chain *chain)
@@ -94,7 +101,8 @@ void virtqueue_packed_push(struct virtqueue *q, const struct virtqueue_chain *ch
     __atomic_store_n((uint32_t *)(p + 8), written, __ATOMIC_RELAXED);
     __atomic_store_n((uint16_t *)(p + 12), chain->id, __ATOMIC_RELAXED);
     ring_store16(p + 14, flags);
-    space_note_written(q->memory, q->descriptors + q->next_used * DESCRIPTOR_SIZE, DESCRIPTOR_SIZE);
+    /* the address, the first half of it, is the driver's still */
+    space_note_written(q->memory, q->descriptors + q->next_used * DESCRIPTOR_SIZE + 8, 8);
     advance(&q->next_used, &q->used_wrap, chain->descriptor_count, q->size);
     q->used_since_signal = (uint16_t)MIN(q->used_since_signal + chain->descriptor_count, 0xffff);
 }
@@ -128,11 +136,11 @@ bool virtqueue_packed_wants_interrupt(struct virtqueue *q)
 void virtqueue_packed_set_notify(struct virtqueue *q, bool is_wanted)
 {
     if (!is_wanted) {
-        ring_store16(q->device_area + PACKED_EVENT_FLAGS, EVENT_DISABLE);
+        store(q, PACKED_EVENT_FLAGS, EVENT_DISABLE);
     } else if (q->is_event_idx) {
         ask_for_next(q);
-        ring_store16(q->device_area + PACKED_EVENT_FLAGS, EVENT_DESCRIPTOR);
+        store(q, PACKED_EVENT_FLAGS, EVENT_DESCRIPTOR);
     } else {
-        ring_store16(q->device_area + PACKED_EVENT_FLAGS, EVENT_ENABLE);
+        store(q, PACKED_EVENT_FLAGS, EVENT_ENABLE);
     }
 }

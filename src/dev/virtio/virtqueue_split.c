@@ -16,6 +16,13 @@ static uint8_t *avail_event(const struct virtqueue *q)
     return q->device_area + USED_RING + q->size * USED_SIZE;
 }
 
+/* A field of the device's area; whoever watches memory hears of it. */
+static void store(struct virtqueue *q, uint8_t *p, uint16_t value)
+{
+    ring_store16(p, value);
+    space_note_written(q->memory, q->device + (uint64_t)(p - q->device_area), 2);
+}
+
 bool virtqueue_split_has_more(struct virtqueue *q)
 {
     return ring_load16(q->driver_area + AVAIL_INDEX) != q->next_avail;
@@ -62,8 +69,8 @@ bool virtqueue_split_pop(struct virtqueue *q, struct virtqueue_chain *chain)
         return false;
     chain->id = head;
     q->next_avail++;
-    if (q->is_event_idx)
-        ring_store16(avail_event(q), q->next_avail);
+    if (q->is_event_idx && !q->is_quiet)
+        store(q, avail_event(q), q->next_avail);
     return true;
 }
 
@@ -76,8 +83,8 @@ void virtqueue_split_push(struct virtqueue *q, const struct virtqueue_chain *cha
     __atomic_store_n((uint32_t *)entry, chain->id, __ATOMIC_RELAXED);
     __atomic_store_n((uint32_t *)(entry + 4), written, __ATOMIC_RELAXED);
     q->next_used++;
-    ring_store16(q->device_area + USED_INDEX, q->next_used);
-    space_note_written(q->memory, q->device, USED_RING + q->size * USED_SIZE);
+    space_note_written(q->memory, q->device + (uint64_t)(entry - q->device_area), USED_SIZE);
+    store(q, q->device_area + USED_INDEX, q->next_used);
 }
 
 bool virtqueue_split_wants_interrupt(struct virtqueue *q)
@@ -96,8 +103,8 @@ bool virtqueue_split_wants_interrupt(struct virtqueue *q)
 void virtqueue_split_set_notify(struct virtqueue *q, bool is_wanted)
 {
     if (!q->is_event_idx)
-        ring_store16(q->device_area + USED_FLAGS, is_wanted ? 0 : USED_NO_NOTIFY);
+        store(q, q->device_area + USED_FLAGS, is_wanted ? 0 : USED_NO_NOTIFY);
     else if (is_wanted)
-        ring_store16(avail_event(q), q->next_avail);
+        store(q, avail_event(q), q->next_avail);
     /* else: the event index stays behind, which asks for nothing until it is moved */
 }
