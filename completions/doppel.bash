@@ -47,6 +47,7 @@ _doppel() {
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd=' -- "$cur") ;;
+    --share) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
     --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
@@ -56,7 +57,7 @@ _doppel() {
         ;;
     *)
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --kernel --initrd
-            --cmdline --disk --net --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
+            --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;
     esac

@@ -182,6 +182,35 @@ static void test_networks(void **state)
     }
 }
 
+static void test_share(void **state)
+{
+    struct options o;
+    struct err e;
+    assert_int_equal(
+        PARSE(&o, &e, "--kernel", "k", "--share", "/a,,b,tag=x", "--share", "c,ro,tag=y"), 0);
+    assert_int_equal(o.share_count, 2);
+    assert_string_equal(o.shares[0].path, "/a,b");
+    assert_string_equal(o.shares[0].tag, "x");
+    assert_false(o.shares[0].is_read_only);
+    assert_string_equal(o.shares[1].path, "c");
+    assert_true(o.shares[1].is_read_only);
+    static const char *const bad[][2] = {
+        {"c", "tag=NAME"},
+        {",tag=x", "empty"},
+        {"c,tag=", "1 to 36"},
+        {"c,tag=0123456789012345678901234567890123456", "1 to 36"},
+        {"c,tga=x", "did you mean 'tag'"},
+        {"c,tag=x,rw", "ro"},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", bad[i][0]), -EINVAL);
+        assert_non_null(strstr(e.msg, bad[i][1]));
+    }
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", "a,tag=x", "--share", "b,tag=x"),
+                     -EINVAL);
+    assert_non_null(strstr(e.msg, "two folders"));
+}
+
 static void test_help_needs_no_kernel(void **state)
 {
     struct options o;
@@ -341,6 +370,7 @@ int main(void)
         cmocka_unit_test(test_bad_usage),
         cmocka_unit_test(test_disks),
         cmocka_unit_test(test_networks),
+        cmocka_unit_test(test_share),
         cmocka_unit_test(test_help_needs_no_kernel),
         cmocka_unit_test(test_suggest),
         cmocka_unit_test(test_keys),

@@ -26,6 +26,7 @@ enum option_id {
     OPTION_CMDLINE,
     OPTION_DISK,
     OPTION_NET,
+    OPTION_SHARE,
     OPTION_SERIAL,
     OPTION_DEBUG_EXIT,
     OPTION_TEST_DEVICE,
@@ -83,6 +84,10 @@ static const struct option_spec {
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
         "leads to the guest), restrict (no way out), mac=ADDRESS,\n"
         "mtu=BYTES"},
+    [OPTION_SHARE] = {"share", "PATH,tag=NAME[,ro]", NULL,
+        "Share a folder of the host with the guest, up to 8 times;\n"
+        "in a Linux guest: mount -t virtiofs NAME /where. With ro\n"
+        "it can only be read"},
     [OPTION_SERIAL] = {"serial", "DEVICE", NULL,
         "First serial port: stdio (the default), file:PATH,\n"
         "unix:PATH (a listening socket) or none"},
@@ -263,6 +268,20 @@ static int options_take_words(enum option_id id, const char *value, struct optio
     }
 }
 
+static int options_take_share(const char *value, struct options *out, struct err *e)
+{
+    struct vm_share *share = &out->shares[out->share_count];
+
+    if (out->share_count == VM_SHARES_MAX)
+        return err_set(e, 0, "--share: there can be %u shared folders", VM_SHARES_MAX);
+    int rc = share_parse(value, out->share_texts[out->share_count], share, e);
+    for (unsigned i = 0; rc == 0 && i < out->share_count; i++)
+        if (strcmp(out->shares[i].tag, share->tag) == 0)
+            rc = err_set(e, 0, "--share: two folders have the tag '%s'", share->tag);
+    out->share_count++;
+    return rc;
+}
+
 static int options_take(enum option_id id, const char *value, struct options *out, struct err *e)
 {
     uint64_t number;
@@ -310,6 +329,8 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         return rc;
     case OPTION_NET:
         return net_parse(value, out->net_text, &out->net, e);
+    case OPTION_SHARE:
+        return options_take_share(value, out, e);
     case OPTION_SERIAL:
         out->serial = value;
         return 0;

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cli/disk.h"
 #include "cli/net.h"
+#include "cli/share.h"
 #include "vm/vm.h"
 
 /* What to do; strings point into argv or are constants. */
@@ -35,6 +36,9 @@ struct options {
     unsigned disk_count;
     struct vm_net net;
     char net_text[NET_TEXT_SIZE]; /* what `net` points into */
+    struct vm_share shares[VM_SHARES_MAX];
+    char share_texts[VM_SHARES_MAX][SHARE_TEXT_SIZE]; /* what `shares` points into */
+    unsigned share_count;
     bool has_debug_exit;
     bool has_test_device; /* which implies a debug-exit port */
     bool wants_stats;

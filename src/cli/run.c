@@ -250,6 +250,8 @@ static int run_open(struct run *run, struct err *e)
         .disks = o->disks,
         .disk_count = o->disk_count,
         .net = o->net,
+        .shares = o->shares,
+        .share_count = o->share_count,
         .has_debug_exit = o->has_debug_exit || o->has_test_device,
         .has_test_device = o->has_test_device,
         .on_reboot = o->on_reboot,

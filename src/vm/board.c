@@ -10,6 +10,7 @@
 
 #include "backend/block/block.h"
 #include "backend/net/netdev.h"
+#include "backend/share/share.h"
 #include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/i8259.h"
 #include "dev/irqchip/ioapic.h"
@@ -28,6 +29,7 @@
 #include "dev/timer/i8254.h"
 #include "dev/timer/mc146818.h"
 #include "dev/virtio/virtio_blk.h"
+#include "dev/virtio/virtio_fs.h"
 #include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
@@ -43,6 +45,7 @@ _Static_assert(MAP_COM1_PORT == UART16550_COM1_PORT, "the DSDT says where COM1 i
 _Static_assert(MAP_PM_PORT == ACPI_PM_DEFAULT_BASE, "the DSDT says where the PM block is");
 _Static_assert(MAP_PM_SIZE == ACPI_PM_SIZE, "the DSDT says how large the PM block is");
 _Static_assert(MAP_ECAM_SIZE == PCI_HOST_ECAM_SIZE, "the DSDT says how large it is");
+_Static_assert(VM_SHARE_TAG_MAX == VIRTIO_FS_TAG_MAX, "the option's tag is the device's");
 _Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power off");
 
 /* BIOS data area and extended BIOS data area */
@@ -498,6 +501,46 @@ static int board_create_net(struct board *b, struct err *e)
     return ret;
 }
 
+static int board_create_share(struct board *b, unsigned index, struct err *e)
+{
+    const struct vm_share *share = &b->vm->config.shares[index];
+    struct board_share *s = &b->shares[index];
+    struct share_config host = {
+        .path = share->path,
+        .is_read_only = share->is_read_only,
+        .descriptors_max = share_descriptors(b->vm->config.share_count),
+    };
+    int ret = share_open(&host, &s->share, e);
+
+    if (ret != 0)
+        return ret;
+    struct virtio_fs_config config = {
+        .name = share->path, .memory = b->memory, .share = s->share, .tag = share->tag};
+    ret = virtio_fs_create(&config, &s->fs, e);
+    if (ret == 0)
+        ret = virtio_pci_create(virtio_fs_device(s->fs), PCI_CLASS_STORAGE_OTHER, &s->function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(s->function, b->pci, MAP_SHARE_SLOT + index, e);
+    return ret;
+}
+
+static int board_create_shares(struct board *b, struct err *e)
+{
+    int ret = 0;
+
+    for (unsigned i = 0; ret == 0 && i < b->vm->config.share_count; i++)
+        ret = board_create_share(b, i, e);
+    return ret;
+}
+
+static void board_destroy_share(struct board_share *s)
+{
+    /* as for disks */
+    share_close(s->share);
+    virtio_pci_destroy(s->function);
+    virtio_fs_destroy(s->fs);
+}
+
 /* ---- all of it ---- */
 
 int board_create(struct board *b, struct vm *vm, struct err *e)
@@ -515,6 +558,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_rng,         /* entropy 00:02.0 */
         board_create_disks,       /* virtio disks, from 00:03.0 on */
         board_create_net,         /* with --net: 00:13.0 */
+        board_create_shares,      /* shared folders, from 00:18.0 on */
         board_create_debug_exit,  /* with --debug-exit */
         board_create_test_device, /* with --test-device: also QEMU's firmware configuration */
     };
@@ -536,6 +580,8 @@ void board_destroy(struct board *b)
     test_device_destroy(b->test_device);
     for (unsigned i = 0; i < VM_DISKS_MAX; i++)
         board_destroy_disk(&b->disks[i]);
+    for (unsigned i = 0; i < VM_SHARES_MAX; i++)
+        board_destroy_share(&b->shares[i]);
     netdev_close(b->netdev);
     virtio_pci_destroy(b->net_function);
     virtio_net_destroy(b->net);
@@ -587,6 +633,8 @@ void board_reset(struct board *b)
         virtio_pci_reset(b->disks[i].function);
     if (b->net_function != NULL)
         virtio_pci_reset(b->net_function);
+    for (unsigned i = 0; i < b->vm->config.share_count; i++)
+        virtio_pci_reset(b->shares[i].function);
     virtio_pci_reset(b->rng_function);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);

@@ -64,6 +64,11 @@ struct board {
     struct netdev *netdev;
     struct virtio_net *net;
     struct virtio_pci *net_function;
+    struct board_share {
+        struct share *share;
+        struct virtio_fs *fs;
+        struct virtio_pci *function;
+    } shares[VM_SHARES_MAX];
 };
 
 /*

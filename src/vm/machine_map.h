@@ -54,6 +54,7 @@
 #define MAP_RNG_SLOT 2
 #define MAP_DISK_SLOT 3 /* and 15 behind it */
 #define MAP_NET_SLOT 19
+#define MAP_SHARE_SLOT 24 /* and 7 behind it */
 #define MAP_PIRQ_GSI 16
 #define MAP_HPET_GSI_MASK 0x00f00000
 

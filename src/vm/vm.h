@@ -54,6 +54,16 @@ struct vm_net {
     struct netdev_user_config user;
 };
 
+/* A folder of the host, which the guest mounts by its tag (virtio-fs). */
+struct vm_share {
+    const char *path;
+    const char *tag; /* 1 to VM_SHARE_TAG_MAX bytes */
+    bool is_read_only;
+};
+
+#define VM_SHARES_MAX 8
+#define VM_SHARE_TAG_MAX 36
+
 /* Strings and objects are the caller's and outlive the machine. */
 struct vm_config {
     const char *engine;          /* "auto", "kvm", "bt" or "interp"; NULL is "auto" */
@@ -69,6 +79,8 @@ struct vm_config {
     const struct vm_disk *disks;
     unsigned disk_count;         /* at most VM_DISKS_MAX */
     struct vm_net net;
+    const struct vm_share *shares;
+    unsigned share_count;        /* at most VM_SHARES_MAX */
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
     bool has_test_device;        /* QEMU's pc-testdev and firmware configuration */
     enum vm_on_reboot on_reboot;

@@ -1,0 +1,227 @@
+/*
+ * share.c - a shared folder: requests, and the threads that carry them out
+ *
+ * A few threads take requests from one list, as those of a disk do: a slow file system of the host
+ * stops the guest's processes that wait for it, and nothing else.
+ */
+#include "backend/share/share.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "backend/share/share_impl.h"
+#include "base/bits.h"
+
+/* Descriptors that stay for disks, sockets and the like. */
+#define DESCRIPTORS_RESERVED 512u
+#define DESCRIPTORS_MIN 64u
+#define DESCRIPTORS_MAX (1u << 20)
+
+unsigned share_descriptors(unsigned count)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return DESCRIPTORS_MIN;
+    if (limit.rlim_cur < limit.rlim_max) {
+        rlim_t before = limit.rlim_cur;
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+            limit.rlim_cur = before;
+    }
+    rlim_t all = limit.rlim_cur > 2 * DESCRIPTORS_RESERVED ? limit.rlim_cur - DESCRIPTORS_RESERVED
+                                                           : limit.rlim_cur / 2;
+    return (unsigned)MAX(MIN(all / count, (rlim_t)DESCRIPTORS_MAX), (rlim_t)DESCRIPTORS_MIN);
+}
+
+/* ---- threads ---- */
+
+static void *share_run(void *ctx)
+{
+    struct share *share = ctx;
+    struct share_call *call = malloc(sizeof(*call));
+    struct err e;
+
+    /* tried by share_open: what worked there works here */
+    bool is_good = call != NULL && share_creds_thread(&e) == 0;
+    umask(0);
+    pthread_mutex_lock(&share->lock);
+    for (;;) {
+        struct share_request *r = share->first;
+        if (r == NULL) {
+            if (share->is_stopping)
+                break;
+            pthread_cond_wait(&share->has_work, &share->lock);
+            continue;
+        }
+        share->first = r->next;
+        if (share->first == NULL)
+            share->last = &share->first;
+        pthread_mutex_unlock(&share->lock);
+        r->done(r, is_good ? share_serve(share, r, call) : 0);
+        pthread_mutex_lock(&share->lock);
+    }
+    pthread_mutex_unlock(&share->lock);
+    free(call);
+    return NULL;
+}
+
+void share_submit(struct share *share, struct share_request *r)
+{
+    r->next = NULL;
+    r->is_interrupted = false;
+    r->has_header = share_read_header(r);
+    pthread_mutex_lock(&share->lock);
+    if (r->is_urgent) {
+        r->next = share->first;
+        share->first = r;
+        if (r->next == NULL)
+            share->last = &r->next;
+    } else {
+        *share->last = r;
+        share->last = &r->next;
+    }
+    pthread_cond_signal(&share->has_work);
+    pthread_mutex_unlock(&share->lock);
+}
+
+static int start_threads(struct share *share, struct err *e)
+{
+    sigset_t all, old;
+    int code = 0;
+
+    /* signals are the main thread's business, SIGXFSZ nobody's: the write fails */
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    while (share->thread_count < ARRAY_SIZE(share->threads) && code == 0) {
+        pthread_t *thread = &share->threads[share->thread_count];
+        code = pthread_create(thread, NULL, share_run, share);
+        if (code == 0) {
+            pthread_setname_np(*thread, "doppel-share");
+            share->thread_count++;
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return code == 0 ? 0
+                     : err_set(e, code, "start the threads of the folder '%s'", share->config.path);
+}
+
+static void stop_threads(struct share *share)
+{
+    pthread_mutex_lock(&share->lock);
+    share->is_stopping = true;
+    pthread_cond_broadcast(&share->has_work);
+    pthread_mutex_unlock(&share->lock);
+    for (unsigned i = 0; i < share->thread_count; i++)
+        pthread_join(share->threads[i], NULL);
+}
+
+/* ---- opening ---- */
+
+static int open_root(struct share *share, struct err *e)
+{
+    const char *path = share->config.path;
+    struct statx st;
+    int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0)
+        return err_set(e, errno, "share the folder '%s'", path);
+    int rc = share_stat(fd, &st);
+    if (rc != 0) {
+        close(fd);
+        return err_set(e, -rc, "look at the folder '%s'", path);
+    }
+    struct share_inode_key key = {.fd = fd,
+                                  .type = S_IFDIR,
+                                  .dev = (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor,
+                                  .ino = st.stx_ino,
+                                  .mount = st.stx_mnt_id};
+    rc = share_tables_set_root(&share->tables, &key);
+    if (rc != 0) {
+        close(fd);
+        return err_set(e, -rc, "share the folder '%s'", path);
+    }
+    return 0;
+}
+
+/* What the server relies on, tried on the folder itself. */
+static int try_host(struct share *share, struct err *e)
+{
+    const char *path = share->config.path;
+    struct share_inode *root = share_inode_get(&share->tables, FUSE_ROOT_ID);
+    int fd = share_open_name(root->fd, ".", O_PATH | O_NOFOLLOW, 0);
+    int listed = share_reopen(share, root, O_RDONLY | O_DIRECTORY);
+
+    share_inode_put(&share->tables, root);
+    if (fd >= 0)
+        close(fd);
+    if (listed >= 0)
+        close(listed);
+    if (fd == -ENOSYS)
+        return err_set(e, 0,
+                       "share the folder '%s': the host's kernel has no openat2, which keeps the "
+                       "guest inside; it takes Linux 5.6 or later",
+                       path);
+    if (fd < 0)
+        return err_set(e, -fd, "search the folder '%s'", path);
+    if (listed < 0)
+        return err_set(e, -listed, "list the folder '%s'", path);
+    return 0;
+}
+
+static int open_parts(struct share *share, struct err *e)
+{
+    share->proc_fd = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (share->proc_fd < 0)
+        return err_set(e, errno, "share the folder '%s': it takes /proc, open /proc/self/fd",
+                       share->config.path);
+    share_creds_init(&share->creds);
+    int rc = open_root(share, e);
+    if (rc == 0)
+        rc = try_host(share, e);
+    return rc == 0 ? start_threads(share, e) : rc;
+}
+
+int share_open(const struct share_config *config, struct share **out, struct err *e)
+{
+    struct share *share = calloc(1, sizeof(*share));
+
+    if (share == NULL)
+        return err_set(e, ENOMEM, "share the folder '%s'", config->path);
+    share->config = *config;
+    share->last = &share->first;
+    share->proc_fd = -1;
+    pthread_mutex_init(&share->lock, NULL);
+    pthread_cond_init(&share->has_work, NULL);
+    share_tables_init(&share->tables, config->descriptors_max);
+    int rc = open_parts(share, e);
+    if (rc != 0) {
+        share_close(share);
+        return rc;
+    }
+    *out = share;
+    return 0;
+}
+
+void share_reset(struct share *share)
+{
+    share->minor = 0;
+    share_tables_clear(&share->tables);
+}
+
+void share_close(struct share *share)
+{
+    if (share == NULL)
+        return;
+    stop_threads(share);
+    share_tables_fini(&share->tables);
+    if (share->proc_fd >= 0)
+        close(share->proc_fd);
+    pthread_cond_destroy(&share->has_work);
+    pthread_mutex_destroy(&share->lock);
+    free(share);
+}

@@ -1,0 +1,70 @@
+/*
+ * share.h - a folder of the host that a guest mounts: a server for the FUSE protocol
+ *
+ * A request is the bytes of a FUSE message in the guest's memory, and room for the answer. All of
+ * it is hostile. The server gives out nothing but what lies in the folder: it opens names only one
+ * at a time, beneath a folder that it holds open, and never follows a symbolic link (the guest
+ * does that, among its own paths). Devices, sockets and FIFOs are names with attributes here; they
+ * are never opened.
+ *
+ * Threads: share_submit may be called from any thread and does not block; `done` runs on one of
+ * the server's own threads with no lock held, and may submit more. share_reset and share_close
+ * belong to one thread, with no request under way.
+ *
+ * Spec: Linux include/uapi/linux/fuse.h, protocol 7; VIRTIO 1.2, 5.11.
+ */
+#ifndef DOPPEL_BACKEND_SHARE_SHARE_H
+#define DOPPEL_BACKEND_SHARE_SHARE_H
+
+#include <linux/fuse.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+
+struct share;
+
+/* The server makes no use of more pieces than that in each direction. */
+#define SHARE_IOV_MAX 1024
+
+struct share_request {
+    /* the submitter's, until `done` */
+    const struct iovec *in, *out;
+    unsigned in_count, out_count;
+    uint64_t in_size, out_size; /* bytes of all pieces */
+    bool is_urgent;             /* goes before those that wait */
+    /* The answer is in the first `written` bytes of `out`; the request is the submitter's again. */
+    void (*done)(struct share_request *request, uint32_t written);
+
+    /* the server's */
+    bool has_header, is_interrupted;
+    struct fuse_in_header header; /* read once, when submitted */
+    struct share_request *next;
+};
+
+struct share_config {
+    const char *path; /* for messages too; outlives the share */
+    bool is_read_only;
+    /* how many descriptors the guest may make the server hold at a time; at least 16 */
+    unsigned descriptors_max;
+};
+
+int share_open(const struct share_config *config, struct share **out, struct err *e);
+
+/* Waits for requests under way. NULL is allowed. */
+void share_close(struct share *share);
+
+void share_submit(struct share *share, struct share_request *request);
+
+/* Forget what the guest looked up and opened: it will begin again with INIT. */
+void share_reset(struct share *share);
+
+/*
+ * Raise the limit on open files as far as it goes, and say how many of them each of `count` shares
+ * may have, so that enough are left for everything else.
+ */
+unsigned share_descriptors(unsigned count);
+
+#endif

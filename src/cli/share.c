@@ -1,0 +1,59 @@
+/*
+ * share.c - the value of --share
+ */
+#include "cli/share.h"
+
+#include <string.h>
+
+#include "base/bits.h"
+#include "cli/props.h"
+
+static int take_tag(const char *value, struct vm_share *out, struct err *e)
+{
+    if (value[0] == '\0' || strlen(value) > VM_SHARE_TAG_MAX)
+        return err_set(e, 0, "--share: the tag '%s' is not of 1 to %u bytes", value,
+                       VM_SHARE_TAG_MAX);
+    out->tag = value;
+    return 0;
+}
+
+static int take_property(const char *part, struct vm_share *out, struct err *e)
+{
+    static const char *const names[] = {"ro", "tag"};
+    const char *value;
+
+    if (strcmp(part, "ro") == 0) {
+        out->is_read_only = true;
+        return 0;
+    }
+    if ((value = props_value(part, "tag")) != NULL)
+        return take_tag(value, out, e);
+    return props_unknown("--share", part, names, ARRAY_SIZE(names),
+                         "there are tag= and ro; a comma in the folder's name is written twice", e);
+}
+
+int share_parse(const char *value, char text[SHARE_TEXT_SIZE], struct vm_share *out, struct err *e)
+{
+    char *to = text;
+
+    *out = (struct vm_share){.path = text};
+    if (strlen(value) >= SHARE_TEXT_SIZE)
+        return err_set(e, 0, "--share: the value is longer than %u characters",
+                       SHARE_TEXT_SIZE - 1);
+    const char *rest = props_take(value, &to);
+    if (text[0] == '\0')
+        return err_set(e, 0, "--share: the folder's name is empty");
+    while (rest != NULL) {
+        const char *part = to;
+        rest = props_take(rest, &to);
+        int rc = take_property(part, out, e);
+        if (rc != 0)
+            return rc;
+    }
+    if (out->tag == NULL)
+        return err_set(e, 0,
+                       "--share: by what name is the guest to mount it? Say so with "
+                       "'--share %s,tag=NAME'",
+                       value);
+    return 0;
+}
