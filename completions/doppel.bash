@@ -4,6 +4,11 @@
 _doppel_command() {
     local options='--json --help'
     case $1 in
+    switch)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -f -- "$2"; compgen -W --help -- "$2")
+        return
+        ;;
     stop) options+=' --timeout --hard --button --no-wait' ;;
     ps | status | pause | resume | stats | engine) ;;
     *) return ;;
@@ -32,7 +37,7 @@ _doppel() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     if [[ $COMP_CWORD -eq 1 ]]; then
-        mapfile -t COMPREPLY < <(compgen -W 'run ps status pause resume stop stats engine help version
+        mapfile -t COMPREPLY < <(compgen -W 'run switch ps status pause resume stop stats engine help version
             --help --version' -- "$cur")
         return
     fi
@@ -46,7 +51,7 @@ _doppel() {
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
-    --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd=' -- "$cur") ;;
+    --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd= socket:' -- "$cur") ;;
     --share) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;

@@ -14,6 +14,7 @@
 #include "cli/remote.h"
 #include "cli/run.h"
 #include "cli/suggest.h"
+#include "cli/switch.h"
 #include "cpu/model.h"
 
 /*
@@ -91,6 +92,8 @@ int cli_main(int argc, char **argv)
         return cli_run(argc - 2, argv + 2);
     if (remote_knows(command))
         return remote_run(command, argc - 2, argv + 2);
+    if (strcmp(command, "switch") == 0)
+        return switch_run(argc - 2, argv + 2);
     if (strcmp(command, "help") == 0 || strcmp(command, "--help") == 0 ||
         strcmp(command, "-h") == 0)
         return cli_help();
@@ -101,8 +104,8 @@ int cli_main(int argc, char **argv)
                   command);
         return EXIT_STATUS_ERROR;
     }
-    const char *commands[16] = {"run", "help", "version"};
-    size_t count = 3;
+    const char *commands[16] = {"run", "switch", "help", "version"};
+    size_t count = 4;
     for (unsigned i = 0; remote_commands[i] != NULL; i++)
         commands[count++] = remote_commands[i];
     const char *near = suggest_nearest(command, commands, count);

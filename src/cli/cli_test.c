@@ -165,7 +165,24 @@ static void test_networks(void **state)
     assert_memory_equal(f[0].guest_addr, any, 4);
     assert_true(f[1].is_udp && f[1].host_port == 53 && f[1].guest_port == 5353);
     assert_memory_equal(f[1].host_addr, any, 4);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--name", "a", "--net", "socket:/run/x,,y"), 0);
+    assert_int_equal(o.net.kind, VM_NET_SOCKET);
+    assert_string_equal(o.net.path, "/run/x,y");
+    /* of the name: the same at every start, another for another */
+    struct vm_net first = o.net;
+    assert_true(first.has_mac && first.mac[0] == 0x52);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "user", "--name", "a"), 0);
+    assert_memory_equal(o.net.mac, first.mac, 6);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "user", "--name", "b"), 0);
+    assert_memory_not_equal(o.net.mac, first.mac, 6);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "socket:x"), 0);
+    assert_true(o.net.has_mac);
+    assert_memory_not_equal(o.net.mac, first.mac, 6);
     static const char *const bad[] = {"bridge",
+                                      "socket",
+                                      "socket:",
+                                      "socket:x,restrict",
+                                      "socket:x,hostfwd=tcp::1-:22",
                                       "none,restrict",
                                       "user,hostfwd=tcp:1.2.3:1-:1",
                                       "user,hostfwd=1-2",

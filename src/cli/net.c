@@ -5,6 +5,7 @@
 
 #include <arpa/inet.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "base/bits.h"
 #include "base/parse.h"
@@ -98,25 +99,27 @@ static int take_mtu(const char *text, struct vm_net *out, struct err *e)
     int rc = parse_u64(text, "--net: mtu", NETDEV_MTU_MIN, NETDEV_MTU_MAX, &mtu, e);
 
     if (rc == 0)
-        out->user.mtu = (unsigned)mtu;
+        out->mtu = (unsigned)mtu;
     return rc;
 }
 
 static int take_property(const char *part, struct vm_net *out, struct err *e)
 {
-    static const char *const names[] = {"hostfwd", "restrict", "mac", "mtu"};
+    static const char *const names[] = {"mac", "mtu", "hostfwd", "restrict"};
     const char *value;
 
-    if ((value = props_value(part, "hostfwd")) != NULL)
-        return take_forward(value, out, e);
     if ((value = props_value(part, "mac")) != NULL)
         return take_mac(value, out, e);
     if ((value = props_value(part, "mtu")) != NULL)
         return take_mtu(value, out, e);
-    if (strcmp(part, "restrict") == 0) {
+    if (out->kind == VM_NET_USER && (value = props_value(part, "hostfwd")) != NULL)
+        return take_forward(value, out, e);
+    if (out->kind == VM_NET_USER && strcmp(part, "restrict") == 0) {
         out->user.is_restricted = true;
         return 0;
     }
+    if (out->kind != VM_NET_USER)
+        return props_unknown("--net", part, names, 2, "there are mac= and mtu=", e);
     return props_unknown("--net", part, names, ARRAY_SIZE(names),
                          "there are hostfwd=, restrict, mac= and mtu=", e);
 }
@@ -131,8 +134,16 @@ int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, s
     const char *rest = props_take(value, &to);
     if (strcmp(text, "user") == 0)
         out->kind = VM_NET_USER;
+    else if (strncmp(text, "socket:", 7) == 0)
+        out->kind = VM_NET_SOCKET;
     else if (strcmp(text, "none") != 0)
-        return err_set(e, 0, "--net: unknown network '%s' (choose from user, none)", text);
+        return err_set(e, 0, "--net: unknown network '%s' (choose from user, socket:PATH, none)",
+                       text);
+    if (out->kind == VM_NET_SOCKET)
+        out->path = text + 7;
+    if (out->path != NULL && out->path[0] == '\0')
+        return err_set(e, 0,
+                       "--net: the socket's path is missing, as in socket:/run/user/1000/lan");
     if (out->kind == VM_NET_NONE && rest != NULL)
         return err_set(e, 0, "--net: none has no properties");
     while (rest != NULL) {
@@ -143,4 +154,22 @@ int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, s
             return rc;
     }
     return 0;
+}
+
+void net_choose_mac(const char *name, struct vm_net *net)
+{
+    /* FNV-1a; its high bits depend on all of the name */
+    uint64_t h = UINT64_C(0xcbf29ce484222325);
+
+    if (net->has_mac || net->kind == VM_NET_NONE || (name == NULL && net->kind == VM_NET_USER))
+        return;
+    for (const char *p = name; p != NULL && *p != '\0'; p++)
+        h = (h ^ (uint8_t)*p) * UINT64_C(0x100000001b3);
+    h = (h ^ h >> 32) * UINT64_C(0x9e3779b97f4a7c15);
+    if (name == NULL && getrandom(&h, sizeof(h), 0) != sizeof(h))
+        return;         /* as without a network that others see */
+    net->mac[0] = 0x52; /* locally administered, of nobody's range */
+    for (unsigned i = 1; i < 6; i++)
+        net->mac[i] = (uint8_t)(h >> (16 + 8 * i));
+    net->has_mac = true;
 }

@@ -14,6 +14,7 @@
 #include "base/parse.h"
 #include "cli/remote.h"
 #include "cli/suggest.h"
+#include "cli/switch.h"
 
 enum option_id {
     OPTION_ENGINE,
@@ -78,12 +79,14 @@ static const struct option_spec {
         "16 times. Properties: ro (read-only), serial=TEXT, and\n"
         "cache=writeback (the default), none (past the page cache)\n"
         "or unsafe (the guest's flushes are ignored)"},
-    [OPTION_NET] = {"net", "none|user[,PROPERTY...]", NULL,
-        "Network interface: none (the default), or user, a network\n"
-        "of the guest's own that needs no rights. Properties:\n"
+    [OPTION_NET] = {"net", "NETWORK[,PROPERTY...]", NULL,
+        "Network interface: none (the default); user, a network of\n"
+        "the guest's own that needs no rights; or socket:PATH, one\n"
+        "with other machines, by 'doppel switch PATH'. Properties:\n"
+        "mac=ADDRESS (default: by the machine's name), mtu=BYTES;\n"
+        "for user: restrict (no way out) and\n"
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
-        "leads to the guest), restrict (no way out), mac=ADDRESS,\n"
-        "mtu=BYTES"},
+        "leads to the guest)"},
     [OPTION_SHARE] = {"share", "PATH,tag=NAME[,ro]", NULL,
         "Share a folder of the host with the guest, up to 8 times;\n"
         "in a Linux guest: mount -t virtiofs NAME /where. With ro\n"
@@ -155,8 +158,11 @@ void options_print_help(FILE *out)
           out);
     for (unsigned i = 0; i < OPTION_COUNT; i++)
         options_print_one(&option_specs[i], out);
-    fputs("\nCommands on machines that run ('doppel COMMAND --help' says more):\n", out);
+    fputs(
+        "\nCommands on machines that run, and between them ('doppel COMMAND --help' says more):\n",
+        out);
     remote_print_list(out);
+    switch_print_line(out);
     fputs("\n"
           "Exit status:\n"
           "  0      the guest powered off, or somebody left with Ctrl-A X\n"
@@ -407,6 +413,7 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
         if (rc != 0)
             return rc;
     }
+    net_choose_mac(out->name, &out->net);
     if (out->kernel_path == NULL && !out->wants_help && !out->wants_version &&
         !out->wants_cpu_models)
         return err_set(e, 0, "no kernel to boot: say which with --kernel FILE");

@@ -486,7 +486,10 @@ static int board_create_net(struct board *b, struct err *e)
 
     if (net->kind == VM_NET_NONE)
         return 0;
-    ret = netdev_user_open(&net->user, &b->netdev, e);
+    if (net->kind == VM_NET_USER)
+        ret = netdev_user_open(&net->user, net->mtu, &b->netdev, e);
+    else
+        ret = netdev_socket_open(net->path, net->mtu, &b->netdev, e);
     if (ret != 0)
         return ret;
     config.net = b->netdev;

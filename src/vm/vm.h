@@ -44,14 +44,16 @@ struct vm_disk {
 
 #define VM_DISKS_MAX 16
 
-enum vm_net_kind { VM_NET_NONE, VM_NET_USER };
+enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET };
 
 /* A virtio network interface. */
 struct vm_net {
     enum vm_net_kind kind;
     bool has_mac;
     uint8_t mac[6]; /* has_mac: else one that is made up, the same for every start */
+    unsigned mtu;   /* the largest IP packet, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0: the usual */
     struct netdev_user_config user;
+    const char *path; /* VM_NET_SOCKET: where the switch is */
 };
 
 /* A folder of the host, which the guest mounts by its tag (virtio-fs). */

@@ -96,7 +96,12 @@ void netdev_close(struct netdev *net);
 /* The largest IP packet that a frame should hold. */
 unsigned netdev_mtu(const struct netdev *net);
 
-/* ---- backends ---- */
+/*
+ * ---- backends ----
+ *
+ * `mtu` is the largest IP packet that the guest should send, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0:
+ * NETDEV_MTU_DEFAULT.
+ */
 
 #define NETDEV_FORWARDS_MAX 16
 
@@ -112,7 +117,6 @@ struct netdev_user_config {
     struct netdev_forward forwards[NETDEV_FORWARDS_MAX];
     unsigned forward_count;
     bool is_restricted; /* the guest reaches nothing but what is forwarded to it */
-    unsigned mtu;       /* the largest IP packet, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0: 1500 */
 };
 
 /*
@@ -120,6 +124,13 @@ struct netdev_user_config {
  * outgoing TCP, UDP and ping. Guest 10.0.2.15, gateway 10.0.2.2, name server 10.0.2.3; IPv6
  * fec0::/64.
  */
-int netdev_user_open(const struct netdev_user_config *config, struct netdev **out, struct err *e);
+int netdev_user_open(const struct netdev_user_config *config, unsigned mtu, struct netdev **out,
+                     struct err *e);
+
+/*
+ * A network with other machines: the software switch (switch.h) that listens at `path`. One that
+ * goes away and comes back is connected to again.
+ */
+int netdev_socket_open(const char *path, unsigned mtu, struct netdev **out, struct err *e);
 
 #endif

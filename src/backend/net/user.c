@@ -239,7 +239,8 @@ static int add_forward(struct user *u, const struct netdev_forward *f, struct er
                    f->host_port, inet_ntop(AF_INET, &host, text, sizeof(text)));
 }
 
-int netdev_user_open(const struct netdev_user_config *config, struct netdev **out, struct err *e)
+int netdev_user_open(const struct netdev_user_config *config, unsigned mtu, struct netdev **out,
+                     struct err *e)
 {
     struct user *u = calloc(1, sizeof(*u));
     SlirpConfig slirp = {
@@ -257,8 +258,8 @@ int netdev_user_open(const struct netdev_user_config *config, struct netdev **ou
         .vdhcp_start = ipv4("10.0.2.15"),
         .vnameserver = ipv4("10.0.2.3"),
         .vnameserver6 = ipv6("fec0::3"),
-        .if_mtu = config->mtu != 0 ? config->mtu : NETDEV_MTU_DEFAULT,
-        .if_mru = config->mtu != 0 ? config->mtu : NETDEV_MTU_DEFAULT,
+        .if_mtu = mtu != 0 ? mtu : NETDEV_MTU_DEFAULT,
+        .if_mru = mtu != 0 ? mtu : NETDEV_MTU_DEFAULT,
     };
 
     if (u == NULL)
