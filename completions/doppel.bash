@@ -48,6 +48,7 @@ _doppel() {
     case $prev in
     --engine) mapfile -t COMPREPLY < <(compgen -W 'auto kvm bt interp' -- "$cur") ;;
     --engines) mapfile -t COMPREPLY < <(compgen -W 'kvm,bt kvm,bt,interp bt,interp' -- "$cur") ;;
+    --firmware) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -W 'auto seabios ovmf' -- "$cur") ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
@@ -61,7 +62,12 @@ _doppel() {
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
         ;;
     *)
-        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --kernel --initrd
+        if [[ -n $cur && $cur != -* ]]; then # IMAGE
+            compopt -o filenames
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+            return
+        fi
+        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --firmware --kernel --initrd
             --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;

@@ -15,6 +15,11 @@
 #include "cli/remote.h"
 #include "cli/suggest.h"
 #include "cli/switch.h"
+#include "os/cpus.h"
+
+#define DEFAULT_MEMORY (UINT64_C(512) << 20)
+#define IMAGE_MEMORY (UINT64_C(1) << 30)
+#define IMAGE_CPUS 2u
 
 enum option_id {
     OPTION_ENGINE,
@@ -22,6 +27,7 @@ enum option_id {
     OPTION_CPUS,
     OPTION_MEMORY,
     OPTION_CPU_MODEL,
+    OPTION_FIRMWARE,
     OPTION_KERNEL,
     OPTION_INITRD,
     OPTION_CMDLINE,
@@ -61,14 +67,19 @@ static const struct option_spec {
         "kvm,bt: it sees a CPU that all of them can offer (default:\n"
         "what the engine it starts on can offer)"},
     [OPTION_CPUS] = {"cpus", "N", NULL,
-        "Number of CPUs, 1 to 64 (default 1)"},
+        "Number of CPUs, 1 to 64 (default 1; with IMAGE 2, if the host\n"
+        "has them)"},
     [OPTION_MEMORY] = {"memory", "SIZE", NULL,
-        "Memory, as in 512M or 4G (default 512M)"},
+        "Memory, as in 512M or 4G (default 512M; with IMAGE 1G)"},
     [OPTION_CPU_MODEL] = {"cpu-model", "MODEL[,+F,-F]", NULL,
         "CPU that the guest sees: host (the default) or a named\n"
         "model, with features F added or taken away; 'help' lists\n"
         "the names"},
-    [OPTION_KERNEL] = {"kernel", "FILE", "Boot",
+    [OPTION_FIRMWARE] = {"firmware", "auto|seabios|ovmf|FILE", "Boot",
+        "Without a kernel: what boots from the first disk, a BIOS\n"
+        "(seabios), a UEFI (ovmf), a ROM file, or what the disk looks\n"
+        "made for (auto, the default)"},
+    [OPTION_KERNEL] = {"kernel", "FILE", NULL,
         "Kernel: Linux bzImage, ELF with a PVH note, or Multiboot"},
     [OPTION_INITRD] = {"initrd", "FILE", NULL,
         "Initial RAM disk; for Multiboot a list FILE,FILE of modules"},
@@ -80,9 +91,10 @@ static const struct option_spec {
         "cache=writeback (the default), none (past the page cache)\n"
         "or unsafe (the guest's flushes are ignored)"},
     [OPTION_NET] = {"net", "NETWORK[,PROPERTY...]", NULL,
-        "Network interface: none (the default); user, a network of\n"
-        "the guest's own that needs no rights; or socket:PATH, one\n"
-        "with other machines, by 'doppel switch PATH'. Properties:\n"
+        "Network interface: none (the default); user (that with\n"
+        "IMAGE), a network of the guest's own that needs no rights;\n"
+        "or socket:PATH, one with other machines, by\n"
+        "'doppel switch PATH'. Properties:\n"
         "mac=ADDRESS (default: by the machine's name), mtu=BYTES;\n"
         "for user: restrict (no way out) and\n"
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
@@ -148,11 +160,13 @@ static void options_print_one(const struct option_spec *spec, FILE *out)
 
 void options_print_help(FILE *out)
 {
-    fputs("Usage: doppel run [options] --kernel FILE\n"
+    fputs("Usage: doppel run [options] IMAGE\n"
+          "       doppel run [options] --kernel FILE\n"
           "       doppel COMMAND [options] [MACHINE]\n"
           "       doppel help | --help | --version\n"
           "\n"
-          "Runs a virtual machine, with no need for /dev/kvm or special rights.\n"
+          "Runs a virtual machine, with no need for /dev/kvm or special rights. It boots\n"
+          "from a disk IMAGE by firmware, or starts a kernel.\n"
           "The guest's serial output goes to standard output, doppel's own messages to\n"
           "standard error. On a terminal: Ctrl-A H for help, Ctrl-A X to leave.\n",
           out);
@@ -318,6 +332,9 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         out->cpu_model = value;
         out->wants_cpu_models = strcmp(value, "help") == 0;
         return 0;
+    case OPTION_FIRMWARE:
+        out->firmware = value;
+        return 0;
     case OPTION_KERNEL:
         out->kernel_path = value;
         return 0;
@@ -334,6 +351,7 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         out->disk_count++;
         return rc;
     case OPTION_NET:
+        out->has_net = true;
         return net_parse(value, out->net_text, &out->net, e);
     case OPTION_SHARE:
         return options_take_share(value, out, e);
@@ -375,26 +393,101 @@ static int options_take(enum option_id id, const char *value, struct options *ou
     return err_set(e, 0, "unknown option");
 }
 
+/* ---- what follows from what was given ---- */
+
+/* IMAGE is the first disk; whoever gives no more gets a machine that is good for most systems. */
+static int options_add_image(struct options *out, struct err *e)
+{
+    if (out->kernel_path != NULL)
+        return err_set(e, 0, "IMAGE '%s' boots by itself; with --kernel, give it as --disk %s",
+                       out->image_path, out->image_path);
+    if (out->disk_count == VM_DISKS_MAX)
+        return err_set(e, 0, "there can be %u disks, '%s' among them", VM_DISKS_MAX,
+                       out->image_path);
+    memmove(&out->disks[1], &out->disks[0], out->disk_count * sizeof(out->disks[0]));
+    out->disks[0] = (struct vm_disk){.path = out->image_path};
+    out->disk_count++;
+    if (out->cpu_count == 0)
+        out->cpu_count = MIN(host_cpu_count(), IMAGE_CPUS);
+    if (out->memory_bytes == 0)
+        out->memory_bytes = IMAGE_MEMORY;
+    if (!out->has_net)
+        out->net.kind = VM_NET_USER;
+    return 0;
+}
+
+static int options_check_boot(const struct options *o, struct err *e)
+{
+    if (o->kernel_path != NULL && o->firmware != NULL)
+        return err_set(e, 0, "--kernel and --firmware: a machine starts with one of them");
+    if (o->kernel_path == NULL && o->firmware == NULL && o->disk_count == 0)
+        return err_set(e, 0, "nothing to boot: name a disk image, or a kernel with --kernel FILE");
+    if (o->kernel_path == NULL && o->initrd_path != NULL)
+        return err_set(e, 0, "--initrd is for a kernel: say which with --kernel FILE");
+    if (o->kernel_path == NULL && o->cmdline != NULL)
+        return err_set(e, 0, "--cmdline is for a kernel: say which with --kernel FILE");
+    return 0;
+}
+
+static int options_complete(struct options *out, struct err *e)
+{
+    int rc = 0;
+
+    if (out->wants_help || out->wants_version || out->wants_cpu_models)
+        return 0;
+    if (out->image_path != NULL)
+        rc = options_add_image(out, e);
+    if (rc == 0)
+        rc = options_check_boot(out, e);
+    if (rc != 0)
+        return rc;
+    if (out->cpu_count == 0)
+        out->cpu_count = 1;
+    if (out->memory_bytes == 0)
+        out->memory_bytes = DEFAULT_MEMORY;
+    if (out->kernel_path == NULL && out->firmware == NULL)
+        out->firmware = "auto";
+    net_choose_mac(out->name, &out->net);
+    if (out->switch_storm != 0 && out->engines == NULL)
+        return err_set(e, 0, "--switch-storm needs to know between which --engines to change");
+    return 0;
+}
+
+static int options_take_image(const char *arg, struct options *out, struct err *e)
+{
+    if (arg[0] == '\0')
+        return err_set(e, 0, "the disk image's name is empty");
+    if (strcmp(arg, "--") == 0 || strcmp(arg, "-") == 0)
+        return err_set(e, 0, "unexpected argument '%s'", arg);
+    if (out->image_path != NULL)
+        return err_set(e, 0,
+                       "unexpected argument '%s': the disk image is '%s', more disks are given as "
+                       "--disk FILE",
+                       arg, out->image_path);
+    out->image_path = arg;
+    return 0;
+}
+
 int options_parse(int argc, char *const *argv, struct options *out, struct err *e)
 {
     *out = (struct options){
         .engine = "auto",
-        .cpu_count = 1,
-        .memory_bytes = UINT64_C(512) << 20,
         .serial = "stdio",
         .cpu_model = "host",
         .log_level = LOG_WARN,
         .on_reboot = VM_REBOOT_RESET,
     };
     for (int i = 0; i < argc; i++) {
-        if (argv[i][0] != '-' || argv[i][1] == '\0' || strcmp(argv[i], "--") == 0)
-            return err_set(e, 0,
-                           "unexpected argument '%s'; everything is given by options, "
-                           "such as --kernel FILE",
-                           argv[i]);
         enum option_id id = OPTION_COUNT;
         const char *value = NULL;
-        int rc = options_find(argv[i], &id, &value, e);
+        int rc;
+        if (argv[i][0] != '-' || argv[i][1] == '\0' || strcmp(argv[i], "--") == 0) {
+            rc = options_take_image(argv[i], out, e);
+            if (rc != 0)
+                return rc;
+            continue;
+        }
+        rc = options_find(argv[i], &id, &value, e);
         if (rc != 0)
             return rc;
         const struct option_spec *spec = &option_specs[id];
@@ -413,11 +506,5 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
         if (rc != 0)
             return rc;
     }
-    net_choose_mac(out->name, &out->net);
-    if (out->kernel_path == NULL && !out->wants_help && !out->wants_version &&
-        !out->wants_cpu_models)
-        return err_set(e, 0, "no kernel to boot: say which with --kernel FILE");
-    if (out->switch_storm != 0 && out->engines == NULL)
-        return err_set(e, 0, "--switch-storm needs to know between which --engines to change");
-    return 0;
+    return options_complete(out, e);
 }

@@ -21,9 +21,12 @@ struct options {
     bool wants_version;
     bool wants_cpu_models; /* --cpu-model help */
     const char *engine;
-    const char *engines; /* NULL: the one of `engine` */
+    const char *engines;    /* NULL: the one of `engine` */
+    const char *image_path; /* NULL: none; else disks[0] too */
     unsigned cpu_count;
     uint64_t memory_bytes;
+    const char *firmware;           /* "auto" or as in vm_config; NULL: a kernel is started */
+    const char *firmware_vars_path; /* NULL: variables are not kept */
     const char *kernel_path;
     const char *initrd_path;
     const char *cmdline;
@@ -39,6 +42,7 @@ struct options {
     struct vm_share shares[VM_SHARES_MAX];
     char share_texts[VM_SHARES_MAX][SHARE_TEXT_SIZE]; /* what `shares` points into */
     unsigned share_count;
+    bool has_net; /* --net was given */
     bool has_debug_exit;
     bool has_test_device; /* which implies a debug-exit port */
     bool wants_stats;

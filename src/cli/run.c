@@ -241,6 +241,8 @@ static int run_open(struct run *run, struct err *e)
         .engines = o->engines,
         .cpu_count = o->cpu_count,
         .memory_bytes = o->memory_bytes,
+        .firmware = o->firmware,
+        .firmware_vars_path = o->firmware_vars_path,
         .kernel_path = o->kernel_path,
         .initrd_path = o->initrd_path,
         .cmdline = o->cmdline,

@@ -313,12 +313,73 @@ static void test_ram_create(void **state)
 
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
+static int count_kinds(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
+                       struct err *e)
+{
+    unsigned *seen = ctx;
+    *seen += is_rom ? 16 : 1;
+    return 0;
+}
+
+/* One place that is nothing, ROM, RAM and a device in turn, among neighbours. */
+static void test_switch(void **state)
+{
+    static uint8_t rom[16], ram[16], next[16];
+    struct dev d = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    const struct space_choice choices[] = {
+        {.kind = SPACE_NOTHING},
+        {.kind = SPACE_ROM, .host = rom},
+        {.kind = SPACE_RAM, .host = ram},
+        {.kind = SPACE_WINDOW, .window = {.ops = &ops_1_4, .ctx = &d, .lock = &d.lock}},
+    };
+    struct space_switch *sw, *other;
+    struct space *s;
+    unsigned seen = 0;
+    struct err e;
+
+    memset(rom, 0x11, sizeof(rom));
+    memset(ram, 0x22, sizeof(ram));
+    memset(next, 0x33, sizeof(next));
+    memset(d.bytes, 0x44, sizeof(d.bytes));
+    assert_int_equal(space_create("test", 4096, &s, &e), 0);
+    assert_int_equal(space_add_switch(s, 0x100, 16, choices, ARRAY_SIZE(choices), &sw, &e), 0);
+    assert_int_equal(space_add_ram(s, 0x110, next, 16, false, &e), 0);
+    assert_int_equal(space_add_switch(s, 0x10f, 16, choices, 1, &other, &e), -EEXIST);
+
+    /* nothing, up to the neighbour */
+    assert_int_equal(space_load(s, 0x10e, 4), 0x3333ffff);
+    assert_null(space_ram_ptr(s, 0x100, 1, false));
+    space_store(s, 0x100, 1, 1);
+    space_switch_set(sw, 1);
+    space_store(s, 0x10f, 0x5555, 2);
+    assert_int_equal(space_load(s, 0x10e, 4), 0x33551111);
+    assert_ptr_equal(space_ram_ptr(s, 0x101, 15, false), rom + 1);
+    assert_null(space_ram_ptr(s, 0x100, 1, true));
+    assert_null(space_ram_ptr(s, 0x101, 16, false));
+    assert_int_equal(space_for_each_ram(s, count_kinds, &seen, &e), 0);
+    assert_int_equal(seen, 17);
+    space_switch_set(sw, 2);
+    space_store(s, 0x100, 0x66, 1);
+    assert_int_equal(ram[0], 0x66);
+    assert_ptr_equal(space_ram_ptr(s, 0x100, 1, true), ram);
+    space_switch_set(sw, 3);
+    assert_int_equal(space_load(s, 0x102, 2), 0x4444);
+    space_store(s, 0x104, 0x77, 1);
+    assert_int_equal(d.bytes[4], 0x77);
+    assert_int_equal(d.count, 2);
+    seen = 0;
+    assert_int_equal(space_for_each_ram(s, count_kinds, &seen, &e), 0);
+    assert_int_equal(seen, 1);
+    space_destroy(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_ram_and_gap), TEST(test_rom),          TEST(test_overlap_and_range),
-        TEST(test_io_split),    TEST(test_io_widen),     TEST(test_io_wide_device),
-        TEST(test_copies),      TEST(test_many_regions), cmocka_unit_test(test_ram_create),
+        cmocka_unit_test(test_switch),     TEST(test_ram_and_gap), TEST(test_rom),
+        TEST(test_overlap_and_range),      TEST(test_io_split),    TEST(test_io_widen),
+        TEST(test_io_wide_device),         TEST(test_copies),      TEST(test_many_regions),
+        cmocka_unit_test(test_ram_create),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

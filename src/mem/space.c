@@ -7,6 +7,7 @@
  */
 #include "mem/space.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -15,7 +16,7 @@
 
 #include "base/bits.h"
 
-enum region_kind { REGION_RAM, REGION_ROM, REGION_IO };
+enum region_kind { REGION_RAM, REGION_ROM, REGION_IO, REGION_SWITCH, REGION_NOTHING };
 
 struct region {
     uint64_t addr;
@@ -23,6 +24,15 @@ struct region {
     enum region_kind kind;
     uint8_t *host;              /* RAM and ROM */
     struct space_window window; /* I/O */
+    struct space_switch *sw;    /* REGION_SWITCH */
+};
+
+/* The region that a switch is at present: one of `choices`, all of the same address and size. */
+struct space_switch {
+    struct space_switch *next; /* the space's list */
+    const struct region *_Atomic now;
+    unsigned count;
+    struct region choices[];
 };
 
 struct space_table {
@@ -37,6 +47,7 @@ struct space {
     const char *name;
     uint64_t limit;
     struct space_table *_Atomic table;
+    struct space_switch *switches;
     space_written_fn written;
     void *written_ctx;
 };
@@ -75,6 +86,11 @@ void space_destroy(struct space *space)
         struct space_table *older = t->older;
         free(t);
         t = older;
+    }
+    for (struct space_switch *sw = space->switches; sw != NULL;) {
+        struct space_switch *next = sw->next;
+        free(sw);
+        sw = next;
     }
     free(space);
 }
@@ -131,6 +147,18 @@ static unsigned ops_max_size(const struct space_ops *ops)
     return ops->max_size != 0 ? ops->max_size : 4;
 }
 
+static int space_check_ops(const struct space *space, uint64_t addr, uint64_t size,
+                           const struct space_ops *ops, struct err *e)
+{
+    unsigned min_size = ops_min_size(ops), max_size = ops_max_size(ops);
+    /* A window that its own smallest access does not divide would be read past its end. */
+    if (!is_pow2(min_size) || !is_pow2(max_size) || max_size > 8 || min_size > max_size ||
+        size % min_size != 0)
+        return err_set(e, 0, "%s: the device at %#" PRIx64 " declares impossible access sizes",
+                       space->name, addr);
+    return 0;
+}
+
 int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct space_ops *ops,
                  void *ctx, pthread_mutex_t *lock, struct err *e)
 {
@@ -140,13 +168,69 @@ int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct
         .kind = REGION_IO,
         .window = {.ops = ops, .ctx = ctx, .lock = lock},
     };
-    unsigned min_size = ops_min_size(ops), max_size = ops_max_size(ops);
-    /* A window that its own smallest access does not divide would be read past its end. */
-    if (!is_pow2(min_size) || !is_pow2(max_size) || max_size > 8 || min_size > max_size ||
-        size % min_size != 0)
-        return err_set(e, 0, "%s: the device at %#" PRIx64 " declares impossible access sizes",
-                       space->name, addr);
-    return space_add(space, &region, e);
+    int rc = space_check_ops(space, addr, size, ops, e);
+    return rc == 0 ? space_add(space, &region, e) : rc;
+}
+
+/* ---- switches ---- */
+
+static struct region choice_region(uint64_t addr, uint64_t size, const struct space_choice *choice)
+{
+    static const enum region_kind kinds[] = {
+        [SPACE_NOTHING] = REGION_NOTHING,
+        [SPACE_ROM] = REGION_ROM,
+        [SPACE_RAM] = REGION_RAM,
+        [SPACE_WINDOW] = REGION_IO,
+    };
+    return (struct region){.addr = addr,
+                           .size = size,
+                           .kind = kinds[choice->kind],
+                           .host = choice->host,
+                           .window = choice->window};
+}
+
+int space_add_switch(struct space *space, uint64_t addr, uint64_t size,
+                     const struct space_choice *choices, unsigned count, struct space_switch **out,
+                     struct err *e)
+{
+    struct region region = {.addr = addr, .size = size, .kind = REGION_SWITCH};
+    struct space_switch *sw = calloc(1, sizeof(*sw) + count * sizeof(struct region));
+    int rc = 0;
+    if (sw == NULL)
+        return err_set(e, ENOMEM, "%s: add a region", space->name);
+    sw->count = count;
+    for (unsigned i = 0; rc == 0 && i < count; i++) {
+        sw->choices[i] = choice_region(addr, size, &choices[i]);
+        if (choices[i].kind == SPACE_WINDOW)
+            rc = space_check_ops(space, addr, size, choices[i].window.ops, e);
+    }
+    atomic_init(&sw->now, &sw->choices[0]);
+    region.sw = sw;
+    if (rc == 0)
+        rc = space_add(space, &region, e);
+    if (rc != 0) {
+        free(sw);
+        return rc;
+    }
+    sw->next = space->switches;
+    space->switches = sw;
+    *out = sw;
+    return 0;
+}
+
+void space_switch_set(struct space_switch *sw, unsigned choice)
+{
+    assert(choice < sw->count);
+    atomic_store_explicit(&sw->now, &sw->choices[choice], memory_order_release);
+}
+
+/* What a switch is now; NULL: nothing. Other regions are what they are. */
+static inline const struct region *region_resolve(const struct region *r)
+{
+    if (LIKELY(r->kind != REGION_SWITCH))
+        return r;
+    r = atomic_load_explicit(&r->sw->now, memory_order_acquire);
+    return r->kind != REGION_NOTHING ? r : NULL;
 }
 
 int space_remove(struct space *space, uint64_t addr, struct err *e)
@@ -183,8 +267,8 @@ int space_for_each_ram(struct space *space, space_ram_fn fn, void *ctx, struct e
 {
     struct space_table *t = atomic_load_explicit(&space->table, memory_order_acquire);
     for (uint32_t i = 0; i < t->count; i++) {
-        const struct region *r = &t->regions[i];
-        if (r->kind == REGION_IO)
+        const struct region *r = region_resolve(&t->regions[i]);
+        if (r == NULL || r->kind == REGION_IO)
             continue;
         int rc = fn(ctx, r->addr, r->host, r->size, r->kind == REGION_ROM, e);
         if (rc != 0)
@@ -207,7 +291,7 @@ static const struct region *space_find(struct space *space, uint64_t addr, uint6
         const struct region *r = &t->regions[last];
         if (LIKELY(addr - r->addr < r->size)) {
             *left = r->size - (addr - r->addr);
-            return r;
+            return region_resolve(r);
         }
     }
     /* The first region that starts behind addr. */
@@ -223,7 +307,7 @@ static const struct region *space_find(struct space *space, uint64_t addr, uint6
         const struct region *r = &t->regions[lo - 1];
         atomic_store_explicit(&t->last, lo - 1, memory_order_relaxed);
         *left = r->size - (addr - r->addr);
-        return r;
+        return region_resolve(r);
     }
     *left = lo < t->count ? t->regions[lo].addr - addr : UINT64_MAX;
     return NULL;

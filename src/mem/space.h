@@ -56,6 +56,32 @@ int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct
 
 int space_remove(struct space *space, uint64_t addr, struct err *e);
 
+/* What a part of a space that changes can lead to. */
+enum space_choice_kind { SPACE_NOTHING, SPACE_ROM, SPACE_RAM, SPACE_WINDOW };
+
+struct space_choice {
+    enum space_choice_kind kind;
+    void *host;                 /* ROM and RAM: as for space_add_ram */
+    struct space_window window; /* SPACE_WINDOW */
+};
+
+struct space_switch;
+
+/*
+ * A region that is one of `count` things, the first of them to begin with, and becomes another by
+ * space_switch_set: what a chip set routes to RAM, to ROM or nowhere. *out is the space's. Unlike
+ * removing and adding, changing it costs no memory, however often the guest asks for it.
+ */
+int space_add_switch(struct space *space, uint64_t addr, uint64_t size,
+                     const struct space_choice *choices, unsigned count, struct space_switch **out,
+                     struct err *e);
+
+/*
+ * Any thread; accesses under way may still end at what was there before. Engines know nothing of
+ * it: that is the caller's business.
+ */
+void space_switch_set(struct space_switch *sw, unsigned choice);
+
 /* One access of 1, 2, 4 or 8 bytes, as a CPU makes it. Unaligned is allowed. */
 uint64_t space_load(struct space *space, uint64_t addr, unsigned size);
 void space_store(struct space *space, uint64_t addr, uint64_t value, unsigned size);

@@ -1,11 +1,14 @@
 /*
  * acpi.c - the ACPI tables of the machine
  *
- * All stand between MAP_TABLES_ADDR and 1 MiB, in RAM that the memory map calls reserved; the
- * RSDP comes first, where operating systems search for it.
+ * They are made in one piece that can stand anywhere: pointers are offsets into it, with a list of
+ * where they are, and checksums are 0, with a list of what they cover. A kernel without firmware
+ * finds the piece between MAP_TABLES_ADDR and 1 MiB, in RAM that the memory map calls reserved, the
+ * RSDP first, where operating systems search for it; firmware places it as it likes.
  * Spec: ACPI 6.3, chapter 5; IA-PC HPET Specification 1.0a, 3.2.4; PCI Firmware
  * Specification 3.2, 4.1.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "base/bits.h"
@@ -25,7 +28,6 @@ static const
 /* clang-format on */
 
 #define HEADER_SIZE 36
-#define RSDP_SIZE 36
 #define FACS_SIZE 64
 #define FADT_SIZE 276
 #define HPET_SIZE 56
@@ -43,19 +45,18 @@ static const
 #define BOOT_ARCH_8042 BIT(1)
 #define BOOT_ARCH_NO_VGA BIT(2)
 
+#define AML_NAME 0x08
+#define AML_DWORD 0x0c
+#define AML_QWORD 0x0e
+
 #define GAS_MEMORY 0
 #define GAS_IO 1
 
 #define MADT_PCAT_COMPAT 1
 #define MADT_ACTIVE_HIGH_LEVEL 0xd
 
-    /* Where the next table goes. */
-    struct acpi_writer {
-    struct space *memory;
-    uint64_t next;
-};
-
-static uint8_t acpi_checksum(const uint8_t *data, unsigned size)
+    static uint8_t
+    acpi_checksum(const uint8_t *data, unsigned size)
 {
     uint8_t sum = 0;
 
@@ -77,16 +78,31 @@ static void acpi_fill_header(uint8_t *table, const char *signature, unsigned siz
     store_le32(table + 32, 1);
 }
 
-/* Append a table, with its checksum at offset 9 made right; returns its address. */
-static uint64_t acpi_append(struct acpi_writer *w, uint8_t *table, unsigned size)
+/* Append `size` bytes; returns their offset. */
+static uint32_t acpi_append_bytes(struct acpi_image *image, const uint8_t *bytes, unsigned size)
 {
-    uint64_t addr = align_up(w->next, 64);
+    uint32_t at = (uint32_t)align_up(image->size, ACPI_IMAGE_ALIGN);
 
+    assert(range_fits(at, size, ACPI_IMAGE_MAX));
+    memcpy(image->tables + at, bytes, size);
+    image->size = at + size;
+    return at;
+}
+
+/* Append a table, whose checksum is to be made. */
+static uint32_t acpi_append(struct acpi_image *image, uint8_t *table, unsigned size)
+{
+    assert(image->sum_count < ACPI_SUMS_MAX);
     table[9] = 0;
-    table[9] = acpi_checksum(table, size);
-    space_write(w->memory, addr, table, size);
-    w->next = addr + size;
-    return addr;
+    uint32_t at = acpi_append_bytes(image, table, size);
+    image->sums[image->sum_count++] = (struct acpi_sum){.start = at, .size = size, .at = at + 9};
+    return at;
+}
+
+static void acpi_note_pointer(struct acpi_image *image, uint32_t at, uint8_t size)
+{
+    assert(image->pointer_count < ACPI_POINTERS_MAX);
+    image->pointers[image->pointer_count++] = (struct acpi_pointer){.at = at, .size = size};
 }
 
 /* A generic address structure: `size` bytes of ports or memory, accessed as a whole. */
@@ -100,26 +116,36 @@ static void acpi_fill_gas(uint8_t *gas, uint8_t space_id, uint64_t addr, unsigne
     store_le64(gas + 4, addr);
 }
 
-static uint64_t acpi_write_facs(struct acpi_writer *w)
+static uint32_t acpi_add_facs(struct acpi_image *image)
 {
     uint8_t facs[FACS_SIZE] = "FACS";
-    uint64_t addr = align_up(w->next, 64);
 
     /* no standard header and no checksum */
     store_le32(facs + 4, FACS_SIZE);
     facs[32] = 2;
-    space_write(w->memory, addr, facs, sizeof(facs));
-    w->next = addr + sizeof(facs);
-    return addr;
+    return acpi_append_bytes(image, facs, sizeof(facs));
 }
 
-static uint64_t acpi_write_dsdt(struct acpi_writer *w)
+/* Give Name (\\NAME, number) of the DSDT its value: `size` bytes behind the name and a prefix. */
+static void dsdt_set(uint8_t *dsdt, const char *name, unsigned size, uint64_t value)
 {
-    uint64_t addr = align_up(w->next, 64);
+    uint8_t aml[6] = {AML_NAME, name[0], name[1],
+                      name[2],  name[3], size == 4 ? AML_DWORD : AML_QWORD};
+    uint8_t *found = memmem(dsdt, sizeof(dsdt_aml_code), aml, sizeof(aml));
 
-    space_write(w->memory, addr, dsdt_aml_code, sizeof(dsdt_aml_code));
-    w->next = addr + sizeof(dsdt_aml_code);
-    return addr;
+    assert(found != NULL);
+    memcpy(found + sizeof(aml), &value, size);
+}
+
+static uint32_t acpi_add_dsdt(struct acpi_image *image, const struct acpi_config *config)
+{
+    uint8_t dsdt[sizeof(dsdt_aml_code)];
+
+    memcpy(dsdt, dsdt_aml_code, sizeof(dsdt));
+    dsdt_set(dsdt, "PMIN", 4, config->window_addr);
+    dsdt_set(dsdt, "PHMN", 8, config->high_window_addr);
+    dsdt_set(dsdt, "PHMX", 8, config->high_window_end - 1);
+    return acpi_append(image, dsdt, sizeof(dsdt));
 }
 
 /* The fixed registers: port, length, and where the two ways to say so are. */
@@ -131,14 +157,14 @@ static void fadt_set_block(uint8_t *fadt, unsigned port_at, unsigned length_at, 
     acpi_fill_gas(fadt + gas_at, GAS_IO, MAP_PM_PORT + offset, length, access_size);
 }
 
-static uint64_t acpi_write_fadt(struct acpi_writer *w, uint64_t facs, uint64_t dsdt)
+static uint32_t acpi_add_fadt(struct acpi_image *image, uint32_t facs, uint32_t dsdt)
 {
     uint8_t fadt[FADT_SIZE] = {0};
 
     acpi_fill_header(fadt, "FACP", sizeof(fadt), 6);
     fadt[131] = 3; /* ACPI 6.3 */
-    store_le32(fadt + 36, (uint32_t)facs);
-    store_le32(fadt + 40, (uint32_t)dsdt);
+    store_le32(fadt + 36, facs);
+    store_le32(fadt + 40, dsdt);
     store_le64(fadt + 140, dsdt);
     store_le16(fadt + 46, MAP_SCI_IRQ);
     store_le32(fadt + 48, ACPI_PM_SMI_PORT);
@@ -156,7 +182,11 @@ static uint64_t acpi_write_fadt(struct acpi_writer *w, uint64_t facs, uint64_t d
                                FADT_TMR_VAL_EXT | FADT_RESET_REG_SUP | FADT_HEADLESS);
     acpi_fill_gas(fadt + 116, GAS_IO, PCI_HOST_RESET_PORT, 1, 1);
     fadt[128] = PCI_HOST_RESET_VALUE;
-    return acpi_append(w, fadt, sizeof(fadt));
+    uint32_t at = acpi_append(image, fadt, sizeof(fadt));
+    acpi_note_pointer(image, at + 36, 4);
+    acpi_note_pointer(image, at + 40, 4);
+    acpi_note_pointer(image, at + 140, 8);
+    return at;
 }
 
 static unsigned madt_add_override(uint8_t *entry, uint8_t irq, uint32_t gsi, uint16_t flags)
@@ -170,7 +200,7 @@ static unsigned madt_add_override(uint8_t *entry, uint8_t irq, uint32_t gsi, uin
     return 10;
 }
 
-static uint64_t acpi_write_madt(struct acpi_writer *w, unsigned cpu_count)
+static uint32_t acpi_add_madt(struct acpi_image *image, unsigned cpu_count)
 {
     uint8_t madt[MADT_SIZE_MAX] = {0};
     unsigned at = HEADER_SIZE + 8;
@@ -197,10 +227,10 @@ static uint64_t acpi_write_madt(struct acpi_writer *w, unsigned cpu_count)
     madt[at + 5] = 1;
     at += 6;
     acpi_fill_header(madt, "APIC", at, 4);
-    return acpi_append(w, madt, at);
+    return acpi_append(image, madt, at);
 }
 
-static uint64_t acpi_write_hpet(struct acpi_writer *w)
+static uint32_t acpi_add_hpet(struct acpi_image *image)
 {
     uint8_t hpet[HPET_SIZE] = {0};
 
@@ -208,22 +238,22 @@ static uint64_t acpi_write_hpet(struct acpi_writer *w)
     store_le32(hpet + 36, HPET_BLOCK_ID);
     acpi_fill_gas(hpet + 40, GAS_MEMORY, HPET_DEFAULT_BASE, 8, 0);
     store_le16(hpet + 53, HPET_MIN_TICK);
-    return acpi_append(w, hpet, sizeof(hpet));
+    return acpi_append(image, hpet, sizeof(hpet));
 }
 
 /* One segment, bus 0 (PCI Firmware Specification 3.2, table 4-3). */
-static uint64_t acpi_write_mcfg(struct acpi_writer *w)
+static uint32_t acpi_add_mcfg(struct acpi_image *image)
 {
     uint8_t mcfg[MCFG_SIZE] = {0};
 
     acpi_fill_header(mcfg, "MCFG", sizeof(mcfg), 1);
     store_le64(mcfg + 44, MAP_ECAM_ADDR);
-    return acpi_append(w, mcfg, sizeof(mcfg));
+    return acpi_append(image, mcfg, sizeof(mcfg));
 }
 
 /* RSDT (4-byte pointers) or XSDT (8). */
-static uint64_t acpi_write_root(struct acpi_writer *w, const char *signature, unsigned pointer_size,
-                                const uint64_t *tables, unsigned count)
+static uint32_t acpi_add_root(struct acpi_image *image, const char *signature,
+                              unsigned pointer_size, const uint64_t *tables, unsigned count)
 {
     uint8_t root[HEADER_SIZE + 8 * 8] = {0};
     unsigned size = HEADER_SIZE + count * pointer_size;
@@ -231,40 +261,68 @@ static uint64_t acpi_write_root(struct acpi_writer *w, const char *signature, un
     acpi_fill_header(root, signature, size, 1);
     for (unsigned i = 0; i < count; i++)
         memcpy(root + HEADER_SIZE + i * pointer_size, &tables[i], pointer_size);
-    return acpi_append(w, root, size);
+    uint32_t at = acpi_append(image, root, size);
+    for (unsigned i = 0; i < count; i++)
+        acpi_note_pointer(image, at + HEADER_SIZE + i * pointer_size, (uint8_t)pointer_size);
+    return at;
 }
 
-static void acpi_write_rsdp(struct space *memory, uint64_t addr, uint64_t rsdt, uint64_t xsdt)
+static void acpi_fill_rsdp(uint8_t *rsdp, uint32_t rsdt, uint32_t xsdt)
 {
-    uint8_t rsdp[RSDP_SIZE] = {0};
-
     memcpy(rsdp, "RSD PTR ", 8);
     memcpy(rsdp + 9, "DOPPEL", 6);
     rsdp[15] = 2;
-    store_le32(rsdp + 16, (uint32_t)rsdt);
-    store_le32(rsdp + 20, RSDP_SIZE);
-    store_le64(rsdp + 24, xsdt);
-    rsdp[8] = acpi_checksum(rsdp, 20);
-    rsdp[32] = acpi_checksum(rsdp, RSDP_SIZE);
-    space_write(memory, addr, rsdp, sizeof(rsdp));
+    store_le32(rsdp + ACPI_RSDP_RSDT, rsdt);
+    store_le32(rsdp + 20, ACPI_RSDP_SIZE);
+    store_le64(rsdp + ACPI_RSDP_XSDT, xsdt);
 }
 
-uint64_t acpi_write_tables(struct space *memory, unsigned cpu_count)
+void acpi_build(const struct acpi_config *config, struct acpi_image *image)
 {
-    struct acpi_writer w = {.memory = memory, .next = MAP_TABLES_ADDR + RSDP_SIZE};
-    uint64_t facs = acpi_write_facs(&w);
-    uint64_t dsdt = acpi_write_dsdt(&w);
+    memset(image, 0, sizeof(*image));
+    uint32_t facs = acpi_add_facs(image);
+    uint32_t dsdt = acpi_add_dsdt(image, config);
     uint64_t tables[] = {
-        acpi_write_fadt(&w, facs, dsdt),
-        acpi_write_madt(&w, cpu_count),
-        acpi_write_hpet(&w),
-        acpi_write_mcfg(&w),
+        acpi_add_fadt(image, facs, dsdt),
+        acpi_add_madt(image, config->cpu_count),
+        acpi_add_hpet(image),
+        acpi_add_mcfg(image),
     };
-    uint64_t rsdt = acpi_write_root(&w, "RSDT", 4, tables, ARRAY_SIZE(tables));
-    uint64_t xsdt = acpi_write_root(&w, "XSDT", 8, tables, ARRAY_SIZE(tables));
+    uint32_t rsdt = acpi_add_root(image, "RSDT", 4, tables, ARRAY_SIZE(tables));
+    uint32_t xsdt = acpi_add_root(image, "XSDT", 8, tables, ARRAY_SIZE(tables));
 
-    _Static_assert(sizeof(dsdt_aml_code) + MADT_SIZE_MAX + 2048 < MAP_SMBIOS_ADDR - MAP_TABLES_ADDR,
+    acpi_fill_rsdp(image->rsdp, rsdt, xsdt);
+}
+
+/* ---- without firmware ---- */
+
+static void pointer_add(uint8_t *at, unsigned size, uint64_t base)
+{
+    if (size == 4)
+        store_le32(at, load_le32(at) + (uint32_t)base);
+    else
+        store_le64(at, load_le64(at) + base);
+}
+
+uint64_t acpi_write_tables(struct space *memory, const struct acpi_config *config)
+{
+    struct acpi_image image;
+    uint64_t base = MAP_TABLES_ADDR + ACPI_IMAGE_ALIGN;
+
+    _Static_assert(ACPI_IMAGE_MAX + ACPI_IMAGE_ALIGN <= MAP_SMBIOS_ADDR - MAP_TABLES_ADDR,
                    "the tables fit");
-    acpi_write_rsdp(memory, MAP_TABLES_ADDR, rsdt, xsdt);
+    acpi_build(config, &image);
+    for (unsigned i = 0; i < image.pointer_count; i++)
+        pointer_add(image.tables + image.pointers[i].at, image.pointers[i].size, base);
+    for (unsigned i = 0; i < image.sum_count; i++) {
+        const struct acpi_sum *sum = &image.sums[i];
+        image.tables[sum->at] = acpi_checksum(image.tables + sum->start, sum->size);
+    }
+    pointer_add(image.rsdp + ACPI_RSDP_RSDT, 4, base);
+    pointer_add(image.rsdp + ACPI_RSDP_XSDT, 8, base);
+    image.rsdp[ACPI_RSDP_SUM] = acpi_checksum(image.rsdp, ACPI_RSDP_SUM_SIZE);
+    image.rsdp[ACPI_RSDP_SUM_ALL] = acpi_checksum(image.rsdp, ACPI_RSDP_SIZE);
+    space_write(memory, base, image.tables, image.size);
+    space_write(memory, MAP_TABLES_ADDR, image.rsdp, sizeof(image.rsdp));
     return MAP_TABLES_ADDR;
 }

@@ -34,7 +34,11 @@ static int setup_with(void **state, unsigned cpu_count)
     f->ram = calloc(1, RAM_SIZE);
     assert_int_equal(space_create("memory", BIT(40), &f->space, &e), 0);
     assert_int_equal(space_add_ram(f->space, 0, f->ram, RAM_SIZE, false, &e), 0);
-    f->rsdp = acpi_write_tables(f->space, cpu_count);
+    f->rsdp = acpi_write_tables(f->space,
+                                &(struct acpi_config){.cpu_count = cpu_count,
+                                                      .window_addr = 0x90000000,
+                                                      .high_window_addr = UINT64_C(0x140000000),
+                                                      .high_window_end = UINT64_C(0x10000000000)});
     *state = f;
     return 0;
 }
@@ -118,6 +122,11 @@ static void fixed_table_names_the_others(void **state)
     uint64_t facs = load_le32(fadt + 36);
 
     assert_memory_equal(dsdt, "DSDT", 4);
+    /* the windows, as AML */
+    assert_non_null(memmem(dsdt, load_le32(dsdt + 4), "\x08PMIN\x0c\0\0\0\x90", 10));
+    assert_non_null(memmem(dsdt, load_le32(dsdt + 4), "\x08PHMN\x0e\0\0\0\x40\1\0\0\0", 14));
+    assert_non_null(
+        memmem(dsdt, load_le32(dsdt + 4), "\x08PHMX\x0e\xff\xff\xff\xff\xff\0\0\0", 14));
     assert_int_equal(load_le64(fadt + 140), load_le32(fadt + 40));
     assert_memory_equal(f->ram + facs, "FACS", 4);
     assert_int_equal(facs % 64, 0);

@@ -17,8 +17,10 @@
 #include "dev/irqchip/lapic.h"
 #include "dev/pci/pci_host.h"
 #include "dev/pci/piix3.h"
+#include "dev/pci/piix4_pm.h"
 #include "dev/platform/acpi_pm.h"
 #include "dev/platform/debug_exit.h"
+#include "dev/platform/debug_port.h"
 #include "dev/platform/ferr.h"
 #include "dev/platform/fw_cfg.h"
 #include "dev/platform/i8042.h"
@@ -36,6 +38,7 @@
 #include "mem/space.h"
 #include "os/vclock.h"
 #include "vm/acpi.h"
+#include "vm/firmware.h"
 #include "vm/machine.h"
 #include "vm/smbios.h"
 
@@ -55,6 +58,9 @@ _Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power
 
 /* PIRQ route registers of the PCI-to-ISA bridge */
 #define PIRQ_ROUTE_OFFSET 0x60
+/* PAM registers of the host bridge: for F0000H, and for E0000H to EFFFFH */
+#define PAM0_OFFSET 0x59
+#define PAM5_OFFSET 0x5e
 
 /* ---- RAM ---- */
 
@@ -93,12 +99,27 @@ static int board_create_memory(struct board *b, struct err *e)
     host = b->ram.host;
     board_make_map(size, &b->map);
     ret = space_add_ram(b->memory, 0, host, MAP_BASE_RAM_END, false, e);
-    /* A0000H..DFFFFH stays empty: no display adapter, no option ROMs */
+    /* A0000H..BFFFFH stays empty: no display adapter; from there to 1 MiB see board_create_rom */
     if (ret == 0)
-        ret = space_add_ram(b->memory, MAP_TABLES_ADDR, host + MAP_TABLES_ADDR,
-                            low_end - MAP_TABLES_ADDR, false, e);
+        ret = space_add_ram(b->memory, MAP_EXTENDED_ADDR, host + MAP_EXTENDED_ADDR,
+                            low_end - MAP_EXTENDED_ADDR, false, e);
     if (ret == 0 && size > low_end)
         ret = space_add_ram(b->memory, MAP_HIGH_RAM_ADDR, host + low_end, size - low_end, false, e);
+    return ret;
+}
+
+/* The firmware's ROM below 4 GiB; RAM, or the end of that ROM, below 1 MiB. */
+static int board_create_rom(struct board *b, struct err *e)
+{
+    const struct firmware *fw = &b->vm->firmware;
+    uint32_t copy = MIN(fw->rom_size, SHADOW_ROM_MAX);
+    uint8_t *tail = fw->rom != NULL ? fw->rom + (fw->rom_size - copy) : NULL;
+    int ret = 0;
+
+    if (fw->rom != NULL)
+        ret = space_add_ram(b->memory, BIT(32) - fw->rom_size, fw->rom, fw->rom_size, true, e);
+    if (ret == 0)
+        ret = shadow_create(&b->shadow, b->memory, b->ram.host, tail, copy, e);
     return ret;
 }
 
@@ -139,6 +160,14 @@ static void board_reset_wanted(void *ctx)
     struct board *b = ctx;
 
     vm_request_reset(b->vm);
+}
+
+static void board_pam_changed(void *ctx, const uint8_t *pam)
+{
+    struct board *b = ctx;
+
+    if (shadow_want(&b->shadow, pam))
+        vm_request_remap(b->vm);
 }
 
 static void board_power_off(void *ctx)
@@ -342,11 +371,40 @@ static int board_create_test_device(struct board *b, struct err *e)
     ret = test_device_create(lines, &b->test_device, e);
     if (ret == 0)
         ret = test_device_map(b->test_device, b->ports, b->memory, e);
-    if (ret == 0)
-        ret = fw_cfg_create(b->vm->config.memory_bytes, b->vm->config.cpu_count, &b->fw_cfg, e);
-    if (ret == 0)
-        ret = fw_cfg_map(b->fw_cfg, b->ports, FW_CFG_PORT, e);
     return ret;
+}
+
+/* What tells firmware of the machine, or a bare-metal test. */
+static int board_create_fw_cfg(struct board *b, struct err *e)
+{
+    const struct vm_config *config = &b->vm->config;
+    bool has_firmware = b->vm->firmware.rom != NULL;
+    int ret;
+
+    if (!has_firmware && !config->has_test_device)
+        return 0;
+    ret = fw_cfg_create(b->memory, &b->fw_cfg, e);
+    if (ret == 0)
+        ret = fw_cfg_map(b->fw_cfg, b->ports, FW_CFG_PORT, FW_CFG_DMA_PORT, e);
+    if (ret == 0)
+        ret = fw_cfg_add_number(b->fw_cfg, FW_CFG_KEY_MEMORY, config->memory_bytes, 8, e);
+    if (ret == 0)
+        ret = fw_cfg_add_number(b->fw_cfg, FW_CFG_KEY_CPUS, config->cpu_count, 2, e);
+    if (ret == 0)
+        ret = fw_cfg_add_number(b->fw_cfg, FW_CFG_KEY_MAX_CPUS, config->cpu_count, 2, e);
+    if (ret == 0 && has_firmware)
+        ret = firmware_describe(b, e);
+    return ret;
+}
+
+static int board_create_debug_port(struct board *b, struct err *e)
+{
+    int ret;
+
+    if (b->vm->firmware.rom == NULL)
+        return 0;
+    ret = debug_port_create(NULL, NULL, &b->debug_port, e);
+    return ret == 0 ? debug_port_map(b->debug_port, b->ports, DEBUG_PORT, e) : ret;
 }
 
 static void board_send_msi(void *ctx, uint64_t address, uint32_t data)
@@ -371,10 +429,44 @@ static int board_map_pci_ports(struct board *b, struct err *e)
     return ret;
 }
 
+/* Behind RAM, but not so low that a machine's size moves it about for nothing. */
+static uint64_t board_pci_window(const struct board *b)
+{
+    uint64_t low_end = MIN(b->vm->config.memory_bytes, MAP_LOW_RAM_MAX);
+
+    return MAX(low_end, MAP_PCI_WINDOW_MIN);
+}
+
+/* Above 4 GiB: behind RAM, in whole GiB. */
+static uint64_t board_pci_high_window(const struct board *b)
+{
+    uint64_t size = b->vm->config.memory_bytes, low_end = MIN(size, MAP_LOW_RAM_MAX);
+
+    return align_up(MAP_HIGH_RAM_ADDR + (size - low_end), BIT(30));
+}
+
+static int board_map_pci_memory(struct board *b, struct err *e)
+{
+    uint64_t first = board_pci_window(b), high = board_pci_high_window(b);
+    int ret = pci_host_map_ecam(b->pci, b->memory, MAP_ECAM_ADDR, e);
+
+    if (ret == 0)
+        ret = pci_host_map_window(b->pci, b->memory, false, first, MAP_ECAM_ADDR - first, e);
+    if (ret == 0)
+        ret = pci_host_map_window(b->pci, b->memory, false, MAP_PCI_WINDOW2_ADDR,
+                                  MAP_PCI_WINDOW2_SIZE, e);
+    if (ret == 0 && high < BIT(b->vm->model.phys_bits))
+        ret = pci_host_map_window(b->pci, b->memory, false, high,
+                                  BIT(b->vm->model.phys_bits) - high, e);
+    return ret;
+}
+
 static int board_create_pci(struct board *b, struct err *e)
 {
-    struct pci_host_config config = {
-        .reset = board_reset_wanted, .send_msi = board_send_msi, .ctx = b};
+    struct pci_host_config config = {.reset = board_reset_wanted,
+                                     .pam_changed = board_pam_changed,
+                                     .send_msi = board_send_msi,
+                                     .ctx = b};
     struct irq_line pic_inputs[16] = {0};
     int ret;
 
@@ -391,14 +483,15 @@ static int board_create_pci(struct board *b, struct err *e)
     if (ret == 0)
         ret = pci_host_map(b->pci, b->ports, PCI_HOST_PORT, e);
     if (ret == 0)
-        ret = pci_host_map_ecam(b->pci, b->memory, MAP_ECAM_ADDR, e);
-    if (ret == 0)
-        ret = pci_host_map_window(b->pci, b->memory, false, MAP_PCI_WINDOW_ADDR,
-                                  MAP_PCI_WINDOW_SIZE, e);
+        ret = board_map_pci_memory(b, e);
     if (ret == 0)
         ret = board_map_pci_ports(b, e);
     if (ret == 0)
         ret = piix3_attach(b->isa_bridge, b->pci, MAP_ISA_BRIDGE_SLOT, e);
+    if (ret == 0)
+        ret = piix4_pm_create(MAP_PM_PORT, MAP_SCI_IRQ, &b->pm_function, e);
+    if (ret == 0)
+        ret = piix4_pm_attach(b->pm_function, b->pci, MAP_ISA_BRIDGE_SLOT, e);
     return ret;
 }
 
@@ -550,6 +643,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
 {
     static int (*const parts[])(struct board *, struct err *) = {
         board_create_memory,      /* RAM below 3 GiB, the rest above 4 GiB */
+        board_create_rom,         /* firmware below 4 GiB; what is below 1 MiB changes */
         board_create_interrupts,  /* local APICs, 8259 pair, IOAPIC */
         board_create_timers,      /* HPET, 8254, real-time clock */
         board_create_kvmclock,    /* paravirtual clock */
@@ -557,13 +651,15 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_kbc,         /* keyboard controller and port 92H */
         board_create_serial,      /* COM1 */
         board_create_ferr,        /* x87 errors the AT's way */
-        board_create_pci,         /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0 */
+        board_create_pci,         /* host bridge 00:00.0, PCI-to-ISA bridge 00:01.0, PM 00:01.3 */
         board_create_rng,         /* entropy 00:02.0 */
         board_create_disks,       /* virtio disks, from 00:03.0 on */
         board_create_net,         /* with --net: 00:13.0 */
         board_create_shares,      /* shared folders, from 00:18.0 on */
         board_create_debug_exit,  /* with --debug-exit */
-        board_create_test_device, /* with --test-device: also QEMU's firmware configuration */
+        board_create_test_device, /* with --test-device */
+        board_create_debug_port,  /* with firmware: what it says of itself */
+        board_create_fw_cfg, /* with firmware or --test-device; the last: it tells of the others */
     };
     int ret;
 
@@ -579,6 +675,7 @@ void board_destroy(struct board *b)
     /* from the outside in: what drives a line goes before what the line leads to */
     space_destroy(b->ports);
     debug_exit_destroy(b->debug_exit);
+    debug_port_destroy(b->debug_port);
     fw_cfg_destroy(b->fw_cfg);
     test_device_destroy(b->test_device);
     for (unsigned i = 0; i < VM_DISKS_MAX; i++)
@@ -591,6 +688,7 @@ void board_destroy(struct board *b)
     virtio_pci_destroy(b->rng_function);
     virtio_rng_destroy(b->rng);
     pci_host_destroy(b->pci);
+    piix4_pm_destroy(b->pm_function);
     piix3_destroy(b->isa_bridge);
     uart16550_destroy(b->com1);
     ferr_destroy(b->ferr);
@@ -612,20 +710,26 @@ void board_destroy(struct board *b)
     memset(b, 0, sizeof(*b));
 }
 
-/*
- * As firmware leaves the 8259s: PCI interrupts routed to two inputs, and those, like the ACPI
- * interrupt, level-triggered.
- */
-static void board_route_interrupts(struct board *b)
+static void board_configure(struct board *b, unsigned slot, unsigned offset, uint32_t value)
 {
-    static const uint8_t irqs[] = {MAP_PIRQ_AC_IRQ, MAP_PIRQ_BD_IRQ};
-    uint32_t config = 0x80000000u | MAP_ISA_BRIDGE_SLOT << 11 | PIRQ_ROUTE_OFFSET;
+    space_store(b->ports, PCI_HOST_PORT, 0x80000000u | slot << 11 | offset, 4);
+    space_store(b->ports, PCI_HOST_PORT + 4, value, 4);
+    space_store(b->ports, PCI_HOST_PORT, 0, 4);
+}
+
+/*
+ * As firmware leaves the chip set: RAM from E0000H on, where its tables are; PCI interrupts
+ * routed to two inputs of the 8259s, and those, like the ACPI interrupt, level-triggered.
+ */
+static void board_act_as_firmware(struct board *b)
+{
+    uint32_t routes = (uint32_t)(MAP_PIRQ_AC_IRQ | MAP_PIRQ_BD_IRQ << 8) * (UINT32_C(1) << 16 | 1);
     unsigned level = 1u << MAP_SCI_IRQ | 1u << MAP_PIRQ_AC_IRQ | 1u << MAP_PIRQ_BD_IRQ;
 
-    space_store(b->ports, PCI_HOST_PORT, config, 4);
-    for (unsigned i = 0; i < 4; i++)
-        space_store(b->ports, PCI_HOST_PORT + 4 + i, irqs[i % 2], 1);
-    space_store(b->ports, PCI_HOST_PORT, 0, 4);
+    board_configure(b, 0, PAM0_OFFSET & ~3u, 0x30u << 8 * (PAM0_OFFSET & 3));
+    board_configure(b, 0, PAM5_OFFSET & ~3u, 0x3333u << 8 * (PAM5_OFFSET & 3));
+    board_configure(b, MAP_ISA_BRIDGE_SLOT, PIRQ_ROUTE_OFFSET, routes);
+    i8259_set_firmware_defaults(b->pic);
     space_store(b->ports, I8259_ELCR_PORT, level & 0xff, 1);
     space_store(b->ports, I8259_ELCR_PORT + 1, level >> 8, 1);
 }
@@ -641,6 +745,7 @@ void board_reset(struct board *b)
     virtio_pci_reset(b->rng_function);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);
+    piix4_pm_reset(b->pm_function);
     uart16550_reset(b->com1);
     ferr_reset(b->ferr);
     i8042_reset(b->kbc);
@@ -653,20 +758,35 @@ void board_reset(struct board *b)
     for (unsigned i = 0; i < b->lapic_count; i++)
         lapic_reset(b->lapics[i]);
     i8259_reset(b->pic);
-    if (b->vm->config.has_test_device) {
+    if (b->vm->config.has_test_device)
         test_device_reset(b->test_device);
+    if (b->fw_cfg != NULL)
         fw_cfg_reset(b->fw_cfg);
-    }
-    i8259_set_firmware_defaults(b->pic);
-    board_route_interrupts(b);
+    if (b->debug_port != NULL)
+        debug_port_reset(b->debug_port);
+    if (b->vm->firmware.rom == NULL)
+        board_act_as_firmware(b);
+}
+
+void board_acpi_config(const struct board *b, struct acpi_config *config)
+{
+    *config = (struct acpi_config){
+        .cpu_count = b->vm->config.cpu_count,
+        .window_addr = (uint32_t)board_pci_window(b),
+        .high_window_addr = board_pci_high_window(b),
+        .high_window_end = BIT(b->vm->model.phys_bits),
+    };
 }
 
 uint64_t board_write_firmware_data(struct board *b)
 {
+    struct acpi_config config;
+
     space_store(b->memory, BDA_COM1_PORT, MAP_COM1_PORT, 2);
     space_store(b->memory, BDA_EBDA_SEGMENT, MAP_EBDA_ADDR >> 4, 2);
     space_store(b->memory, BDA_MEMORY_KIB, MAP_EBDA_ADDR >> 10, 2);
     space_store(b->memory, MAP_EBDA_ADDR, (MAP_BASE_RAM_END - MAP_EBDA_ADDR) >> 10, 1);
     smbios_write_tables(b->memory);
-    return acpi_write_tables(b->memory, b->vm->config.cpu_count);
+    board_acpi_config(b, &config);
+    return acpi_write_tables(b->memory, &config);
 }

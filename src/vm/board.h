@@ -13,8 +13,10 @@
 #include "mem/ram.h"
 #include "vm/boot/boot.h"
 #include "vm/machine_map.h"
+#include "vm/shadow.h"
 #include "vm/vm.h"
 
+struct acpi_config;
 struct vm;
 
 /* One wire that ends at two inputs. */
@@ -28,6 +30,7 @@ struct board {
     struct ram ram;
     struct boot_map map;           /* what the guest is told of RAM */
     struct space *memory, *ports;
+    struct shadow shadow; /* 0xc0000 to 0xfffff */
     struct vclock *clock;
 
     struct apic_bus *apic_bus;
@@ -46,13 +49,15 @@ struct board {
     struct i8042 *kbc;
     struct ferr *ferr;
     struct acpi_pm *pm;
-    struct debug_exit *debug_exit; /* these three: NULL unless asked for */
+    struct debug_exit *debug_exit; /* these: NULL unless asked for */
     struct test_device *test_device;
     struct fw_cfg *fw_cfg;
+    struct debug_port *debug_port;
     struct kvmclock *kvmclock;
 
     struct board_wire pirq_wires[4];
     struct piix3 *isa_bridge;
+    struct piix4_pm *pm_function;
     struct pci_host *pci;
     struct virtio_rng *rng;
     struct virtio_pci *rng_function;
@@ -88,6 +93,9 @@ void board_reset(struct board *board);
  * RSDP. After each reset, before a boot loader writes.
  */
 uint64_t board_write_firmware_data(struct board *board);
+
+/* What the ACPI tables have to know. */
+void board_acpi_config(const struct board *board, struct acpi_config *config);
 
 /* The memory map that follows from the size of RAM. */
 void board_make_map(uint64_t memory_bytes, struct boot_map *map);

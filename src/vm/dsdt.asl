@@ -8,6 +8,12 @@
 
 DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
 {
+    /* where the window for PCI BARs begins: behind RAM, so acpi.c puts the number here */
+    Name (\PMIN, MAP_PCI_WINDOW_ADDR)
+    /* the same for the window above 4 GiB, and its last byte */
+    Name (\PHMN, MAP_PCI_HIGH_WINDOW_ADDR)
+    Name (\PHMX, MAP_PCI_HIGH_WINDOW_LAST)
+
     /* soft off: \_S5 is all there is */
     Name (\_S5, Package () { MAP_SLP_TYP_S5, MAP_SLP_TYP_S5, 0, 0 })
 
@@ -27,7 +33,7 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
             Name (_BBN, 0)
             Name (_SEG, 0)
 
-            Name (_CRS, ResourceTemplate ()
+            Name (RES, ResourceTemplate ()
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
                     0, 0, 0, 0, 1)
@@ -38,8 +44,28 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
                     0, MAP_PCI_PORTS_ADDR, MAP_PCI_PORTS_LAST, 0, MAP_PCI_PORTS_SIZE)
                 DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,
                     ReadWrite, 0, MAP_PCI_WINDOW_ADDR, MAP_PCI_WINDOW_LAST, 0,
-                    MAP_PCI_WINDOW_SIZE)
+                    MAP_PCI_WINDOW_SIZE, , , PMEM)
+                DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,
+                    ReadWrite, 0, MAP_PCI_WINDOW2_ADDR, MAP_PCI_WINDOW2_LAST, 0,
+                    MAP_PCI_WINDOW2_SIZE)
+                QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,
+                    ReadWrite, 0, MAP_PCI_HIGH_WINDOW_ADDR, MAP_PCI_HIGH_WINDOW_LAST, 0,
+                    MAP_PCI_HIGH_WINDOW_SIZE, , , PHIM)
             })
+            CreateDWordField (RES, PMEM._MIN, RMIN)
+            CreateDWordField (RES, PMEM._LEN, RLEN)
+            CreateQWordField (RES, PHIM._MIN, HMIN)
+            CreateQWordField (RES, PHIM._MAX, HMAX)
+            CreateQWordField (RES, PHIM._LEN, HLEN)
+            Method (_CRS, 0, Serialized)
+            {
+                HMIN = \PHMN
+                HMAX = \PHMX
+                HLEN = \PHMX - \PHMN + 1
+                RMIN = \PMIN
+                RLEN = MAP_PCI_WINDOW_LAST - \PMIN + 1
+                Return (RES)
+            }
 
             /* the PCI-to-ISA bridge and its PIRQ route registers */
             Device (ISA)
@@ -55,7 +81,7 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
                 }
             }
 
-            /* Pin p of slot s drives wire (s + p) mod 4, for all 32 slots. */
+            /* Pin p of slot s drives wire (s - 1 + p) mod 4, for all 32 slots. */
             Method (_PRT, 0, Serialized)
             {
                 Local0 = Package (128) {}
@@ -63,7 +89,7 @@ DefinitionBlock ("", "DSDT", 2, "DOPPEL", "DOPPELPC", 1)
                 While (Local1 < 128)
                 {
                     Local2 = Local1 >> 2
-                    Local3 = (Local1 + Local2) & 3
+                    Local3 = (Local1 + Local2 + 3) & 3
                     If (\PICM)
                     {
                         Local4 = Package (4) { 0, 0, 0, 0 }

@@ -4,11 +4,19 @@
  * All on the vCPU's thread. The local APIC's window is looked at first: it is private to a
  * processor and may be moved, so it is not in the address space.
  */
+#include "base/bits.h"
 #include "dev/irqchip/lapic.h"
 #include "dev/platform/ferr.h"
 #include "dev/platform/kvmclock.h"
 #include "mem/space.h"
 #include "vm/machine.h"
+
+/* What a write to a chip changed of the memory map is true for the next instruction. */
+static inline void host_follow_remap(struct vcpu *vcpu)
+{
+    if (UNLIKELY(atomic_load_explicit(&vcpu->vm->is_remap_due, memory_order_relaxed)))
+        vm_await_remap(vcpu->vm);
+}
 
 static uint64_t host_io_read(void *cpu, uint16_t port, unsigned size)
 {
@@ -22,6 +30,7 @@ static void host_io_write(void *cpu, uint16_t port, uint64_t value, unsigned siz
     struct vcpu *vcpu = cpu;
 
     space_store(vcpu->vm->board.ports, port, value, size);
+    host_follow_remap(vcpu);
 }
 
 static uint64_t host_mmio_read(void *cpu, gpa_t addr, unsigned size)
@@ -37,10 +46,12 @@ static void host_mmio_write(void *cpu, gpa_t addr, uint64_t value, unsigned size
 {
     struct vcpu *vcpu = cpu;
 
-    if (lapic_claims(vcpu->lapic, addr))
+    if (lapic_claims(vcpu->lapic, addr)) {
         lapic_mmio_write(vcpu->lapic, addr, value, size);
-    else
-        space_store(vcpu->vm->board.memory, addr, value, size);
+        return;
+    }
+    space_store(vcpu->vm->board.memory, addr, value, size);
+    host_follow_remap(vcpu);
 }
 
 static int host_interrupt_acknowledge(void *cpu)

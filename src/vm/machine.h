@@ -21,6 +21,7 @@
 #include "os/vclock.h"
 #include "vm/board.h"
 #include "vm/boot/boot.h"
+#include "vm/firmware.h"
 #include "vm/vm.h"
 
 struct vcpu {
@@ -82,7 +83,8 @@ struct vm {
     unsigned engine_count;
     struct cpu_model model;
     struct boot_source source;
-    bool is_source_open;
+    bool is_source_open;      /* else the machine starts with `firmware` */
+    struct firmware firmware; /* rom NULL: none */
     struct board board;
     struct vcpu *vcpus;
     unsigned vcpu_count;           /* attached to the engine: none or all */
@@ -102,6 +104,9 @@ struct vm {
     enum machine_run_state run_state; /* under lock */
     unsigned parked_count;         /* under lock */
     bool is_reset_wanted;          /* under lock */
+    _Atomic bool is_remap_due;     /* written under lock */
+    uint64_t remap_count;          /* under lock: how many were done */
+    unsigned remap_waiters;        /* under lock: vCPU threads within an access, until one is done */
     bool is_storm_due;             /* under lock */
     bool is_ended;                 /* under lock: `end` is filled, the first cause counts */
     struct vm_end end;             /* under lock */
@@ -155,11 +160,20 @@ void vm_end_with(struct vm *vm, const struct vm_end *end);
 void vm_end_cause(struct vm *vm, enum vm_end_cause cause);
 /* The guest asks for a reset of the whole machine. Any thread, with device locks held. */
 void vm_request_reset(struct vm *vm);
+/*
+ * Memory is to be routed anew (shadow.h): it is done when no vCPU is in guest code. Any thread,
+ * with device locks held.
+ */
+void vm_request_remap(struct vm *vm);
+/* After an access that may have asked for it: wait until it is done. The vCPU's thread, no locks.
+ */
+void vm_await_remap(struct vm *vm);
 /* PIN_STOP: returns false when the thread has to end. The vCPU's thread. */
 bool vm_park(struct vcpu *vcpu);
 /*
- * Get every vCPU thread out of the engine and hold it, until vm_release lets them go on, which it
- * does not while something else keeps the machine from running. Main loop's thread.
+ * Get every vCPU thread out of the engine and hold it, having routed memory anew if that is due,
+ * until vm_release lets them go on, which it does not while something else keeps the machine from
+ * running. Main loop's thread.
  */
 void vm_stop_running(struct vm *vm); /* do not wait; any thread */
 void vm_hold(struct vm *vm);

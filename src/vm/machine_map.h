@@ -15,16 +15,29 @@
 #define MAP_EXTENDED_ADDR 0x100000
 #define MAP_LOW_RAM_MAX 0xc0000000
 #define MAP_HIGH_RAM_ADDR 0x100000000
+#define MAP_ROM_MAX 0x1000000 /* firmware's ROM ends at 4 GiB */
 
-/* the window for PCI BARs, up to the chips of the platform */
-#define MAP_PCI_WINDOW_ADDR 0xc0000000
-#define MAP_PCI_WINDOW_LAST 0xfeafffff
-#define MAP_PCI_WINDOW_SIZE 0x3eb00000
+/*
+ * The windows for PCI BARs. The first begins behind RAM, at 2 GiB at the lowest, where OVMF starts
+ * to assign addresses; SeaBIOS assigns them downwards from the end of the second.
+ */
+#define MAP_PCI_WINDOW_MIN 0x80000000
+#define MAP_PCI_WINDOW_ADDR 0xc0000000 /* with all of the RAM that fits below */
+#define MAP_PCI_WINDOW_LAST 0xfbffffff
+#define MAP_PCI_WINDOW_SIZE 0x3c000000
+#define MAP_ECAM_ADDR 0xfc000000 /* configuration space of bus 0 */
+#define MAP_ECAM_SIZE 0x100000
+#define MAP_PCI_WINDOW2_ADDR 0xfc100000
+#define MAP_PCI_WINDOW2_LAST 0xfebfffff
+#define MAP_PCI_WINDOW2_SIZE 0x2b00000
+/* the third begins behind the RAM above 4 GiB and ends where addresses do: these are placeholders
+ */
+#define MAP_PCI_HIGH_WINDOW_ADDR 0x800000000
+#define MAP_PCI_HIGH_WINDOW_LAST 0xfffffffff
+#define MAP_PCI_HIGH_WINDOW_SIZE 0x800000000
 #define MAP_PCI_PORTS_ADDR 0x1000 /* below, chips of the platform decode ports */
 #define MAP_PCI_PORTS_LAST 0xffff
 #define MAP_PCI_PORTS_SIZE 0xf000
-#define MAP_ECAM_ADDR 0xfeb00000 /* configuration space of bus 0 */
-#define MAP_ECAM_SIZE 0x100000
 #define MAP_IOAPIC_ID 0
 #define MAP_HPET_ADDR 0xfed00000
 #define MAP_HPET_SIZE 0x400

@@ -11,8 +11,6 @@
 #include "vm/machine_map.h"
 #include "vm/smbios.h"
 
-#define ENTRY_SIZE 24
-#define TABLE_SIZE_MAX 512
 #define CHARACTERISTICS_NOT_SUPPORTED BIT(3)
 #define EXTENSION_2_VIRTUAL_MACHINE 0x10
 #define WAKE_UP_POWER_SWITCH 6
@@ -21,7 +19,7 @@
 #define SECURITY_UNKNOWN 2
 
 struct smbios_writer {
-    uint8_t table[TABLE_SIZE_MAX];
+    uint8_t table[SMBIOS_TABLE_MAX];
     unsigned size;
     uint16_t handle;
 };
@@ -93,13 +91,13 @@ static void smbios_add_chassis(struct smbios_writer *w)
     smbios_add_strings(w, strings, ARRAY_SIZE(strings));
 }
 
-void smbios_write_tables(struct space *memory)
+void smbios_build(bool has_firmware, struct smbios_image *image)
 {
     struct smbios_writer w = {0};
-    uint8_t entry[ENTRY_SIZE] = "_SM3_";
-    uint8_t sum = 0;
+    uint8_t entry[SMBIOS_ENTRY_SIZE] = "_SM3_";
 
-    smbios_add_firmware(&w);
+    if (!has_firmware)
+        smbios_add_firmware(&w);
     smbios_add_system(&w);
     smbios_add_chassis(&w);
     smbios_add(&w, 32, 11); /* boot status: no error */
@@ -107,14 +105,25 @@ void smbios_write_tables(struct space *memory)
     smbios_add(&w, 127, 4); /* the end */
     smbios_add_strings(&w, NULL, 0);
 
-    entry[6] = ENTRY_SIZE;
+    entry[6] = SMBIOS_ENTRY_SIZE;
     entry[7] = 3;
     entry[10] = 1;
     store_le32(entry + 12, w.size);
-    store_le64(entry + 16, MAP_SMBIOS_ADDR + ENTRY_SIZE);
-    for (unsigned i = 0; i < ENTRY_SIZE; i++)
-        sum = (uint8_t)(sum + entry[i]);
-    entry[5] = (uint8_t)-sum;
-    space_write(memory, MAP_SMBIOS_ADDR, entry, sizeof(entry));
-    space_write(memory, MAP_SMBIOS_ADDR + ENTRY_SIZE, w.table, w.size);
+    memcpy(image->entry, entry, sizeof(entry));
+    memcpy(image->table, w.table, w.size);
+    image->size = w.size;
+}
+
+void smbios_write_tables(struct space *memory)
+{
+    struct smbios_image image;
+    uint8_t sum = 0;
+
+    smbios_build(false, &image);
+    store_le64(image.entry + 16, MAP_SMBIOS_ADDR + SMBIOS_ENTRY_SIZE);
+    for (unsigned i = 0; i < SMBIOS_ENTRY_SIZE; i++)
+        sum = (uint8_t)(sum + image.entry[i]);
+    image.entry[5] = (uint8_t)-sum;
+    space_write(memory, MAP_SMBIOS_ADDR, image.entry, sizeof(image.entry));
+    space_write(memory, MAP_SMBIOS_ADDR + SMBIOS_ENTRY_SIZE, image.table, image.size);
 }

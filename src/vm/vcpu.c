@@ -129,7 +129,8 @@ void vcpu_state_reset(const struct vcpu *vcpu, struct cpu_state *st)
 
     memset(st, 0, sizeof(*st));
     cpu_state_reset(st, cpu_model_cpuid(&vm->model, st, vcpu->index, 1, 0).eax);
-    state_set_mtrrs(vcpu, st);
+    if (vm->is_source_open)
+        state_set_mtrrs(vcpu, st);
     st->tsc_offset = vm->model.is_tsc_hosts ? 0 : 0 - vm->tsc_base;
     st->run_state = vcpu->index == 0 ? CPU_RUNNING : CPU_WAIT_SIPI;
 }

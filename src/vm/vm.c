@@ -67,6 +67,22 @@ void vm_stop_running(struct vm *vm)
     pthread_mutex_unlock(&vm->lock);
 }
 
+/* With vm->lock held, every vCPU thread out of guest code. */
+static void vm_remap(struct vm *vm)
+{
+    struct vm_end end = {.cause = VM_END_ERROR};
+    int ret = shadow_apply(&vm->board.shadow, vm->ops, vm->engine, &end.error);
+
+    if (ret != 0 && !vm->is_ended) {
+        vm->is_ended = true;
+        vm->end = end;
+    }
+    atomic_store(&vm->is_remap_due, false);
+    vm->remap_count++;
+    vm->remap_waiters = 0;
+    pthread_cond_broadcast(&vm->resumed);
+}
+
 void vm_hold(struct vm *vm)
 {
     unsigned started = 0;
@@ -75,8 +91,38 @@ void vm_hold(struct vm *vm)
         started += vm->vcpus[i].is_started;
     vm_stop_running(vm);
     pthread_mutex_lock(&vm->lock);
-    while (vm->parked_count < started)
-        pthread_cond_wait(&vm->parked, &vm->lock);
+    for (;;) {
+        while (vm->parked_count + vm->remap_waiters < started)
+            pthread_cond_wait(&vm->parked, &vm->lock);
+        if (!atomic_load(&vm->is_remap_due))
+            break;
+        /* those that waited for it park next */
+        vm_remap(vm);
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void vm_request_remap(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    atomic_store(&vm->is_remap_due, true);
+    if (vm->run_state == MACHINE_RUNNING)
+        vm_set_run_state(vm, MACHINE_PARKED);
+    pthread_mutex_unlock(&vm->lock);
+    vm_wake_main(vm);
+}
+
+void vm_await_remap(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->lock);
+    if (atomic_load(&vm->is_remap_due)) {
+        uint64_t count = vm->remap_count;
+
+        vm->remap_waiters++;
+        pthread_cond_signal(&vm->parked);
+        while (vm->remap_count == count && vm->run_state != MACHINE_ENDING)
+            pthread_cond_wait(&vm->resumed, &vm->lock);
+    }
     pthread_mutex_unlock(&vm->lock);
 }
 
@@ -84,7 +130,7 @@ void vm_release(struct vm *vm)
 {
     pthread_mutex_lock(&vm->lock);
     if (vm->is_started && !vm->is_paused && !vm->is_ended && !vm->is_reset_wanted &&
-        !vm->is_storm_due)
+        !vm->is_storm_due && !atomic_load(&vm->is_remap_due))
         vm_set_run_state(vm, MACHINE_RUNNING);
     pthread_mutex_unlock(&vm->lock);
 }
@@ -157,12 +203,8 @@ static int vm_forget_code(void *ctx, uint64_t addr, void *host, uint64_t size, b
     return 0;
 }
 
-/*
- * Bring everything to the state after power-up, and memory to what firmware and boot loader
- * leave behind. vCPUs are parked or not started. RAM that nobody writes keeps its contents, as
- * on real machines.
- */
-static int vm_reset(struct vm *vm, struct err *e)
+/* What firmware and boot loader would leave behind: tables, the kernel, and a processor in it. */
+static int vm_load_kernel(struct vm *vm, struct err *e)
 {
     struct boot_load load = {
         .memory = vm->board.memory,
@@ -172,13 +214,6 @@ static int vm_reset(struct vm *vm, struct err *e)
     struct vcpu *bsp = &vm->vcpus[0];
     int ret;
 
-    vm->tsc_base = vm->is_paused ? vm->paused_tsc : tsc_read();
-    board_reset(&vm->board);
-    ret = space_for_each_ram(vm->board.memory, vm_forget_code, vm, e);
-    if (ret != 0)
-        return ret;
-    for (unsigned i = 0; i < vm->vcpu_count; i++)
-        vcpu_reset(&vm->vcpus[i], NULL);
     load.rsdp_addr = board_write_firmware_data(&vm->board);
     vcpu_state_reset(bsp, &bsp->state);
     ret = boot_load(&vm->source, &load, &bsp->state, e);
@@ -187,6 +222,28 @@ static int vm_reset(struct vm *vm, struct err *e)
     vcpu_reset(bsp, &bsp->state);
     lapic_set_virtual_wire(bsp->lapic);
     return 0;
+}
+
+/*
+ * Bring everything to the state after power-up, and without firmware memory to what that would
+ * leave behind. vCPUs are parked or not started. RAM that nobody writes keeps its contents, as on
+ * real machines.
+ */
+static int vm_reset(struct vm *vm, struct err *e)
+{
+    int ret;
+
+    vm->tsc_base = vm->is_paused ? vm->paused_tsc : tsc_read();
+    board_reset(&vm->board);
+    pthread_mutex_lock(&vm->lock);
+    vm_remap(vm);
+    pthread_mutex_unlock(&vm->lock);
+    ret = space_for_each_ram(vm->board.memory, vm_forget_code, vm, e);
+    if (ret != 0)
+        return ret;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_reset(&vm->vcpus[i], NULL);
+    return vm->is_source_open ? vm_load_kernel(vm, e) : 0;
 }
 
 /* ---- the main thread ---- */
@@ -217,9 +274,13 @@ static bool vm_go_on(struct vm *vm)
     pthread_mutex_unlock(&vm->lock);
     if (is_ended)
         return false;
-    if (!is_reset_wanted)
+    if (!is_reset_wanted && !atomic_load(&vm->is_remap_due))
         return true;
     vm_hold(vm);
+    if (!is_reset_wanted) {
+        vm_release(vm);
+        return !vm_is_ended(vm);
+    }
     if (vm_reset(vm, &end.error) != 0) {
         err_prefix(&end.error, "start the guest again after a reset");
         vm_end_with(vm, &end);
@@ -253,6 +314,12 @@ void vm_run(struct vm *vm, struct vm_end *end)
 
 /* ---- making and taking apart ---- */
 
+/*
+ * What a processor has of physical addresses when firmware runs on it: OVMF maps all there is by
+ * pages of 2 MiB, which takes for ever, and more memory than there is, with the 48 bits of today's.
+ */
+#define FIRMWARE_PHYS_BITS 40
+
 static int vm_check_config(const struct vm_config *config, struct err *e)
 {
     if (config->cpu_count == 0 || config->cpu_count > VM_CPUS_MAX)
@@ -262,8 +329,8 @@ static int vm_check_config(const struct vm_config *config, struct err *e)
         return err_set(e, 0,
                        "%" PRIu64 " bytes of memory: it has to be 2 MiB to 1 TiB, in whole MiB",
                        config->memory_bytes);
-    if (config->kernel_path == NULL)
-        return err_set(e, 0, "there is no kernel to start; name one with --kernel");
+    if ((config->kernel_path == NULL) == (config->firmware == NULL))
+        return err_set(e, 0, "a machine starts with either a kernel or firmware");
     return 0;
 }
 
@@ -297,11 +364,19 @@ static int vm_build(struct vm *vm, struct err *e)
 
     if (ret == 0)
         ret = engines_choose(vm, &limit, e);
-    if (ret == 0)
+    if (ret == 0 && config->kernel_path != NULL) {
         ret = boot_source_open(config->kernel_path, config->initrd_path, &vm->source, e);
+        vm->is_source_open = ret == 0;
+    } else if (ret == 0) {
+        const char *name = config->firmware;
+        if (strcmp(name, "auto") == 0)
+            name = firmware_choose(config->disks, config->disk_count);
+        ret = firmware_open(name, config->firmware_vars_path, &vm->firmware, e);
+    }
     if (ret != 0)
         return ret;
-    vm->is_source_open = true;
+    if (!vm->is_source_open)
+        limit.phys_bits = MIN(limit.phys_bits, FIRMWARE_PHYS_BITS);
     ret = cpu_model_create_within(config->cpu_model != NULL ? config->cpu_model : "host",
                                   config->cpu_count, tsc_frequency_hz(), &limit, &vm->model, e);
     if (ret != 0)
@@ -358,6 +433,7 @@ void vm_destroy(struct vm *vm)
     board_destroy(&vm->board);
     if (vm->is_source_open)
         boot_source_close(&vm->source);
+    firmware_close(&vm->firmware);
     free(vm->vcpus);
     pthread_cond_destroy(&vm->resumed);
     pthread_cond_destroy(&vm->parked);

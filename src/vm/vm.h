@@ -72,7 +72,9 @@ struct vm_config {
     const char *engines;         /* engines that it is to run on, as in "bt,interp"; NULL: `engine` */
     unsigned cpu_count;          /* 1..VM_CPUS_MAX */
     uint64_t memory_bytes;       /* a multiple of 1 MiB, see VM_MEMORY_MIN */
-    const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1 */
+    const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1; NULL: firmware */
+    const char *firmware;        /* "auto", "seabios", "ovmf" or a file; NULL: kernel_path */
+    const char *firmware_vars_path; /* where its variables are kept; NULL: nowhere */
     const char *initrd_path;     /* NULL: none; Multiboot: comma-separated list of modules */
     const char *cmdline;         /* NULL: empty */
     const char *cpu_model;       /* as for cpu_model_create; NULL is "host" */

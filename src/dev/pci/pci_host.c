@@ -8,8 +8,8 @@
  * Accesses to BARs take neither: where a BAR answers is an atomic of its own, so an access that
  * races with moving the BAR finds it at the old place or at the new one.
  *
- * Memory-mapping registers of the 440FX (PAM, SMRAM) are storage: there is no firmware ROM to
- * shadow and no system management mode.
+ * The bridge only keeps the 440FX's PAM registers; the board does what they say. SMRAM is storage:
+ * there is no system management mode.
  *
  * Spec: PCI Local Bus Specification 3.0, 3.2.2.3.2; Intel 82441FX data sheet.
  */
@@ -39,7 +39,6 @@
 #define ECAM_OFFSET 0xfff
 
 #define FX_PAM0 0x59
-#define FX_PAM6 0x5f
 #define FX_SMRAM 0x72
 
 struct pci_host_state {
@@ -54,7 +53,7 @@ struct pci_window {
     bool is_io;
 };
 
-#define WINDOWS_MAX 4
+#define WINDOWS_MAX 8
 
 struct pci_host {
     pthread_mutex_t lock;
@@ -86,7 +85,7 @@ static void intx_follow(struct pci_host *host, struct pci_device *dev, bool was_
 
     if (was_driven == is_driven || pin == 0)
         return;
-    unsigned wire = ((dev->devfn >> 3) + pin - 1u) & 3;
+    unsigned wire = ((dev->devfn >> 3) + pin - 2u) & 3;
     if (is_driven && host->wire_count[wire]++ == 0)
         irq_set(&host->config.pirq[wire], true);
     else if (!is_driven && --host->wire_count[wire] == 0)
@@ -310,17 +309,36 @@ int pci_host_map(struct pci_host *host, struct space *ports, uint16_t base, stru
 
 /* ---- set-up ---- */
 
+static void pam_follow(struct pci_host *host)
+{
+    if (host->config.pam_changed != NULL)
+        host->config.pam_changed(host->config.ctx, host->bridge.config + FX_PAM0);
+}
+
+static void bridge_written(struct pci_device *bridge, unsigned offset, unsigned size)
+{
+    if (ranges_overlap(offset, size, FX_PAM0, PCI_HOST_PAM_COUNT))
+        pam_follow(bridge->host);
+}
+
+static const struct pci_device_ops bridge_ops = {.config_written = bridge_written};
+
 static void bridge_reset(struct pci_device *bridge)
 {
-    static const struct pci_ids ids = {
-        .vendor = 0x8086, .device = 0x1237, .class_device = 0x0600, .revision = 0x02};
+    /* by the subsystem firmware knows a virtual machine with fw_cfg */
+    static const struct pci_ids ids = {.vendor = 0x8086,
+                                       .device = 0x1237,
+                                       .class_device = 0x0600,
+                                       .revision = 0x02,
+                                       .subsystem_vendor = 0x1af4,
+                                       .subsystem = 0x1100};
 
-    pci_device_init(bridge, "host bridge", NULL, &ids);
+    pci_device_init(bridge, "host bridge", &bridge_ops, &ids);
     /* Memory access and bus mastering cannot be switched off in the 82441FX. */
     store_le16(bridge->config + PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     store_le16(bridge->write_mask + PCI_COMMAND, PCI_COMMAND_PARITY | PCI_COMMAND_SERR);
     bridge->write_mask[PCI_INTERRUPT_LINE] = 0;
-    memset(bridge->write_mask + FX_PAM0, 0xff, FX_PAM6 - FX_PAM0 + 1);
+    memset(bridge->write_mask + FX_PAM0, 0xff, PCI_HOST_PAM_COUNT);
     bridge->config[FX_SMRAM] = 0x02;
     bridge->write_mask[FX_SMRAM] = 0x78;
 }
@@ -334,6 +352,7 @@ void pci_host_reset(struct pci_host *host)
     bridge_reset(bridge);
     bridge->host = host;
     bridge->config[PCI_HEADER_TYPE] = header;
+    pam_follow(host);
     pthread_mutex_unlock(&host->lock);
 }
 

@@ -30,13 +30,21 @@ struct space;
 #define PCI_HOST_RESET_PORT 0xcf9
 #define PCI_HOST_RESET_VALUE 0x06
 
+#define PCI_HOST_PAM_COUNT 7
+
 struct pci_host_config {
     /*
-     * The four interrupt wires of the bus (PIRQA..D) after the usual swizzle: INTx pin p of
-     * slot s drives wire (s + p) mod 4, p = 0 for INTA.
+     * The four interrupt wires of the bus (PIRQA..D) after the swizzle that firmware expects of
+     * this chip set: INTx pin p of slot s drives wire (s - 1 + p) mod 4, p = 0 for INTA.
      */
     struct irq_line pirq[4];
     void (*reset)(void *ctx); /* through port CF9h */
+    /*
+     * The PAM registers (59h to 5fh), which say what 0xc0000 to 0xfffff is: after the guest wrote
+     * to them, and at reset. The bridge's lock is held; it must not call back. NULL: nobody
+     * follows.
+     */
+    void (*pam_changed)(void *ctx, const uint8_t pam[PCI_HOST_PAM_COUNT]);
     /* A function's message signalled interrupt. Any thread, the function's lock held. */
     void (*send_msi)(void *ctx, uint64_t address, uint32_t data);
     void *ctx;

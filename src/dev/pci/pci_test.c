@@ -350,7 +350,7 @@ static void test_adding_functions(void **state)
     assert_int_equal(space_load(f->b.ports, 0xcfc, 4), 0x10001af4);
 }
 
-/* Pin A of slot 3 is wire 3; the bridge routes it to an input of the 8259s. */
+/* Pin A of slot 3 is wire 2; the bridge routes it to an input of the 8259s. */
 static void test_interrupt_wires(void **state)
 {
     struct fixture *f = *state;
@@ -358,13 +358,13 @@ static void test_interrupt_wires(void **state)
     assert_int_equal(get(f, 3, PCI_STATUS, 2) & PCI_STATUS_INTX, PCI_STATUS_INTX);
     for (unsigned i = 0; i < 16; i++)
         assert_false(f->isa[i].level); /* no route */
-    set(f, 1, 0x63, 11, 1);
+    set(f, 1, 0x62, 11, 1);
     assert_true(f->isa[11].level);
-    set(f, 1, 0x63, 10, 1);
+    set(f, 1, 0x62, 10, 1);
     assert_true(f->isa[10].level && !f->isa[11].level);
-    set(f, 1, 0x63, 8, 1); /* not a target */
+    set(f, 1, 0x62, 8, 1); /* not a target */
     assert_false(f->isa[8].level || f->isa[10].level);
-    set(f, 1, 0x63, 10, 1);
+    set(f, 1, 0x62, 10, 1);
     set(f, 3, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, 2);
     assert_false(f->isa[10].level);
     assert_int_equal(get(f, 3, PCI_STATUS, 2) & PCI_STATUS_INTX, PCI_STATUS_INTX);

@@ -1,9 +1,8 @@
 /*
- * test_device_test.c - the test device and the firmware configuration beside it
+ * test_device_test.c - the test device: lines, register, buffer
  */
 #include <string.h>
 
-#include "dev/platform/fw_cfg.h"
 #include "dev/platform/test_device.h"
 #include "dev/test_support.h"
 
@@ -12,7 +11,6 @@ struct fixture {
     struct space *memory;
     struct probe probes[TEST_DEVICE_LINES];
     struct test_device *dev;
-    struct fw_cfg *cfg;
 };
 
 static int setup(void **state)
@@ -29,8 +27,6 @@ static int setup(void **state)
     }
     assert_int_equal(test_device_create(lines, &f.dev, NULL), 0);
     assert_int_equal(test_device_map(f.dev, f.bench.ports, f.memory, NULL), 0);
-    assert_int_equal(fw_cfg_create(UINT64_C(5) << 30, 3, &f.cfg, NULL), 0);
-    assert_int_equal(fw_cfg_map(f.cfg, f.bench.ports, FW_CFG_PORT, NULL), 0);
     *state = &f;
     return 0;
 }
@@ -42,7 +38,6 @@ static int teardown(void **state)
     bench_teardown(&f->bench);
     space_destroy(f->memory);
     test_device_destroy(f->dev);
-    fw_cfg_destroy(f->cfg);
     return 0;
 }
 
@@ -109,38 +104,6 @@ static void test_buffer(void **state)
     assert_true(space_load(f->memory, TEST_DEVICE_MEMORY, 8) == 0);
 }
 
-static uint64_t read_item(struct fixture *f, uint16_t key, unsigned size)
-{
-    uint64_t value = 0;
-
-    space_store(f->bench.ports, FW_CFG_PORT, key, 2);
-    for (unsigned i = 0; i < size; i++)
-        value |= (uint64_t)in8(&f->bench, FW_CFG_PORT + 1) << (8 * i);
-    return value;
-}
-
-static void test_items(void **state)
-{
-    struct fixture *f = *state;
-
-    assert_int_equal(read_item(f, 0, 4), 'Q' | 'E' << 8 | 'M' << 16 | 'U' << 24);
-    assert_in8(&f->bench, FW_CFG_PORT + 1, 0);
-    assert_int_equal(read_item(f, 1, 4), 1);
-    assert_true(read_item(f, 3, 8) == UINT64_C(5) << 30);
-    assert_int_equal(read_item(f, 5, 2), 3);
-    assert_int_equal(read_item(f, 0x0f, 2), 3);
-    /* what is not there: the directory of files, the architecture's, the largest number */
-    assert_int_equal(read_item(f, 0x19, 4), 0);
-    assert_int_equal(read_item(f, 0x8005, 2), 0);
-    assert_int_equal(read_item(f, 0xffff, 2), 0);
-    /* bytes select nothing; reset selects the signature */
-    read_item(f, 5, 1);
-    out8(&f->bench, FW_CFG_PORT, 0);
-    assert_in8(&f->bench, FW_CFG_PORT + 1, 0);
-    fw_cfg_reset(f->cfg);
-    assert_in8(&f->bench, FW_CFG_PORT + 1, 'Q');
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -148,7 +111,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_flush_changes_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lines, setup, teardown),
         cmocka_unit_test_setup_teardown(test_buffer, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_items, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,190 @@
+/*
+ * firmware_test.c - machines that start in a ROM: where it is, shadow RAM, resets; which firmware
+ *
+ * The ROM is 64 KiB of 16-bit code that begins at F000:0000 and is entered through its reset
+ * vector, which jumps there within the segment that ends at 4 GiB.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/bits.h"
+#include "os/loop.h"
+#include "vm/firmware.h"
+#include "vm/vm.h"
+
+#define ROM_SIZE 0x10000u
+#define ROM_MARK_AT 0x1234 /* a byte of the ROM that the code looks at */
+#define ROM_MARK 0x5a
+
+#define TEST_ROM(name, code)                                                                       \
+    extern const uint8_t rom_##name[], rom_##name##_end[];                                         \
+    __asm__(".pushsection .rodata\n"                                                               \
+            "rom_" #name ":\n.code16\n" code "\n.code64\n"                                         \
+            "rom_" #name "_end:\n.popsection\n")
+
+/* write V to PAM0, which is byte 59H of the host bridge; EAX, DX change */
+#define PAM0(v)                                                                                    \
+    "mov $0x80000058, %eax\n mov $0xcf8, %dx\n out %eax, %dx\n"                                    \
+    "mov $0xcfd, %dx\n mov $" #v ", %al\n out %al, %dx\n"
+/* the instruction after the one that changes the map sees the new one */
+#define EXPECT(v) "cmpb $" #v ", %es:0x1234\n jne fail\n"
+#define STORE(v) "movb $" #v ", %es:0x1234\n"
+#define EXIT(v) "mov $0xf4, %dx\n mov $" #v ", %eax\n out %eax, %dx\n 1: hlt\n jmp 1b\n"
+
+TEST_ROM(shadow, "mov $0xf000, %bx\n mov %bx, %es\n mov $20, %cx\n"
+                 "again:\n" EXPECT(0x5a) STORE(0x11) EXPECT(0x5a) /* ROM */
+         PAM0(0x20) EXPECT(0x5a) STORE(0x77) EXPECT(0x5a)         /* reads ROM, writes RAM */
+         PAM0(0x30) EXPECT(0x77) STORE(0x88) EXPECT(0x88)         /* RAM */
+         PAM0(0x10) EXPECT(0x88) STORE(0x99) EXPECT(0x88)         /* RAM, not written */
+         PAM0(0x00) EXPECT(0x5a)                                  /* ROM again */
+         "dec %cx\n jnz again\n" EXIT(7) "fail:\n" EXIT(1));
+
+/*
+ * RAM survives a reset, the PAM registers don't: the first time through a counter at 0:600H is
+ * set and PAM0 opened, then port CF9H is asked for a reset.
+ */
+TEST_ROM(reset, "xor %bx, %bx\n mov %bx, %ds\n mov $0xf000, %bx\n mov %bx, %es\n"
+                "cmpb $0x5a, %es:0x1234\n jne lost\n"
+                "cmpl $0x600d600d, 0x600\n je second\n"
+                "movl $0x600d600d, 0x600\n" PAM0(0x30)
+                    STORE(0x44) "mov $0xcf9, %dx\n mov $6, %al\n out %al, %dx\n 2: hlt\n jmp 2b\n"
+                                "second:\n" EXIT(9) "lost:\n" EXIT(2));
+
+static void write_rom(char *path, const uint8_t *code, size_t size)
+{
+    static uint8_t rom[ROM_SIZE];
+    int fd = mkstemp(path);
+
+    assert_true(fd >= 0);
+    memset(rom, 0, sizeof(rom));
+    memcpy(rom, code, size);
+    rom[ROM_MARK_AT] = ROM_MARK;
+    /* JMP to the segment's start, from FFF0H */
+    memcpy(rom + 0xfff0, "\xe9\x0d\x00", 3);
+    assert_int_equal(write(fd, rom, sizeof(rom)), sizeof(rom));
+    close(fd);
+}
+
+static void run_rom(const struct vm_config *wanted, const uint8_t *code, size_t size,
+                    struct vm_end *end)
+{
+    char path[] = "/tmp/doppel-rom-XXXXXX";
+    struct vm_config config = *wanted;
+    struct vm *vm = NULL;
+    struct err e = {0};
+
+    write_rom(path, code, size);
+    assert_int_equal(loop_create(&config.loop, &e), 0);
+    config.memory_bytes = 8 << 20;
+    config.cpu_model = "host";
+    config.has_debug_exit = true;
+    config.firmware = path;
+    if (vm_create(&config, &vm, &e) != 0)
+        fail_msg("%s", e.msg);
+    unlink(path);
+    vm_run(vm, end);
+    vm_destroy(vm);
+    loop_destroy(config.loop);
+}
+
+#define RUN_ROM(config, name, end)                                                                 \
+    run_rom(config, rom_##name, (size_t)(rom_##name##_end - rom_##name), end)
+
+static const char *const engines[] = {"interp", "bt"};
+
+static void memory_changes_under_the_next_instruction(void **state)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
+        /* the second processor waits to be started, and is stopped for each change all the same */
+        struct vm_config config = {.engine = engines[i], .cpu_count = 1 + i};
+        struct vm_end end;
+
+        RUN_ROM(&config, shadow, &end);
+        assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
+        assert_int_equal(end.status, 7 << 1 | 1);
+    }
+}
+
+/* The engine is exchanged at any moment: it gets the slots that there are then. */
+static void memory_changes_while_engines_do(void **state)
+{
+    struct vm_config config = {.engines = "bt,interp", .cpu_count = 1, .switch_storm = 20};
+    struct vm_end end;
+
+    RUN_ROM(&config, shadow, &end);
+    assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
+    assert_int_equal(end.status, 7 << 1 | 1);
+}
+
+static void reset_keeps_ram(void **state)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
+        struct vm_config config = {.engine = engines[i], .cpu_count = 1};
+        struct vm_end end;
+
+        RUN_ROM(&config, reset, &end);
+        assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
+        assert_int_equal(end.status, (9 << 1 | 1) & 0xff);
+    }
+}
+
+/* ---- which firmware ---- */
+
+static const uint8_t guid_esp[16] = {0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11,
+                                     0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b};
+
+static void disks_are_told_apart(void **state)
+{
+    uint8_t disk[34 * 512] = {0};
+
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
+    disk[446 + 4] = 0xef;
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk))); /* no signature */
+    disk[510] = 0x55;
+    disk[511] = 0xaa;
+    assert_true(firmware_is_uefi_disk(disk, 512));
+    assert_false(firmware_is_uefi_disk(disk, 511));
+    disk[0] = 0xeb; /* boot code */
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
+    disk[0] = 0;
+    disk[446 + 4] = 0x83;
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
+
+    disk[446 + 16 + 4] = 0xee;
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk))); /* no table */
+    memcpy(disk + 512, "EFI PART", 8);
+    store_le64(disk + 512 + 72, 2);
+    store_le32(disk + 512 + 84, 128);
+    memcpy(disk + 1024 + 127 * 128, guid_esp, 16);
+    assert_true(firmware_is_uefi_disk(disk, sizeof(disk)));
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk) - 1)); /* cut off */
+    assert_false(firmware_is_uefi_disk(disk, 512));
+    /* sizes and places that lead out of what was read, or nowhere */
+    store_le32(disk + 512 + 84, 0);
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
+    store_le32(disk + 512 + 84, 0xffffffff);
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
+    store_le32(disk + 512 + 84, 128);
+    store_le64(disk + 512 + 72, UINT64_MAX / 512);
+    assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(memory_changes_under_the_next_instruction),
+        cmocka_unit_test(memory_changes_while_engines_do),
+        cmocka_unit_test(reset_keeps_ram),
+        cmocka_unit_test(disks_are_told_apart),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""firmware.py - boot a disk by firmware and GRUB under doppel
+
+The disk is tools/make-boot-disk's; its kernel is Debian's and its first process guests/init.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PLATFORMS = {"seabios": "pc", "ovmf": "efi"}
+
+
+class Failed(Exception):
+    pass
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--doppel", required=True)
+    parser.add_argument("--engine", default="bt")
+    parser.add_argument("--firmware", default="seabios", choices=PLATFORMS)
+    parser.add_argument("--cpus", type=int, default=1)
+    parser.add_argument("--memory-mib", type=int, default=256)
+    parser.add_argument("--timeout", type=float, default=240)
+    return parser.parse_args()
+
+
+def run_tool(*command):
+    path = os.path.join(TOP, "tools", command[0])
+    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def make_disk(work, test):
+    kernel = run_tool("fetch-kernel", "cloud")
+    initrd = os.path.join(work, "initramfs.cpio")
+    disk = os.path.join(work, test + ".img")
+    modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
+    run_tool("make-initramfs", initrd,
+             *["%s/%s=modules/%s" % (modules, name, name) for name in os.listdir(modules)
+               if name.startswith("virtio")])
+    run_tool("make-boot-disk", disk, kernel, initrd,
+             "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + test)
+    return disk
+
+
+def boot(args, disk):
+    """Returns exit status, and lines with the time at which they arrived."""
+    command = [args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
+               "--memory", "%dM" % args.memory_mib, "--net", "none",
+               "--firmware", args.firmware, disk]
+    start = time.monotonic()
+    lines = []
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        timer = threading.Timer(args.timeout, process.kill)
+        timer.start()
+        try:
+            for raw in process.stdout:
+                lines.append((time.monotonic() - start,
+                              raw.decode("utf-8", "replace").rstrip("\r\n")))
+            status = process.wait()
+        finally:
+            timer.cancel()
+    return status, lines
+
+
+def at(lines, text):
+    """When the lines with this text came."""
+    return [time for time, line in lines if text in line]
+
+
+def check_facts(args, status, lines):
+    expect(status == 0, "doppel ended with status %d" % status)
+    grub = at(lines, "doppel-grub: " + PLATFORMS[args.firmware])
+    first = at(lines, "doppel-guest: first-process")
+    expect(len(grub) == 1 and len(first) == 1, "not one start of GRUB and kernel")
+    expect(at(lines, "doppel-guest: cpu %d x" % args.cpus), "wrong number of CPUs")
+    expect(at(lines, "doppel-guest: ok"), "the guest is not content")
+    print("%s: GRUB after %.2f s, first process after %.2f s, end after %.2f s" %
+          (args.firmware, grub[0], first[0], lines[-1][0]))
+
+
+def check_memory(args, lines):
+    line = [line for _, line in lines if "doppel-guest: memory" in line][0]
+    kib = int(line.split()[2])
+    # the kernel keeps page descriptors (1/64), itself and its boot reserves; firmware a little
+    expect(args.memory_mib * 1024 * 0.93 - 80 * 1024 <= kib <= args.memory_mib * 1024,
+           "MemTotal %d KiB of %d MiB" % (kib, args.memory_mib))
+
+
+def main():
+    args = parse_arguments()
+    with tempfile.TemporaryDirectory(prefix="doppel-firmware-") as work:
+        disk = make_disk(work, "facts")
+        status, lines = boot(args, disk)
+        try:
+            check_facts(args, status, lines)
+            check_memory(args, lines)
+        except Failed as failure:
+            print("\n".join("%7.2f %s" % entry for entry in lines))
+            print("FAILED: %s" % failure)
+            return 1
+    return 0
+
+
+sys.exit(main())
