@@ -101,9 +101,10 @@ interrupted:
     jmp 1b
 2:  cli
     mov left_from, %rax
-    sub $1b, %rax                       /* 0, or 3 and 6: behind the first, the second */
-    cmp $0, %rax
-    setne %al
+    sub $1b, %rax                       /* 3 and 6: behind the first, the second; else 0 or 9 */
+    sub $3, %rax
+    cmp $3, %rax
+    setbe %al
     movzbl %al, %eax
     add %rdx, %rax
     check64 "left by an interrupt between instructions", %rax, %rbx
