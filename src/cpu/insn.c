@@ -8,6 +8,8 @@
  */
 #include <Zydis/Zydis.h>
 
+#include <string.h>
+
 #include "cpu/insn.h"
 #include "cpu/insn_hidden.h"
 #include "cpu/insn_length.h"
@@ -564,7 +566,8 @@ static void note_encoding(struct insn *out, const ZydisDecodedInstruction *in)
     out->imm = in->raw.imm[0].value.u;
     out->imm2 = in->raw.imm[1].value.u;
     /* sign-extended to the operand size by every instruction but the logical-width ones */
-    if (out->imm_size > 0 && out->imm_size < 8 && (in->raw.imm[0].is_signed))
+    out->is_imm_signed = out->imm_size > 0 && out->imm_size < 8 && in->raw.imm[0].is_signed;
+    if (out->is_imm_signed)
         out->imm = (uint64_t)in->raw.imm[0].value.s;
     /* the last opcode byte stands before ModRM, displacement and immediates */
     if (out->has_modrm)
@@ -732,7 +735,10 @@ int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned m
     if (!ZYAN_SUCCESS(status))
         return refused(&decoder, status, bytes, n, mode, model != NULL && model->is_amd);
 
-    *out = (struct insn){.len = in.length, .mode = (uint8_t)mode, .seg = CPU_DS};
+    memset(out, 0, sizeof(*out)); /* holes as well, so that equal instructions are equal bytes */
+    out->len = in.length;
+    out->mode = (uint8_t)mode;
+    out->seg = CPU_DS;
     for (unsigned i = 0; i < in.length; i++)
         out->bytes[i] = bytes[i];
     out->gpr_reg.reg = out->gpr_rm.reg = out->gpr_vvvv.reg = out->gpr_opcode.reg = INSN_NO_REG;

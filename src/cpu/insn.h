@@ -54,6 +54,7 @@ struct insn {
     uint8_t bytes[INSN_MAX_LEN];
     uint8_t len;
     uint8_t mode;            /* code size it was decoded for: 2, 4, 8 */
+    bool is_imm_signed;      /* imm was sign-extended */
 
     uint16_t op;             /* ZydisMnemonic */
     uint8_t cls;             /* enum insn_class */
@@ -120,7 +121,7 @@ struct cpu_model;
  * `mode` bytes (2, 4, 8). Returns its length; 0 when avail is too short to tell (a page ends
  * here); -1 when it is no instruction (#UD). An instruction longer than 15 bytes returns -2
  * (#GP, SDM vol. 2, 2.3.11). What the model's CPUID does not offer is decoded with is_hidden.
- * model may be NULL: nothing is hidden.
+ * model may be NULL: nothing is hidden. Holes in *out are zero.
  */
 int insn_decode(struct insn *out, const uint8_t *bytes, size_t avail, unsigned mode,
                 const struct cpu_model *model);

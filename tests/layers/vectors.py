@@ -38,7 +38,7 @@ SAVED = {
     "exec.c.o": {"insn_decode"},  # after soft_fpu_save in the decoder's wrapper
     "host.c.o": {"log_write", "log_limit_allows"},  # after host_call
     # Called by bt_translate and bt_cache_empty alone, which find_or_translate saves before.
-    "translate.c.o": {"insn_decode", "bt_trace_block", "memcpy", "memset"},
+    "translate.c.o": {"insn_decode", "insn_decode_cached", "bt_trace_block", "memcpy", "memset"},
     "emit_insn.c.o": {"memcpy", "memset"},
     "emit_mem.c.o": {"memcpy", "memset"},
     "emit_loop.c.o": {"memcpy", "memset"},

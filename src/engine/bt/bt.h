@@ -36,6 +36,7 @@
 #include <stdio.h>
 #include <ucontext.h>
 
+#include "cpu/insn_cache.h"
 #include "engine/bt/block.h"
 #include "engine/bt/emit.h"
 #include "engine/bt/loop.h"
@@ -165,6 +166,7 @@ struct bt_engine {
     uint32_t view_hash[BT_VIEW_HASH_SIZE];
     uint32_t *pages[SOFT_RAM_SLOTS_MAX]; /* of each page of a slot, the number of its code page */
     uint64_t no_share[BT_NOSHARE_BITS / 64];
+    struct insn_cache decoded;
     struct insn insns[BT_BLOCK_INSNS_MAX];    /* of the block being made */
     uint16_t insn_at[BT_BLOCK_INSNS_MAX + 1]; /* their offsets in it */
 

@@ -80,7 +80,8 @@ static unsigned decode_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail
 
     while (n < limit && offset < avail) {
         struct insn *in = &be->insns[n];
-        int len = insn_decode(in, bytes + offset, avail - offset, t->size, t->b->soft.model);
+        int len = insn_decode_cached(&be->decoded, in, bytes + offset, avail - offset, t->size,
+                                     t->b->soft.model);
         if (len <= 0 && n > 0)
             break;
         be->insn_at[n++] = (uint16_t)offset;
