@@ -73,7 +73,7 @@
 #define BT_MODE_SMAP 0x10000u /* CPL < 3 and CR4.SMAP: the set says what RFLAGS.AC is */
 #define BT_MODE_FSGSBASE 0x20000u
 
-#define BT_JC_BITS 12
+#define BT_JC_BITS 14
 #define BT_JC_SIZE (1u << BT_JC_BITS)
 
 /* Direct-mapped guess from a linear address to a block's guard entry; one per TLB set. */
