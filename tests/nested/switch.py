@@ -3,7 +3,7 @@
 
 On a host with a KVM of its own (nested.py) Debian's kernel boots with 2 CPUs under --engine kvm; while
 it computes sums on both, the engine changes from kvm to bt and back. The sums and the clock must be
-those of an undisturbed machine.
+those of an undisturbed machine, and each change must say how long the guest stood still.
 """
 import hashlib
 import os
@@ -46,17 +46,26 @@ def main():
     # "2 24 DIGEST -": both CPUs' jobs computed it 24 times
     if one(lines, "sums")[1].split() != ["2", "24", digest, "-"]:
         fail(lines, "a sum is wrong")
-    changes = [line for line in lines if re.search(r"(kvm -> bt|bt -> kvm)", line)]
-    if len(changes) < CHANGES_MIN:
-        fail(lines, "%d changes of the engine" % len(changes))
+    pauses = {}
+    for line in lines:
+        if re.search(r"guest: \w+ -> \w+", line):
+            match = re.fullmatch(r"guest: (kvm -> bt|bt -> kvm), the guest stood still for "
+                                 r"([0-9]+\.[0-9]{3}) ms", line)
+            if not match or float(match.group(2)) <= 0:
+                fail(lines, "a change does not say how long the guest stood still: " + line)
+            pauses.setdefault(match.group(1), []).append(float(match.group(2)))
+    count = sum(len(times) for times in pauses.values())
+    if count < CHANGES_MIN or len(pauses) != 2:
+        fail(lines, "%d changes of the engine" % count)
     (from_host, rest), (to_host, to_guest) = one(lines, "started"), one(lines, "ended")
     guest, host = float(to_guest) - float(rest.split()[0]), to_host - from_host
     # lines may arrive late, and the host is slow
     if abs(guest - host) > 1.5:
         fail(lines, "%.2f s passed in the guest, %.2f s outside" % (guest, host))
-    for line in changes:
-        print(line)
-    print("%d changes of the engine in %.1f s; sums and clock are right" % (len(changes), host))
+    for change, times in sorted(pauses.items()):
+        print("%s: the guest stood still for %.1f ms, at most %.1f ms" %
+              (change, sorted(times)[len(times) // 2], max(times)))
+    print("%d changes of the engine in %.1f s; sums and clock are right" % (count, host))
 
 
 main()

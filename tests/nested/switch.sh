@@ -20,10 +20,11 @@ until [ -e /tmp/started ]; do
     kill -0 $doppel 2>/dev/null || exit 1
     usleep 100000
 done
-while [ ! -e /tmp/ended ]; do
-    for engine in bt kvm; do
+# A number that does not grow with the time that it all takes: a slow host gets ahead, too.
+for engine in bt kvm bt kvm bt kvm bt kvm bt kvm bt kvm; do
+    if [ ! -e /tmp/ended ]; then
         /doppel engine guest $engine && usleep 500000
-    done
+    fi
 done
 wait $doppel
 status=$?
