@@ -57,7 +57,7 @@ _doppel() {
     --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
     --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
-    --kernel | --initrd | --control | --perf-map | --dump-blocks)
+    --firmware-vars | --kernel | --initrd | --control | --perf-map | --dump-blocks)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
         ;;
@@ -67,7 +67,7 @@ _doppel() {
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             return
         fi
-        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --firmware --kernel --initrd
+        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
             --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;

@@ -79,7 +79,8 @@ static void test_image(void **state)
     assert_string_equal(o.firmware, "auto");
     assert_int_equal(o.memory_bytes, UINT64_C(512) << 20);
     assert_int_equal(o.net.kind, VM_NET_NONE);
-    assert_int_equal(PARSE(&o, &e, "--firmware", "seabios"), 0);
+    assert_int_equal(PARSE(&o, &e, "--firmware", "ovmf", "--firmware-vars", "v"), 0);
+    assert_string_equal(o.firmware_vars_path, "v");
     assert_int_equal(o.disk_count, 0);
 }
 
@@ -124,6 +125,7 @@ static void test_bad_usage(void **state)
 {
     EXPECT_ERROR("--kernel", "--cpus", "2");
     EXPECT_ERROR("one of them", "--kernel", "k", "--firmware", "ovmf");
+    EXPECT_ERROR("--firmware-vars", "--kernel", "k", "--firmware-vars", "v");
     EXPECT_ERROR("--initrd is for a kernel", "--disk", "d", "--initrd", "i");
     EXPECT_ERROR("--cmdline is for a kernel", "d", "--cmdline", "quiet");
     EXPECT_ERROR("--disk FILE", "image", "another");

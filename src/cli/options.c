@@ -28,6 +28,7 @@ enum option_id {
     OPTION_MEMORY,
     OPTION_CPU_MODEL,
     OPTION_FIRMWARE,
+    OPTION_FIRMWARE_VARS,
     OPTION_KERNEL,
     OPTION_INITRD,
     OPTION_CMDLINE,
@@ -79,6 +80,9 @@ static const struct option_spec {
         "Without a kernel: what boots from the first disk, a BIOS\n"
         "(seabios), a UEFI (ovmf), a ROM file, or what the disk looks\n"
         "made for (auto, the default)"},
+    [OPTION_FIRMWARE_VARS] = {"firmware-vars", "FILE", NULL,
+        "Keep UEFI's variables in FILE, which is made when it is not\n"
+        "there (default: they are forgotten with the machine)"},
     [OPTION_KERNEL] = {"kernel", "FILE", NULL,
         "Kernel: Linux bzImage, ELF with a PVH note, or Multiboot"},
     [OPTION_INITRD] = {"initrd", "FILE", NULL,
@@ -335,6 +339,9 @@ static int options_take(enum option_id id, const char *value, struct options *ou
     case OPTION_FIRMWARE:
         out->firmware = value;
         return 0;
+    case OPTION_FIRMWARE_VARS:
+        out->firmware_vars_path = value;
+        return 0;
     case OPTION_KERNEL:
         out->kernel_path = value;
         return 0;
@@ -420,6 +427,8 @@ static int options_check_boot(const struct options *o, struct err *e)
 {
     if (o->kernel_path != NULL && o->firmware != NULL)
         return err_set(e, 0, "--kernel and --firmware: a machine starts with one of them");
+    if (o->kernel_path != NULL && o->firmware_vars_path != NULL)
+        return err_set(e, 0, "--firmware-vars is for firmware, not for --kernel");
     if (o->kernel_path == NULL && o->firmware == NULL && o->disk_count == 0)
         return err_set(e, 0, "nothing to boot: name a disk image, or a kernel with --kernel FILE");
     if (o->kernel_path == NULL && o->initrd_path != NULL)

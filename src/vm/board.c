@@ -25,6 +25,7 @@
 #include "dev/platform/fw_cfg.h"
 #include "dev/platform/i8042.h"
 #include "dev/platform/kvmclock.h"
+#include "dev/platform/pflash.h"
 #include "dev/platform/test_device.h"
 #include "dev/serial/uart16550.h"
 #include "dev/timer/hpet.h"
@@ -105,6 +106,29 @@ static int board_create_memory(struct board *b, struct err *e)
                             low_end - MAP_EXTENDED_ADDR, false, e);
     if (ret == 0 && size > low_end)
         ret = space_add_ram(b->memory, MAP_HIGH_RAM_ADDR, host + low_end, size - low_end, false, e);
+    return ret;
+}
+
+static int board_vars_changed(void *ctx, uint32_t offset, uint32_t size)
+{
+    struct board *b = ctx;
+
+    return firmware_write_vars(&b->vm->firmware, offset, size);
+}
+
+/* UEFI's variables, in a flash chip below the ROM. */
+static int board_create_vars(struct board *b, struct err *e)
+{
+    const struct firmware *fw = &b->vm->firmware;
+    struct pflash_config config = {
+        .bytes = fw->vars, .size = fw->vars_size, .changed = board_vars_changed, .ctx = b};
+    int ret;
+
+    if (fw->vars == NULL)
+        return 0;
+    ret = pflash_create(&config, &b->vars, e);
+    if (ret == 0)
+        ret = pflash_map(b->vars, b->memory, BIT(32) - fw->rom_size - fw->vars_size, e);
     return ret;
 }
 
@@ -644,6 +668,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
     static int (*const parts[])(struct board *, struct err *) = {
         board_create_memory,      /* RAM below 3 GiB, the rest above 4 GiB */
         board_create_rom,         /* firmware below 4 GiB; what is below 1 MiB changes */
+        board_create_vars,        /* with UEFI: flash below the ROM */
         board_create_interrupts,  /* local APICs, 8259 pair, IOAPIC */
         board_create_timers,      /* HPET, 8254, real-time clock */
         board_create_kvmclock,    /* paravirtual clock */
@@ -676,6 +701,7 @@ void board_destroy(struct board *b)
     space_destroy(b->ports);
     debug_exit_destroy(b->debug_exit);
     debug_port_destroy(b->debug_port);
+    pflash_destroy(b->vars);
     fw_cfg_destroy(b->fw_cfg);
     test_device_destroy(b->test_device);
     for (unsigned i = 0; i < VM_DISKS_MAX; i++)
@@ -762,6 +788,8 @@ void board_reset(struct board *b)
         test_device_reset(b->test_device);
     if (b->fw_cfg != NULL)
         fw_cfg_reset(b->fw_cfg);
+    if (b->vars != NULL)
+        pflash_reset(b->vars);
     if (b->debug_port != NULL)
         debug_port_reset(b->debug_port);
     if (b->vm->firmware.rom == NULL)

@@ -53,6 +53,7 @@ struct board {
     struct test_device *test_device;
     struct fw_cfg *fw_cfg;
     struct debug_port *debug_port;
+    struct pflash *vars;
     struct kvmclock *kvmclock;
 
     struct board_wire pirq_wires[4];

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/bits.h"
+#include "base/log.h"
 #include "vm/machine_map.h"
 
 #define PAGE 4096u
@@ -153,9 +154,14 @@ static int vars_open(struct firmware *fw, struct err *e)
 
 int firmware_write_vars(struct firmware *fw, uint32_t offset, uint32_t size)
 {
+    int ret;
+
     if (fw->vars_fd < 0)
         return 0;
-    return write_whole(fw->vars_fd, fw->vars + offset, size, offset);
+    ret = write_whole(fw->vars_fd, fw->vars + offset, size, offset);
+    if (ret != 0 && log_limit_allows(&fw->warnings))
+        log_warn("variables: write to '%s': %s", fw->vars_path, strerror(-ret));
+    return ret;
 }
 
 /* ---- opening ---- */
@@ -217,7 +223,10 @@ void firmware_close(struct firmware *fw)
         return;
     free(fw->rom);
     free(fw->vars);
-    if (fw->vars_fd >= 0)
+    if (fw->vars_fd >= 0) {
+        if (fsync(fw->vars_fd) != 0)
+            log_warn("variables: write '%s' to its disk: %s", fw->vars_path, strerror(errno));
         close(fw->vars_fd);
+    }
     *fw = (struct firmware){.vars_fd = -1};
 }

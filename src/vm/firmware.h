@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/log.h"
 
 struct board;
 struct vm_disk;
@@ -24,6 +25,7 @@ struct firmware {
     uint32_t vars_size;
     int vars_fd; /* -1: not kept */
     const char *vars_path;
+    struct log_limit warnings;
 };
 
 /*

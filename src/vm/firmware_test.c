@@ -177,6 +177,73 @@ static void disks_are_told_apart(void **state)
     assert_false(firmware_is_uefi_disk(disk, sizeof(disk)));
 }
 
+/* ---- variables in a file ---- */
+
+static void write_file(const char *path, const void *data, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+
+    assert_non_null(file);
+    assert_int_equal(fwrite(data, 1, size, file), size);
+    fclose(file);
+}
+
+static uint8_t byte_of(const char *path, long at)
+{
+    FILE *file = fopen(path, "rb");
+    int c;
+
+    assert_non_null(file);
+    assert_int_equal(fseek(file, at, SEEK_SET), 0);
+    c = getc(file);
+    fclose(file);
+    return (uint8_t)c;
+}
+
+static void variables_are_kept(void **state)
+{
+    static uint8_t image[0x3000];
+    char dir[] = "/tmp/doppel-vars-XXXXXX", rom[64], vars[64], command[64];
+    struct firmware fw, other;
+    struct err e = {0};
+
+    assert_non_null(mkdtemp(dir));
+    snprintf(rom, sizeof(rom), "%s/rom", dir);
+    snprintf(vars, sizeof(vars), "%s/vars", dir);
+    write_file(rom, image, sizeof(image));
+    /* a ROM by its file brings no variables to begin with */
+    assert_true(firmware_open(rom, vars, &fw, &e) < 0);
+    assert_non_null(strstr(e.msg, vars));
+    image[5] = 0x55;
+    write_file(vars, image, sizeof(image));
+    assert_int_equal(firmware_open(rom, vars, &fw, &e), 0);
+    assert_int_equal(fw.vars_size, sizeof(image));
+    assert_int_equal(fw.vars[5], 0x55);
+    /* one machine at a time */
+    assert_true(firmware_open(rom, vars, &other, &e) < 0);
+    assert_non_null(strstr(e.msg, "another machine"));
+    fw.vars[5] = 0x11;
+    fw.vars[6] = 0x22;
+    fw.vars[7] = 0x33;
+    assert_int_equal(firmware_write_vars(&fw, 6, 1), 0);
+    assert_int_equal(byte_of(vars, 5), 0x55);
+    assert_int_equal(byte_of(vars, 6), 0x22);
+    assert_int_equal(byte_of(vars, 7), 0);
+    firmware_close(&fw);
+    firmware_close(&fw);
+    assert_int_equal(firmware_open(rom, vars, &fw, &e), 0);
+    assert_int_equal(fw.vars[6], 0x22);
+    firmware_close(&fw);
+    /* what cannot be one */
+    write_file(vars, image, 0x1001);
+    assert_true(firmware_open(rom, vars, &fw, &e) < 0);
+    write_file(vars, image, 0);
+    assert_true(firmware_open(rom, vars, &fw, &e) < 0);
+    assert_true(firmware_open("seabios", vars, &fw, &e) < 0);
+    snprintf(command, sizeof(command), "rm -r %s", dir);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -184,6 +251,7 @@ int main(void)
         cmocka_unit_test(memory_changes_while_engines_do),
         cmocka_unit_test(reset_keeps_ram),
         cmocka_unit_test(disks_are_told_apart),
+        cmocka_unit_test(variables_are_kept),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

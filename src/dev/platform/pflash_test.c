@@ -1,0 +1,210 @@
+/*
+ * pflash_test.c - the flash chip: what OVMF does with it, buffers, and commands that are none
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dev/platform/pflash.h"
+#include "dev/test_support.h"
+
+#define SIZE 0x3000u
+#define BASE UINT64_C(0xffc00000)
+
+struct fixture {
+    struct space *memory;
+    struct pflash *flash;
+    uint8_t *bytes;
+    uint32_t changed_at, changed_size;
+    unsigned changes;
+    int result; /* of keeping a change */
+};
+
+static int keep_change(void *ctx, uint32_t offset, uint32_t size)
+{
+    struct fixture *f = ctx;
+
+    f->changed_at = offset;
+    f->changed_size = size;
+    f->changes++;
+    return f->result;
+}
+
+static int setup(void **state)
+{
+    static struct fixture f;
+
+    memset(&f, 0, sizeof(f));
+    f.bytes = malloc(SIZE); /* just so much: the sanitizer sees a byte too many */
+    assert_non_null(f.bytes);
+    memset(f.bytes, 0xff, SIZE);
+    struct pflash_config config = {
+        .bytes = f.bytes, .size = SIZE, .changed = keep_change, .ctx = &f};
+    assert_int_equal(space_create("memory", BIT(32), &f.memory, NULL), 0);
+    assert_int_equal(pflash_create(&config, &f.flash, NULL), 0);
+    assert_int_equal(pflash_map(f.flash, f.memory, BASE, NULL), 0);
+    *state = &f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+
+    space_destroy(f->memory);
+    pflash_destroy(f->flash);
+    free(f->bytes);
+    return 0;
+}
+
+static void put(struct fixture *f, uint32_t at, uint8_t value)
+{
+    space_store(f->memory, BASE + at, value, 1);
+}
+
+static unsigned get(struct fixture *f, uint32_t at)
+{
+    return (unsigned)space_load(f->memory, BASE + at, 1);
+}
+
+/* As OVMF finds out whether there is flash, RAM or ROM, then programs and erases. */
+static void test_as_ovmf(void **state)
+{
+    struct fixture *f = *state;
+
+    f->bytes[0] = 0xa5;
+    put(f, 0, 0x50);
+    assert_int_equal(get(f, 0), 0xa5); /* not RAM */
+    put(f, 0, 0x70);
+    assert_int_equal(get(f, 0), 0x00); /* cleared status: flash */
+    put(f, 0, 0xff);
+    assert_int_equal(get(f, 0), 0xa5);
+
+    for (unsigned i = 0; i < 4; i++) {
+        put(f, 0x1ffe + i, 0x10);
+        put(f, 0x1ffe + i, (uint8_t)(0x11 * (i + 1)));
+        assert_int_equal(f->changed_at, 0x1ffe + i);
+        assert_int_equal(f->changed_size, 1);
+    }
+    assert_int_equal(get(f, 0x1ffe), 0x80); /* status: ready */
+    put(f, 0x2001, 0xff);
+    assert_int_equal(space_load(f->memory, BASE + 0x1ffe, 4), 0x44332211);
+    assert_int_equal(space_load(f->memory, BASE + 0x1ffa, 8), 0x44332211ffffffff);
+    /* programming only clears bits */
+    put(f, 0x2001, 0x40);
+    put(f, 0x2001, 0xf0);
+    put(f, 0x2001, 0xff);
+    assert_int_equal(get(f, 0x2001), 0x40);
+
+    put(f, 0x1abc, 0x20);
+    put(f, 0x1abc, 0xd0);
+    assert_int_equal(f->changed_at, 0x1000);
+    assert_int_equal(f->changed_size, 0x1000);
+    put(f, 0x1abc, 0xff);
+    assert_int_equal(space_load(f->memory, BASE + 0x1ffe, 4), 0x4033ffff);
+    assert_int_equal(f->changes, 6);
+    assert_int_equal(f->bytes[0], 0xa5);
+}
+
+static void test_buffer(void **state)
+{
+    struct fixture *f = *state;
+
+    put(f, 0x100, 0xe8);
+    assert_int_equal(get(f, 0x100) & 0x80, 0x80);
+    put(f, 0x100, 5); /* six bytes */
+    space_store(f->memory, BASE + 0x104, 0x44332211, 4);
+    space_store(f->memory, BASE + 0x108, 0x6655, 2);
+    assert_int_equal(f->changes, 0);
+    put(f, 0x100, 0xd0);
+    assert_int_equal(f->changes, 1);
+    assert_int_equal(get(f, 0), 0x80);
+    put(f, 0, 0xff);
+    assert_memory_equal(f->bytes + 0x104, "\x11\x22\x33\x44\x55\x66\xff", 7);
+}
+
+/* Counts and places that do not fit, confirmations that are none: an error and nothing changes. */
+static void test_bad_sequences(void **state)
+{
+    struct fixture *f = *state;
+    static const uint8_t sequences[][6] = {
+        {0x20, 0x00},             /* erase, not confirmed */
+        {0xe8, 0x20},             /* more than the buffer */
+        {0xe8, 0x00, 0x12, 0x34}, /* programmed, not confirmed */
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sequences); i++) {
+        for (unsigned n = 0; n < (i == 2 ? 4u : 2u); n++)
+            put(f, 0x100, sequences[i][n]);
+        put(f, 0x100, 0x70);
+        assert_int_equal(get(f, 0x100), 0xb0);
+        put(f, 0x100, 0x50);
+    }
+    /* out of the block, out of order, too much at once */
+    put(f, 0, 0xe8);
+    put(f, 0, 7);
+    space_store(f->memory, BASE + 0x1ffc, 0, 8);
+    put(f, 0, 0x70);
+    assert_int_equal(get(f, 0), 0x30 | 0x80);
+    put(f, 0, 0xe8);
+    put(f, 0, 7);
+    put(f, 0x10, 0);
+    put(f, 0x12, 0);
+    put(f, 0, 0x70);
+    assert_int_equal(get(f, 0), 0xb0);
+    put(f, 0, 0xe8);
+    put(f, 0, 1);
+    space_store(f->memory, BASE + 0x10, 0, 4);
+    assert_int_equal(get(f, 0), 0xb0);
+    assert_int_equal(f->changes, 0);
+    /* the last byte; the window ends there */
+    put(f, SIZE - 1, 0x40);
+    put(f, SIZE - 1, 0x00);
+    put(f, 0, 0xff);
+    assert_int_equal(get(f, SIZE - 1), 0);
+    assert_int_equal(get(f, SIZE), 0xff);
+}
+
+static void test_errors_are_told(void **state)
+{
+    struct fixture *f = *state;
+
+    f->result = -EIO;
+    put(f, 0, 0x40);
+    put(f, 0, 0);
+    assert_int_equal(get(f, 0), 0x90);
+    put(f, 0, 0x50);
+    put(f, 0, 0x20);
+    put(f, 0, 0xd0);
+    assert_int_equal(get(f, 0), 0xa0);
+    pflash_reset(f->flash);
+    assert_int_equal(get(f, 0), 0xff);
+}
+
+static void test_identity(void **state)
+{
+    struct fixture *f = *state;
+
+    put(f, 0, 0x90);
+    assert_int_equal(space_load(f->memory, BASE, 4), 0x1889);
+    put(f, 0, 0x98);
+    assert_int_equal(space_load(f->memory, BASE + 0x10, 4), 'Q' | 'R' << 8 | 'Y' << 16 | 1 << 24);
+    assert_int_equal(space_load(f->memory, BASE + 0x2d, 4), 2 | 0x10 << 16);
+    assert_int_equal(get(f, SIZE - 1), 0);
+    put(f, 0, 0x60);
+    put(f, 0, 0xd0);
+    assert_int_equal(get(f, 0), 0x80);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_as_ovmf, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_buffer, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_bad_sequences, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_errors_are_told, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_identity, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
