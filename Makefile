@@ -47,7 +47,7 @@ run: $(BUILD)/build.ninja
 		--kernel $(KERNEL) $(if $(CPUS),--cpus $(CPUS))
 
 test: $(BUILD)/build.ninja
-	@tools/deps build run test
+	@tools/deps build run test guests
 	@tools/run-tests $(BUILD)
 
 test-nested: $(BUILD)/build.ninja
