@@ -185,17 +185,20 @@ static bool is_masked_alignment(const struct diff_case *c, const struct diff_sta
 }
 
 /*
- * VMASKMOV and VPMASKMOV of 32-bit code across 4 GiB: elements beyond it are #GP on family 1Ah and
- * lie at the bottom on family 19h (SDM vol. 3, 6.3: the processor may do either).
+ * VMASKMOV and VPMASKMOV of 32-bit code across the largest offset: elements beyond it are #GP or
+ * #SS on family 1Ah, or lie above 64 KiB where addresses have 16 bits, and lie at the bottom on
+ * family 19h (SDM vol. 3, 6.3: the processor may do either).
  */
 static bool is_masked_wrap(const struct diff_case *c, const struct diff_state *native,
                            const struct diff_state *engine, const uint8_t *code)
 {
     ZydisDecodedInstruction in;
 
-    return c->mode == 4 && (engine->vector == VEC_GP || engine->vector == VEC_SS) &&
-           native->vector == VEC_PF && native->cr2 < 32 && decode(c, code, &in) &&
-           in.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX &&
+    bool is_beyond = engine->vector == VEC_GP || engine->vector == VEC_SS ||
+                     (engine->vector == VEC_PF && engine->cr2 - 0x10000 == native->cr2);
+
+    return c->mode == 4 && is_beyond && native->vector == VEC_PF && native->cr2 < 32 &&
+           decode(c, code, &in) && in.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX &&
            in.opcode_map == ZYDIS_OPCODE_MAP_0F38 &&
            ((in.opcode & 0xfc) == 0x2c || (in.opcode & 0xfd) == 0x8c);
 }
@@ -207,7 +210,8 @@ bool diff_is_left_open(const struct diff_case *c, const struct diff_state *nativ
     const struct diff_state *first = native->vector == VEC_AC ? native : engine;
     const uint8_t *code = code_at_end(c, first);
 
-    if (code == NULL || (native->rip == engine->rip && native->vector == engine->vector))
+    if (code == NULL || (native->rip == engine->rip && native->vector == engine->vector &&
+                         native->cr2 == engine->cr2))
         return false;
     return (is_ud && (is_prefixed_clzero(code) || is_reserved_vector(c, code))) ||
            is_masked_alignment(c, first, code) || is_masked_wrap(c, native, engine, code);
