@@ -10,7 +10,7 @@ _doppel_command() {
         return
         ;;
     stop) options+=' --timeout --hard --button --no-wait' ;;
-    ps | status | pause | resume | stats | engine) ;;
+    ps | status | pause | resume | stats | engine | balloon | link | resize) ;;
     *) return ;;
     esac
     if [[ $3 == --timeout ]]; then
@@ -19,6 +19,8 @@ _doppel_command() {
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$2")
     elif [[ $1 == engine && $COMP_CWORD -gt 2 && $3 != -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W 'kvm bt interp' -- "$2")
+    elif [[ $1 == link && $COMP_CWORD -gt 2 && $3 != -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W 'up down' -- "$2")
     elif [[ $2 == */* ]]; then
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$2")
@@ -37,7 +39,7 @@ _doppel() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     if [[ $COMP_CWORD -eq 1 ]]; then
-        mapfile -t COMPREPLY < <(compgen -W 'run switch ps status pause resume stop stats engine help version
+        mapfile -t COMPREPLY < <(compgen -W 'run switch ps status pause resume stop stats engine balloon link resize help version
             --help --version' -- "$cur")
         return
     fi
@@ -54,7 +56,9 @@ _doppel() {
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd= socket:' -- "$cur") ;;
     --share) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
-    --serial) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix:' -- "$cur") ;;
+    --serial | --console) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix: pty:' -- "$cur") ;;
+    --port) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'name=' -- "$cur") ;;
+    --balloon) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none on on,reporting on,deflate-on-oom' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
     --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
     --firmware-vars | --kernel | --initrd | --control | --perf-map | --dump-blocks)
@@ -69,6 +73,7 @@ _doppel() {
         fi
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
             --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
+            --console --port --balloon
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;
     esac

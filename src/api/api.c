@@ -73,19 +73,28 @@ static void reply_error(struct server_conn *conn, unsigned status, const char *f
                json_pack("{s:{s:s, s:o}}", "error", "code", code, "message", json_text(message)));
 }
 
+static json_t *api_balloon(struct api *api)
+{
+    struct vm_balloon_status b;
+    if (!vm_get_balloon(api->config.vm, &b))
+        return json_null();
+    return json_pack("{s:b, s:I, s:I}", "driver", b.has_driver, "target_bytes",
+                     (json_int_t)b.target_bytes, "actual_bytes", (json_int_t)b.actual_bytes);
+}
+
 static json_t *api_status(struct api *api)
 {
     struct vm_status s;
     vm_get_status(api->config.vm, &s);
-    return json_pack("{s:s, s:i, s:o, s:o, s:s, s:b, s:s, s:i, s:I, s:o, s:o, s:o, s:o, s:f, s:f}",
-                     "version", DOPPEL_VERSION, "pid", (int)getpid(), "name",
-                     json_text(api->config.name), "socket", json_text(api->config.socket), "state",
-                     s.is_paused ? "paused" : "running", "stopping", api->is_stopping, "engine",
-                     s.engine, "cpus", (int)s.cpu_count, "memory_bytes", (json_int_t)s.memory_bytes,
-                     "cpu_model", json_text(s.cpu_model), "kernel", json_text(s.kernel_path),
-                     "initrd", json_text(s.initrd_path), "cmdline", json_text(s.cmdline),
-                     "uptime_s", (double)vclock_now_ns(api->clock) / 1e9, "guest_time_s",
-                     (double)s.guest_ns / 1e9);
+    return json_pack(
+        "{s:s, s:i, s:o, s:o, s:s, s:b, s:s, s:i, s:I, s:o, s:o, s:o, s:o, s:f, s:f, s:o}",
+        "version", DOPPEL_VERSION, "pid", (int)getpid(), "name", json_text(api->config.name),
+        "socket", json_text(api->config.socket), "state", s.is_paused ? "paused" : "running",
+        "stopping", api->is_stopping, "engine", s.engine, "cpus", (int)s.cpu_count, "memory_bytes",
+        (json_int_t)s.memory_bytes, "cpu_model", json_text(s.cpu_model), "kernel",
+        json_text(s.kernel_path), "initrd", json_text(s.initrd_path), "cmdline",
+        json_text(s.cmdline), "uptime_s", (double)vclock_now_ns(api->clock) / 1e9, "guest_time_s",
+        (double)s.guest_ns / 1e9, "balloon", api_balloon(api));
 }
 
 /* ---- what can be asked ---- */
@@ -197,9 +206,51 @@ static void api_switch_engine(struct api_call *call)
                          (double)done.stopped_ns / 1e6));
 }
 
+static void api_set_balloon(struct api_call *call)
+{
+    struct err e;
+    if (vm_set_balloon(call->api->config.vm, call->values[0].bytes, &e) != 0)
+        reply_error(call->conn, 409, "", e.msg);
+    else
+        reply_json(call->conn, 200, "", api_balloon(call->api));
+}
+
+static const char *const link_states[] = {"up", "down", NULL};
+
+static void api_set_link(struct api_call *call)
+{
+    bool is_up = call->values[0].text == link_states[0];
+    struct err e;
+    if (vm_set_link(call->api->config.vm, is_up, &e) != 0)
+        reply_error(call->conn, 409, "", e.msg);
+    else
+        reply_json(call->conn, 200, "", json_pack("{s:s}", "state", call->values[0].text));
+}
+
+enum { RESIZE_DISK, RESIZE_SIZE };
+
+static void api_resize(struct api_call *call)
+{
+    uint64_t size = call->values[RESIZE_SIZE].bytes;
+    struct err e;
+    if (vm_resize_disk(call->api->config.vm, call->values[RESIZE_DISK].name, &size, &e) != 0)
+        reply_error(call->conn, 409, "", e.msg);
+    else
+        reply_json(call->conn, 200, "",
+                   json_pack("{s:o, s:I}", "disk", json_text(call->values[RESIZE_DISK].name),
+                             "size_bytes", (json_int_t)size));
+}
+
 /* ---- routes ---- */
 
 static const struct json_field engine_fields[] = {{"engine", JSON_KIND_TEXT, engine_names, true}};
+
+static const struct json_field balloon_fields[] = {{"size_bytes", JSON_KIND_BYTES, NULL, true}};
+static const struct json_field link_fields[] = {{"state", JSON_KIND_TEXT, link_states, true}};
+static const struct json_field resize_fields[] = {
+    [RESIZE_DISK] = {"disk", JSON_KIND_NAME, NULL, true},
+    [RESIZE_SIZE] = {"size_bytes", JSON_KIND_BYTES, NULL, false},
+};
 
 static const struct json_field stop_fields[] = {
     [STOP_MODE] = {"mode", JSON_KIND_TEXT, stop_modes, false},
@@ -219,6 +270,9 @@ static const struct api_route {
     {"POST", "/v1/pause", api_pause, NULL, 0},
     {"POST", "/v1/resume", api_resume, NULL, 0},
     {"PUT", "/v1/engine", api_switch_engine, engine_fields, ARRAY_SIZE(engine_fields)},
+    {"PUT", "/v1/balloon", api_set_balloon, balloon_fields, ARRAY_SIZE(balloon_fields)},
+    {"PUT", "/v1/link", api_set_link, link_fields, ARRAY_SIZE(link_fields)},
+    {"POST", "/v1/resize", api_resize, resize_fields, ARRAY_SIZE(resize_fields)},
     {"POST", "/v1/stop", api_stop, stop_fields, ARRAY_SIZE(stop_fields)},
 };
 
@@ -299,15 +353,17 @@ static void api_handle(void *ctx, struct server_conn *conn, const struct http_he
     struct api_call call = {
         .api = ctx,
         .conn = conn,
-        .values = {[STOP_MODE].text = stop_modes[0],
-                   [STOP_TIMEOUT].seconds = API_STOP_TIMEOUT_S,
-                   [STOP_WAIT].is_true = true},
     };
     struct http_span path = api_path(head->target);
     struct err e;
     for (unsigned i = 0; i < ARRAY_SIZE(routes); i++) {
         if (!http_span_is(path, routes[i].path) || !api_does(&routes[i], head->method))
             continue;
+        if (routes[i].fields == stop_fields) {
+            call.values[STOP_MODE].text = stop_modes[0];
+            call.values[STOP_TIMEOUT].seconds = API_STOP_TIMEOUT_S;
+            call.values[STOP_WAIT].is_true = true;
+        }
         if (json_take(body, (size_t)head->length, routes[i].fields, routes[i].field_count,
                       call.values, &e) != 0) {
             err_prefix(&e, "%s %s", routes[i].method, routes[i].path);

@@ -67,6 +67,19 @@ static int take_member(const json_t *json, const struct json_field *field, union
             return err_set(e, 0, "'%s' has to be true or false", field->name);
         value->is_true = json_is_true(json);
         return 0;
+    case JSON_KIND_BYTES:
+        if (!json_is_integer(json) || json_integer_value(json) < 0)
+            return err_set(e, 0, "'%s' has to be a whole number of bytes", field->name);
+        value->bytes = (uint64_t)json_integer_value(json);
+        return 0;
+    case JSON_KIND_NAME:
+        if (!json_is_string(json) || json_string_length(json) == 0 ||
+            json_string_length(json) > JSON_NAME_MAX ||
+            strlen(json_string_value(json)) != json_string_length(json))
+            return err_set(e, 0, "'%s' has to be a text of 1 to %d bytes", field->name,
+                           JSON_NAME_MAX);
+        memcpy(value->name, json_string_value(json), json_string_length(json) + 1);
+        return 0;
     }
     return 0;
 }

@@ -6,6 +6,7 @@
 
 #include <jansson.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 #include "base/stats.h"
@@ -14,7 +15,15 @@
 json_t *json_text(const char *text);
 
 /* A member of a request's object. */
-enum json_kind { JSON_KIND_TEXT, JSON_KIND_SECONDS, JSON_KIND_BOOL };
+enum json_kind {
+    JSON_KIND_TEXT,
+    JSON_KIND_SECONDS,
+    JSON_KIND_BOOL,
+    JSON_KIND_BYTES, /* 0 to JSON_BYTES_MAX */
+    JSON_KIND_NAME,  /* any text of 1 to JSON_NAME_MAX bytes */
+};
+#define JSON_BYTES_MAX INT64_MAX
+#define JSON_NAME_MAX 1023
 struct json_field {
     const char *name;
     enum json_kind kind;
@@ -25,6 +34,8 @@ union json_value {
     const char *text; /* one of `words` */
     double seconds;
     bool is_true;
+    uint64_t bytes;
+    char name[JSON_NAME_MAX + 1];
 };
 #define JSON_FIELDS_MAX 4
 #define JSON_SECONDS_MAX 86400

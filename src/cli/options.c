@@ -13,6 +13,7 @@
 #include "base/bits.h"
 #include "base/parse.h"
 #include "cli/remote.h"
+#include "cli/props.h"
 #include "cli/suggest.h"
 #include "cli/switch.h"
 #include "os/cpus.h"
@@ -36,6 +37,9 @@ enum option_id {
     OPTION_NET,
     OPTION_SHARE,
     OPTION_SERIAL,
+    OPTION_CONSOLE,
+    OPTION_PORT,
+    OPTION_BALLOON,
     OPTION_DEBUG_EXIT,
     OPTION_TEST_DEVICE,
     OPTION_ON_REBOOT,
@@ -109,7 +113,20 @@ static const struct option_spec {
         "it can only be read"},
     [OPTION_SERIAL] = {"serial", "DEVICE", NULL,
         "First serial port: stdio (the default), file:PATH,\n"
-        "unix:PATH (a listening socket) or none"},
+        "unix:PATH (a listening socket), pty:PATH (a link to a\n"
+        "pseudo-terminal) or none"},
+    [OPTION_CONSOLE] = {"console", "DEVICE", NULL,
+        "A virtio console (hvc0 in Linux), whose other end is as for\n"
+        "--serial; with stdio, --serial becomes none"},
+    [OPTION_PORT] = {"port", "name=NAME,PROPERTY", NULL,
+        "A port for programs (/dev/virtio-ports/NAME in Linux), up\n"
+        "to 15 times. Its other end: socket=PATH, file=PATH or\n"
+        "pty=PATH"},
+    [OPTION_BALLOON] = {"balloon", "none|on[,PROPERTY...]", NULL,
+        "A memory balloon, for 'doppel balloon': none (the default)\n"
+        "or on. Properties: reporting (the guest also gives back\n"
+        "what it does not use), deflate-on-oom (it takes memory back\n"
+        "before it kills processes)"},
     [OPTION_DEBUG_EXIT] = {"debug-exit", NULL, NULL,
         "Add a port at 0xf4: writing V there ends doppel with\n"
         "status (V<<1)|1"},
@@ -264,6 +281,35 @@ static int options_take_memory(const char *value, uint64_t *out, struct err *e)
     return 0;
 }
 
+static int options_take_balloon(const char *value, struct vm_balloon *out, struct err *e)
+{
+    static const char *const kinds[] = {"none", "on"};
+    static const char *const names[] = {"reporting", "deflate-on-oom"};
+    char text[64];
+    char *to = text;
+    unsigned kind = 0;
+    if (strlen(value) >= sizeof(text))
+        return err_set(e, 0, "--balloon: the value is longer than %zu characters",
+                       sizeof(text) - 1);
+    const char *rest = props_take(value, &to);
+    int rc = options_choose(text, kinds, ARRAY_SIZE(kinds), "--balloon", &kind, e);
+    *out = (struct vm_balloon){.is_there = kind == 1};
+    if (rc == 0 && kind == 0 && rest != NULL)
+        return err_set(e, 0, "--balloon: none has no properties");
+    while (rc == 0 && rest != NULL) {
+        const char *part = to;
+        rest = props_take(rest, &to);
+        if (strcmp(part, names[0]) == 0)
+            out->reports_free_pages = true;
+        else if (strcmp(part, names[1]) == 0)
+            out->deflates_on_oom = true;
+        else
+            rc = props_unknown("--balloon", part, names, ARRAY_SIZE(names),
+                               "there are reporting and deflate-on-oom", e);
+    }
+    return rc;
+}
+
 static int options_take_words(enum option_id id, const char *value, struct options *out,
                               struct err *e)
 {
@@ -365,6 +411,15 @@ static int options_take(enum option_id id, const char *value, struct options *ou
     case OPTION_SERIAL:
         out->serial = value;
         return 0;
+    case OPTION_CONSOLE:
+        out->console = value;
+        return 0;
+    case OPTION_PORT:
+        if (out->port_count == VM_PORTS_MAX - 1)
+            return err_set(e, 0, "--port: there can be %u ports", VM_PORTS_MAX - 1);
+        return port_parse(value, &out->ports[out->port_count++], e);
+    case OPTION_BALLOON:
+        return options_take_balloon(value, &out->balloon, e);
     case OPTION_NAME:
         out->name = value;
         if (rundir_check_name(value, e) != 0)
@@ -438,6 +493,18 @@ static int options_check_boot(const struct options *o, struct err *e)
     return 0;
 }
 
+/* Standard input and output are one device's: the console's rather than the serial port's. */
+static int options_check_stdio(struct options *out, struct err *e)
+{
+    bool is_console = out->console != NULL && strcmp(out->console, "stdio") == 0;
+
+    if (out->serial == NULL)
+        out->serial = is_console ? "none" : "stdio";
+    else if (is_console && strcmp(out->serial, "stdio") == 0)
+        return err_set(e, 0, "--serial and --console cannot both be stdio");
+    return 0;
+}
+
 static int options_complete(struct options *out, struct err *e)
 {
     int rc = 0;
@@ -457,6 +524,9 @@ static int options_complete(struct options *out, struct err *e)
     if (out->kernel_path == NULL && out->firmware == NULL)
         out->firmware = "auto";
     net_choose_mac(out->name, &out->net);
+    rc = options_check_stdio(out, e);
+    if (rc != 0)
+        return rc;
     if (out->switch_storm != 0 && out->engines == NULL)
         return err_set(e, 0, "--switch-storm needs to know between which --engines to change");
     return 0;
@@ -481,7 +551,6 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
 {
     *out = (struct options){
         .engine = "auto",
-        .serial = "stdio",
         .cpu_model = "host",
         .log_level = LOG_WARN,
         .on_reboot = VM_REBOOT_RESET,

@@ -13,6 +13,7 @@
 #include "cli/disk.h"
 #include "cli/net.h"
 #include "cli/share.h"
+#include "cli/port.h"
 #include "vm/vm.h"
 
 /* What to do; strings point into argv or are constants. */
@@ -31,6 +32,9 @@ struct options {
     const char *initrd_path;
     const char *cmdline;
     const char *serial;
+    const char *console; /* NULL: none */
+    struct port_option ports[VM_PORTS_MAX];
+    unsigned port_count;
     const char *name;         /* NULL: none */
     const char *control_path; /* NULL: in the folder of running machines, if there is a name */
     const char *cpu_model;
@@ -38,6 +42,7 @@ struct options {
     char disk_texts[VM_DISKS_MAX][DISK_TEXT_SIZE]; /* what `disks` points into */
     unsigned disk_count;
     struct vm_net net;
+    struct vm_balloon balloon;
     char net_text[NET_TEXT_SIZE]; /* what `net` points into */
     struct vm_share shares[VM_SHARES_MAX];
     char share_texts[VM_SHARES_MAX][SHARE_TEXT_SIZE]; /* what `shares` points into */

@@ -1,5 +1,5 @@
 /*
- * remote.c - the commands on running machines: ps, status, pause, resume, stop, stats, engine
+ * remote.c - the commands on running machines: ps, status, pause and so on
  *
  * Answers go to standard output, for people or, with --json, as the machine gave them.
  */
@@ -23,6 +23,8 @@
 #define REMOTE_END_MS 5000
 #define REMOTE_STOP_SECONDS_MAX 86400
 
+#define REMOTE_VALUES_MAX 2
+
 enum remote_option {
     OPTION_JSON,
     OPTION_TIMEOUT,
@@ -35,8 +37,9 @@ enum remote_option {
 
 struct remote {
     const struct remote_command *command;
-    const char *machine; /* NULL: none was given */
-    const char *engine;  /* NULL: none was given */
+    const char *machine;                   /* NULL: none was given */
+    const char *values[REMOTE_VALUES_MAX]; /* what follows; NULL: not given */
+    unsigned value_count;
     bool has[OPTION_COUNT];
     unsigned timeout_s;
     struct rundir_entry entry;
@@ -49,6 +52,9 @@ static int remote_resume(struct remote *r);
 static int remote_stop(struct remote *r);
 static int remote_stats(struct remote *r);
 static int remote_engine(struct remote *r);
+static int remote_balloon(struct remote *r);
+static int remote_link(struct remote *r);
+static int remote_resize(struct remote *r);
 
 /* clang-format off */
 static const struct {
@@ -68,31 +74,40 @@ static const struct remote_command {
     const char *name, *args, *help;
     int (*run)(struct remote *r);
     uint64_t options;
-    bool has_machine, has_engine;
+    bool has_machine;
+    unsigned values_max;
     const char *text;               /* more for its help */
 } table[] = {
-    {"ps", "", "List running machines", remote_ps, ALWAYS, false, false,
+    {"ps", "", "List running machines", remote_ps, ALWAYS, false, 0,
         "Lists the machines that you have started with --name."},
-    {"status", " MACHINE", "Show what a machine is and how it stands", remote_status, ALWAYS, true, false,
+    {"status", " MACHINE", "Show what a machine is and how it stands", remote_status, ALWAYS, true, 0,
         "Shows what the machine is made of, what executes it and for how long it has run."},
-    {"pause", " MACHINE", "Stop its processors, and time for it", remote_pause, ALWAYS, true, false,
+    {"pause", " MACHINE", "Stop its processors, and time for it", remote_pause, ALWAYS, true, 0,
         "Stops the machine's processors, and its time with them, until 'doppel resume'."},
-    {"resume", " MACHINE", "Let a paused machine go on", remote_resume, ALWAYS, true, false,
+    {"resume", " MACHINE", "Let a paused machine go on", remote_resume, ALWAYS, true, 0,
         "Lets a paused machine go on where it stood."},
     {"stop", " MACHINE", "Shut a machine down", remote_stop,
-        ALWAYS | BIT(OPTION_TIMEOUT) | BIT(OPTION_HARD) | BIT(OPTION_BUTTON) | BIT(OPTION_NO_WAIT), true, false,
+        ALWAYS | BIT(OPTION_TIMEOUT) | BIT(OPTION_HARD) | BIT(OPTION_BUTTON) | BIT(OPTION_NO_WAIT), true, 0,
         "Presses the machine's power button and waits until its guest has shut down; when it\n"
         "has not within the timeout, stops it hard. Says which of them happened."},
-    {"stats", " MACHINE", "Show a machine's counters", remote_stats, ALWAYS, true, false,
+    {"stats", " MACHINE", "Show a machine's counters", remote_stats, ALWAYS, true, 0,
         "Shows what --stats would print at the end, as it is now."},
-    {"engine", " MACHINE [ENGINE]", "Show or change what executes its guest", remote_engine, ALWAYS, true, true,
+    {"engine", " MACHINE [ENGINE]", "Show or change what executes its guest", remote_engine, ALWAYS, true, 1,
         "Lets the running guest go on on another engine: kvm, bt or interp; without ENGINE, shows\n"
         "which it is. 'doppel run --engines' says what the machine may change to."},
+    {"balloon", " MACHINE [SIZE]", "Show or change how much memory it gives back", remote_balloon, ALWAYS, true, 1,
+        "Asks the guest to give back SIZE of its memory, as in 256M, or 0 for none; without SIZE,\n"
+        "shows how much it has given. The machine needs 'doppel run --balloon on'."},
+    {"link", " MACHINE STATE", "Plug its network cable in or out: up, down", remote_link, ALWAYS, true, 1,
+        "Plugs the cable of the machine's network interface in (up) or out (down)."},
+    {"resize", " MACHINE DISK [SIZE]", "Tell it that a disk has grown", remote_resize, ALWAYS, true, 2,
+        "Tells the guest that DISK (its number from 0 on, its path, or its serial) has grown; with\n"
+        "SIZE, as in 20G, grows it to that first."},
 };
 /* clang-format on */
 
-const char *const remote_commands[] = {"ps",   "status", "pause",  "resume",
-                                       "stop", "stats",  "engine", NULL};
+const char *const remote_commands[] = {"ps",     "status",  "pause", "resume", "stop", "stats",
+                                       "engine", "balloon", "link",  "resize", NULL};
 
 static const struct remote_command *remote_find(const char *name)
 {
@@ -190,8 +205,8 @@ static int remote_parse(struct remote *r, int argc, char **argv, struct err *e)
             rc = remote_parse_option(r, argc, argv, &i, e);
         else if (r->command->has_machine && r->machine == NULL)
             r->machine = argv[i];
-        else if (r->command->has_engine && r->engine == NULL)
-            r->engine = argv[i];
+        else if (r->value_count < r->command->values_max)
+            r->values[r->value_count++] = argv[i];
         else
             rc = err_set(e, 0, "unexpected argument '%s'; 'doppel %s --help' shows what it takes",
                          argv[i], r->command->name);
@@ -498,21 +513,113 @@ static int remote_engine(struct remote *r)
     struct client_answer answer;
     char body[64];
     bool is_known = false;
-    if (r->engine == NULL)
+    const char *engine = r->values[0];
+    if (engine == NULL)
         return remote_show_engine(r);
     for (unsigned i = 0; i < ARRAY_SIZE(engines); i++)
-        is_known |= strcmp(engines[i], r->engine) == 0;
+        is_known |= strcmp(engines[i], engine) == 0;
     if (!is_known) {
         log_error("'%s' is no engine that a machine can change to; they are kvm, bt and interp",
-                  r->engine);
+                  engine);
         return EXIT_STATUS_ERROR;
     }
-    snprintf(body, sizeof(body), "{\"engine\":\"%s\"}", r->engine);
+    snprintf(body, sizeof(body), "{\"engine\":\"%s\"}", engine);
     int status = remote_ask(r, "PUT", "/v1/engine", body, REMOTE_TIMEOUT_MS, &answer);
     if (status == 0 && !r->has[OPTION_JSON])
         printf("%s: %s -> %s, the guest stood still for %.3f ms\n", r->machine,
                text_of(answer.json, "from"), text_of(answer.json, "to"),
                number_of(answer.json, "stopped_ms"));
+    json_decref(answer.json);
+    return status;
+}
+
+static void remote_print_balloon(const struct remote *r, const json_t *balloon)
+{
+    char actual[PARSE_SIZE_TEXT], target[PARSE_SIZE_TEXT];
+    if (!json_is_object(balloon)) {
+        printf("%s: no balloon\n", r->machine);
+        return;
+    }
+    printf("%s: %s of %s given back%s\n", r->machine,
+           parse_format_size((uint64_t)number_of(balloon, "actual_bytes"), actual),
+           parse_format_size((uint64_t)number_of(balloon, "target_bytes"), target),
+           json_is_true(json_object_get(balloon, "driver")) ? ""
+                                                            : " (the guest has no driver for it)");
+}
+
+static int remote_balloon(struct remote *r)
+{
+    struct client_answer answer;
+    struct err e;
+    char body[64];
+    uint64_t size;
+    if (r->values[0] == NULL) {
+        if (client_call(&r->entry, "GET", "/v1/status", NULL, REMOTE_TIMEOUT_MS, &answer, &e) != 0)
+            return remote_fail(&e);
+        json_t *balloon = json_object_get(answer.json, "balloon");
+        if (r->has[OPTION_JSON] && json_is_object(balloon))
+            remote_print_json(balloon);
+        else if (r->has[OPTION_JSON])
+            printf("null\n");
+        else
+            remote_print_balloon(r, balloon);
+        json_decref(answer.json);
+        return EXIT_STATUS_OK;
+    }
+    if (parse_size(r->values[0], "the size of the balloon", &size, &e) != 0)
+        return remote_fail(&e);
+    snprintf(body, sizeof(body), "{\"size_bytes\":%llu}",
+             (unsigned long long)MIN(size, (uint64_t)INT64_MAX));
+    int status = remote_ask(r, "PUT", "/v1/balloon", body, REMOTE_TIMEOUT_MS, &answer);
+    if (status == 0 && !r->has[OPTION_JSON])
+        remote_print_balloon(r, answer.json);
+    json_decref(answer.json);
+    return status;
+}
+
+static int remote_link(struct remote *r)
+{
+    struct client_answer answer;
+    char body[64];
+    bool is_up = r->values[0] != NULL && strcmp(r->values[0], "up") == 0;
+    if (!is_up && (r->values[0] == NULL || strcmp(r->values[0], "down") != 0)) {
+        log_error("'%s' is no state of a link; they are up and down",
+                  r->values[0] != NULL ? r->values[0] : "");
+        return EXIT_STATUS_ERROR;
+    }
+    snprintf(body, sizeof(body), "{\"state\":\"%s\"}", is_up ? "up" : "down");
+    int status = remote_ask(r, "PUT", "/v1/link", body, REMOTE_TIMEOUT_MS, &answer);
+    if (status == 0 && !r->has[OPTION_JSON])
+        printf("%s: %s\n", r->machine, text_of(answer.json, "state"));
+    json_decref(answer.json);
+    return status;
+}
+
+static int remote_resize(struct remote *r)
+{
+    struct client_answer answer;
+    char size_text[PARSE_SIZE_TEXT];
+    struct err e;
+    uint64_t size = 0;
+    if (r->values[0] == NULL) {
+        log_error("which disk? 'doppel resize%s'", r->command->args);
+        return EXIT_STATUS_ERROR;
+    }
+    if (r->values[1] != NULL && parse_size(r->values[1], "the size of the disk", &size, &e) != 0)
+        return remote_fail(&e);
+    json_t *request = json_pack("{s:s, s:I}", "disk", r->values[0], "size_bytes",
+                                (json_int_t)MIN(size, (uint64_t)INT64_MAX));
+    char *body = request != NULL ? json_dumps(request, JSON_COMPACT) : NULL;
+    json_decref(request);
+    if (body == NULL) {
+        log_error("'%s' is no name of a disk", r->values[0]);
+        return EXIT_STATUS_ERROR;
+    }
+    int status = remote_ask(r, "POST", "/v1/resize", body, REMOTE_TIMEOUT_MS, &answer);
+    free(body);
+    if (status == 0 && !r->has[OPTION_JSON])
+        printf("%s: %s is %s large\n", r->machine, text_of(answer.json, "disk"),
+               parse_format_size((uint64_t)number_of(answer.json, "size_bytes"), size_text));
     json_decref(answer.json);
     return status;
 }

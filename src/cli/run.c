@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -32,11 +33,13 @@ struct run {
     const struct options *options;
     struct guardian guardian;
     struct tty tty;
-    bool has_tty;    /* the serial port is on a terminal */
+    bool has_tty;    /* the serial port or the console is on a terminal */
     bool is_running; /* the terminal should be raw, when in the foreground */
     struct keys keys;
     struct loop *loop;
     struct chardev *serial;
+    struct vm_port ports[VM_PORTS_MAX]; /* the console first, if there is one */
+    unsigned port_count;
     struct vm *vm;
     struct rundir_claim claim; /* the name and the control socket */
     struct api *api;           /* NULL: no control socket */
@@ -46,6 +49,11 @@ struct run {
     bool has_left;      /* Ctrl-A X */
     struct err failure; /* code 0: none; else serial output could not be written */
 };
+
+static bool run_is_stdio(const char *device)
+{
+    return device != NULL && strcmp(device, "stdio") == 0;
+}
 
 /* ---- terminal ---- */
 
@@ -111,7 +119,8 @@ static void run_show_help(void *ctx)
 
 static void run_send_break(void *ctx)
 {
-    chardev_send_break(((struct run *)ctx)->serial);
+    struct run *run = ctx;
+    chardev_send_break(run_is_stdio(run->options->console) ? run->ports[0].chardev : run->serial);
 }
 
 static void run_press_power(void *ctx)
@@ -131,10 +140,19 @@ static const struct keys_ops run_keys_ops = {
 
 static void run_signal_set(sigset_t *set)
 {
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT};
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGWINCH};
     sigemptyset(set);
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
         sigaddset(set, signals[i]);
+}
+
+/* A virtio console knows how large its terminal is. */
+static void run_tell_size(struct run *run)
+{
+    unsigned rows, columns;
+    if (run->has_tty && run_is_stdio(run->options->console) &&
+        tty_size(run->tty.fd, &rows, &columns))
+        vm_set_console_size(run->vm, columns, rows);
 }
 
 static void run_on_signal(void *ctx, unsigned events)
@@ -148,6 +166,10 @@ static void run_on_signal(void *ctx, unsigned events)
             break;
         case SIGCONT:
             run_terminal_enter(run);
+            run_tell_size(run);
+            break;
+        case SIGWINCH:
+            run_tell_size(run);
             break;
         default:
             run->end_signal = (int)info.ssi_signo;
@@ -177,7 +199,7 @@ static void run_on_serial_failed(void *ctx, const struct err *why)
     vm_request_stop(run->vm);
 }
 
-static int run_open_serial(struct run *run, struct err *e)
+static int run_open_device(struct run *run, const char *device, struct chardev **out, struct err *e)
 {
     struct chardev_stdio_config stdio = {.in_fd = STDIN_FILENO, .out_fd = STDOUT_FILENO};
     if (run->has_tty) {
@@ -185,11 +207,45 @@ static int run_open_serial(struct run *run, struct err *e)
         stdio.filter = keys_filter;
         stdio.filter_ctx = &run->keys;
     }
-    if (chardev_create(run->loop, run->options->serial, &stdio, &run->serial, e) != 0)
+    return chardev_create(run->loop, device, &stdio, out, e);
+}
+
+static int run_open_serial(struct run *run, struct err *e)
+{
+    if (run_open_device(run, run->options->serial, &run->serial, e) != 0)
         return err_prefix(e, "--serial");
     if (strncmp(run->options->serial, "unix:", 5) == 0)
         guardian_note_socket(&run->guardian);
     chardev_set_failed(run->serial, run_on_serial_failed, run);
+    return 0;
+}
+
+/* A port whose other end fails is the loss of one program; a console's is the machine's. */
+static void run_on_port_failed(void *ctx, const struct err *why)
+{
+    log_warn("port '%s': %s; what the guest sends there is lost from now on", (const char *)ctx,
+             why->msg);
+}
+
+static int run_open_ports(struct run *run, struct err *e)
+{
+    const struct options *o = run->options;
+    if (o->console != NULL) {
+        struct vm_port *port = &run->ports[run->port_count];
+        if (run_open_device(run, o->console, &port->chardev, e) != 0)
+            return err_prefix(e, "--console");
+        port->is_console = true;
+        run->port_count++;
+        chardev_set_failed(port->chardev, run_on_serial_failed, run);
+    }
+    for (unsigned i = 0; i < o->port_count; i++) {
+        struct vm_port *port = &run->ports[run->port_count];
+        if (chardev_create(run->loop, o->ports[i].device, NULL, &port->chardev, e) != 0)
+            return err_prefix(e, "--port name=%s", o->ports[i].name);
+        port->name = o->ports[i].name;
+        run->port_count++;
+        chardev_set_failed(port->chardev, run_on_port_failed, (void *)(uintptr_t)port->name);
+    }
     return 0;
 }
 
@@ -212,7 +268,7 @@ static int run_open_api(struct run *run, struct err *e)
 static int run_open(struct run *run, struct err *e)
 {
     const struct options *o = run->options;
-    bool is_stdio = strcmp(o->serial, "stdio") == 0;
+    bool is_stdio = run_is_stdio(o->serial) || run_is_stdio(o->console);
     const char *socket_path = strncmp(o->serial, "unix:", 5) == 0 ? o->serial + 5 : NULL;
     if (is_stdio && isatty(STDIN_FILENO)) {
         if (tty_open(&run->tty, STDIN_FILENO, e) != 0)
@@ -234,6 +290,8 @@ static int run_open(struct run *run, struct err *e)
         rc = rundir_claim(o->name, o->control_path, &run->claim, e);
     if (rc == 0)
         rc = run_open_serial(run, e);
+    if (rc == 0)
+        rc = run_open_ports(run, e);
     if (rc != 0)
         return rc;
     struct vm_config config = {
@@ -254,6 +312,9 @@ static int run_open(struct run *run, struct err *e)
         .net = o->net,
         .shares = o->shares,
         .share_count = o->share_count,
+        .balloon = o->balloon,
+        .ports = run->ports,
+        .port_count = run->port_count,
         .has_debug_exit = o->has_debug_exit || o->has_test_device,
         .has_test_device = o->has_test_device,
         .on_reboot = o->on_reboot,
@@ -264,6 +325,8 @@ static int run_open(struct run *run, struct err *e)
         .switch_storm = o->switch_storm,
     };
     rc = vm_create(&config, &run->vm, e);
+    if (rc == 0)
+        run_tell_size(run);
     if (rc == 0 && run->claim.socket[0] != '\0')
         rc = run_open_api(run, e);
     return rc;
@@ -275,6 +338,8 @@ static void run_close(struct run *run)
     rundir_release(&run->claim);
     vm_destroy(run->vm);
     chardev_destroy(run->serial);
+    for (unsigned i = 0; i < run->port_count; i++)
+        chardev_destroy(run->ports[i].chardev);
     loop_fd_remove(run->signal_watch);
     if (run->signal_fd >= 0)
         close(run->signal_fd);
@@ -319,6 +384,15 @@ static int run_report(struct run *run, const struct vm_end *end)
     return EXIT_STATUS_ERROR;
 }
 
+/* Let output reach the host; `is_bounded`: it is given up when nobody reads it. */
+static void run_drain(struct run *run, struct chardev *cd, bool is_bounded)
+{
+    struct err e;
+    if (chardev_drain(cd, is_bounded ? RUN_DRAIN_MS : -1, &e) != 0 && run->failure.code == 0 &&
+        !is_bounded)
+        run->failure = e;
+}
+
 /* vm_end holds a register dump: too large to copy about, and needed once. */
 static int run_until_end(struct run *run)
 {
@@ -336,11 +410,10 @@ static int run_until_end(struct run *run)
     run_terminal_leave(run);
     run_unblock_signals();
 
-    struct err e;
     bool was_ended = end.cause == VM_END_STOPPED;
-    if (chardev_drain(run->serial, was_ended ? RUN_DRAIN_MS : -1, &e) != 0 &&
-        run->failure.code == 0 && !was_ended)
-        run->failure = e;
+    run_drain(run, run->serial, was_ended);
+    for (unsigned i = 0; i < run->port_count; i++)
+        run_drain(run, run->ports[i].chardev, was_ended || !run->ports[i].is_console);
     if (run->has_left)
         run_print("\ndoppel: left\n");
     int status = run_report(run, &end);

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "os/memfd.h"
 
 enum region_kind { REGION_RAM, REGION_ROM, REGION_IO, REGION_SWITCH, REGION_NOTHING };
 
@@ -320,6 +321,30 @@ void *space_ram_ptr(struct space *space, uint64_t addr, uint64_t size, bool is_w
     if (r == NULL || r->kind == REGION_IO || (is_write && r->kind == REGION_ROM) || left < size)
         return NULL;
     return r->host + (addr - r->addr);
+}
+
+/* ---- giving back ---- */
+
+#define PAGE_SIZE 4096u
+
+uint64_t space_discard(struct space *space, uint64_t addr, uint64_t size)
+{
+    uint64_t given = 0;
+
+    while (size > 0) {
+        uint64_t left;
+        const struct region *r = space_find(space, addr, &left);
+        uint64_t n = MIN(left, size);
+        uint64_t first = align_up(addr, PAGE_SIZE), end = align_down(addr + n, PAGE_SIZE);
+        if (r != NULL && r->kind == REGION_RAM && first < end && first >= addr &&
+            memfd_discard(r->host + (first - r->addr), end - first)) {
+            space_note_written(space, first, end - first);
+            given += end - first;
+        }
+        addr += n;
+        size -= n;
+    }
+    return given;
 }
 
 /* ---- device windows ---- */

@@ -106,6 +106,13 @@ void space_set_watcher(struct space *space, space_written_fn fn, void *ctx);
 /* RAM was changed through space_ram_ptr: tell the watcher, as space_write does. Any thread. */
 void space_note_written(struct space *space, uint64_t addr, uint64_t size);
 
+/*
+ * The contents of a range are wanted no more: give the whole pages in it back to the host. They
+ * read as zero until they are written; the watcher is told. Of anything but RAM that was made by
+ * memfd_map, nothing is given. Returns bytes given back. Any thread.
+ */
+uint64_t space_discard(struct space *space, uint64_t addr, uint64_t size);
+
 /* Calls fn for each RAM region (engines' memory slots). */
 typedef int (*space_ram_fn)(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
                             struct err *e);

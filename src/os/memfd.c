@@ -54,9 +54,7 @@ void memfd_unmap(void *ptr, size_t size)
         munmap(ptr, size);
 }
 
-void memfd_discard(void *ptr, size_t size)
+bool memfd_discard(void *ptr, size_t size)
 {
-    /* it cannot fail for such a mapping, and were it to, the memory would only stay */
-    if (size != 0)
-        (void)madvise(ptr, size, MADV_REMOVE);
+    return size == 0 || madvise(ptr, size, MADV_REMOVE) == 0;
 }

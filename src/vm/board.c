@@ -31,8 +31,10 @@
 #include "dev/timer/hpet.h"
 #include "dev/timer/i8254.h"
 #include "dev/timer/mc146818.h"
+#include "dev/virtio/virtio_balloon.h"
 #include "dev/virtio/virtio_blk.h"
 #include "dev/virtio/virtio_fs.h"
+#include "dev/virtio/virtio_console.h"
 #include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
@@ -661,6 +663,52 @@ static void board_destroy_share(struct board_share *s)
     virtio_fs_destroy(s->fs);
 }
 
+#define PCI_CLASS_COMMUNICATION_OTHER 0x0780
+
+static int board_create_console(struct board *b, struct err *e)
+{
+    const struct vm_config *vm = &b->vm->config;
+    struct virtio_console_config config = {
+        .memory = b->memory, .loop = vm->loop, .port_count = vm->port_count};
+    int ret;
+
+    if (vm->port_count == 0)
+        return 0;
+    for (unsigned i = 0; i < vm->port_count; i++)
+        config.ports[i] = (struct virtio_console_port){.chardev = vm->ports[i].chardev,
+                                                       .is_console = vm->ports[i].is_console,
+                                                       .name = vm->ports[i].name};
+    ret = virtio_console_create(&config, &b->console, e);
+    if (ret == 0)
+        ret = virtio_pci_create(virtio_console_device(b->console), PCI_CLASS_COMMUNICATION_OTHER,
+                                &b->console_function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(b->console_function, b->pci, MAP_CONSOLE_SLOT, e);
+    return ret;
+}
+
+static int board_create_balloon(struct board *b, struct err *e)
+{
+    const struct vm_balloon *balloon = &b->vm->config.balloon;
+    struct virtio_balloon_config config = {
+        .memory = b->memory,
+        .loop = b->vm->config.loop,
+        .deflates_on_oom = balloon->deflates_on_oom,
+        .reports_free_pages = balloon->reports_free_pages,
+    };
+    int ret;
+
+    if (!balloon->is_there)
+        return 0;
+    ret = virtio_balloon_create(&config, &b->balloon, e);
+    if (ret == 0)
+        ret = virtio_pci_create(virtio_balloon_device(b->balloon), PCI_CLASS_OTHER,
+                                &b->balloon_function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(b->balloon_function, b->pci, MAP_BALLOON_SLOT, e);
+    return ret;
+}
+
 /* ---- all of it ---- */
 
 int board_create(struct board *b, struct vm *vm, struct err *e)
@@ -681,6 +729,8 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_disks,       /* virtio disks, from 00:03.0 on */
         board_create_net,         /* with --net: 00:13.0 */
         board_create_shares,      /* shared folders, from 00:18.0 on */
+        board_create_console,     /* with --console and --port: 00:15.0 */
+        board_create_balloon,     /* with --balloon: 00:16.0 */
         board_create_debug_exit,  /* with --debug-exit */
         board_create_test_device, /* with --test-device */
         board_create_debug_port,  /* with firmware: what it says of itself */
@@ -711,6 +761,10 @@ void board_destroy(struct board *b)
     netdev_close(b->netdev);
     virtio_pci_destroy(b->net_function);
     virtio_net_destroy(b->net);
+    virtio_pci_destroy(b->balloon_function);
+    virtio_balloon_destroy(b->balloon);
+    virtio_pci_destroy(b->console_function);
+    virtio_console_destroy(b->console);
     virtio_pci_destroy(b->rng_function);
     virtio_rng_destroy(b->rng);
     pci_host_destroy(b->pci);
@@ -768,6 +822,10 @@ void board_reset(struct board *b)
         virtio_pci_reset(b->net_function);
     for (unsigned i = 0; i < b->vm->config.share_count; i++)
         virtio_pci_reset(b->shares[i].function);
+    if (b->console_function != NULL)
+        virtio_pci_reset(b->console_function);
+    if (b->balloon_function != NULL)
+        virtio_pci_reset(b->balloon_function);
     virtio_pci_reset(b->rng_function);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);

@@ -75,6 +75,10 @@ struct board {
         struct virtio_fs *fs;
         struct virtio_pci *function;
     } shares[VM_SHARES_MAX];
+    struct virtio_console *console; /* NULL: no ports */
+    struct virtio_pci *console_function;
+    struct virtio_balloon *balloon; /* NULL: none */
+    struct virtio_pci *balloon_function;
 };
 
 /*

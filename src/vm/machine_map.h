@@ -68,6 +68,8 @@
 #define MAP_DISK_SLOT 3 /* and 15 behind it */
 #define MAP_NET_SLOT 19
 #define MAP_SHARE_SLOT 24 /* and 7 behind it */
+#define MAP_CONSOLE_SLOT 21
+#define MAP_BALLOON_SLOT 22
 #define MAP_PIRQ_GSI 16
 #define MAP_HPET_GSI_MASK 0x00f00000
 

@@ -2,6 +2,7 @@
  * status.c - what a machine is, how it stands, what it counted
  */
 #include "base/stats.h"
+#include "dev/virtio/virtio_balloon.h"
 #include "os/vclock.h"
 #include "vm/machine.h"
 
@@ -38,6 +39,8 @@ void vm_report_stats(struct vm *vm, struct stats_sink *sink)
     }
     switch_report_stats(vm, sink);
     vm->ops->report_stats(vm->engine, sink);
+    if (vm->board.balloon != NULL)
+        virtio_balloon_report_stats(vm->board.balloon, sink);
     vm_release(vm);
 }
 

@@ -44,6 +44,22 @@ struct vm_disk {
 
 #define VM_DISKS_MAX 16
 
+/* A port of the virtio console. */
+struct vm_port {
+    struct chardev *chardev; /* on the main loop */
+    bool is_console;         /* hvc0 and so on; else a port for programs */
+    const char *name;        /* NULL: none */
+};
+
+#define VM_PORTS_MAX 16
+
+/* The memory balloon. */
+struct vm_balloon {
+    bool is_there;
+    bool deflates_on_oom;    /* the guest takes pages back before it kills processes */
+    bool reports_free_pages; /* the guest tells which pages it does not use */
+};
+
 enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET };
 
 /* A virtio network interface. */
@@ -85,6 +101,9 @@ struct vm_config {
     struct vm_net net;
     const struct vm_share *shares;
     unsigned share_count;        /* at most VM_SHARES_MAX */
+    const struct vm_port *ports; /* consoles before others */
+    unsigned port_count;         /* at most VM_PORTS_MAX */
+    struct vm_balloon balloon;
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
     bool has_test_device;        /* QEMU's pc-testdev and firmware configuration */
     enum vm_on_reboot on_reboot;
@@ -164,6 +183,30 @@ struct vm_switch {
  * NULL. Owner's thread.
  */
 int vm_switch_engine(struct vm *vm, const char *engine, struct vm_switch *done, struct err *e);
+
+struct vm_balloon_status {
+    bool has_driver;
+    uint64_t target_bytes, actual_bytes;
+};
+
+/* False when the machine has no balloon. Any thread. */
+bool vm_get_balloon(struct vm *vm, struct vm_balloon_status *out);
+
+/* Ask the guest to give back so much of its memory, in a balloon of that size. Any thread. */
+int vm_set_balloon(struct vm *vm, uint64_t bytes, struct err *e);
+
+/* Plug the network's cable in, or out. Any thread. */
+int vm_set_link(struct vm *vm, bool is_up, struct err *e);
+
+/*
+ * Give a disk, named by its number from 0 on, its path or its serial number, *bytes, or with 0 the
+ * size that its file has by now; the guest is told. A disk only grows here. *bytes becomes the new
+ * size. Owner's thread.
+ */
+int vm_resize_disk(struct vm *vm, const char *disk, uint64_t *bytes, struct err *e);
+
+/* The size of the terminal behind the first of `ports`, in characters. Any thread. */
+void vm_set_console_size(struct vm *vm, unsigned columns, unsigned rows);
 
 /* Strings are the machine's. */
 struct vm_status {

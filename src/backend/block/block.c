@@ -8,8 +8,10 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "backend/block/block_impl.h"
@@ -19,6 +21,7 @@
 
 struct block {
     struct block_image image;
+    _Atomic uint64_t size; /* only grows */
     bool is_read_only;
 
     pthread_mutex_t lock;
@@ -35,7 +38,7 @@ static int execute(const struct block *block, const struct block_request *r)
     void *image = block->image.image;
 
     if (r->op != BLOCK_FLUSH && (((r->offset | r->size) & (BLOCK_SECTOR - 1)) != 0 ||
-                                 !range_fits(r->offset, r->size, block->image.size)))
+                                 !range_fits(r->offset, r->size, block_size(block))))
         return -EINVAL;
     if (r->op != BLOCK_READ && r->op != BLOCK_FLUSH && block->is_read_only)
         return -EROFS;
@@ -121,6 +124,7 @@ int block_open(const struct block_config *config, struct block **out, struct err
         free(block);
         return rc;
     }
+    atomic_init(&block->size, block->image.size);
     pthread_mutex_init(&block->lock, NULL);
     pthread_cond_init(&block->has_work, NULL);
     rc = start_threads(block, config->path, e);
@@ -151,7 +155,36 @@ void block_close(struct block *block)
 
 uint64_t block_size(const struct block *block)
 {
-    return block->image.size;
+    return atomic_load(&block->size);
+}
+
+int block_resize(struct block *block, uint64_t bytes, struct err *e)
+{
+    const struct block_format *format = block->image.format;
+    uint64_t old = block_size(block), size = bytes;
+
+    if (bytes % BLOCK_SECTOR != 0)
+        return err_set(e, EINVAL,
+                       "resize a disk to %" PRIu64 " bytes: it has to be a multiple of %u", bytes,
+                       BLOCK_SECTOR);
+    if (bytes != 0 && bytes < old)
+        return err_set(e, EINVAL,
+                       "resize a disk of %" PRIu64 " bytes to %" PRIu64 ": it can only grow", old,
+                       bytes);
+    if (format->resize == NULL)
+        return err_set(e, ENOTSUP, "resize a disk: its format has one size for ever");
+    if (bytes != 0 && block->is_read_only)
+        return err_set(e, EROFS, "resize a disk");
+    int rc = format->resize(block->image.image, &size);
+    if (rc != 0)
+        return err_set(e, -rc, "resize a disk to %" PRIu64 " bytes", bytes);
+    if (size < old)
+        return err_set(e, EINVAL,
+                       "the disk of %" PRIu64 " bytes has shrunk to %" PRIu64
+                       ": the guest keeps to what it was",
+                       old, size);
+    atomic_store(&block->size, size);
+    return 0;
 }
 
 bool block_is_read_only(const struct block *block)

@@ -58,7 +58,15 @@ int block_open(const struct block_config *config, struct block **out, struct err
 /* Waits for requests under way. NULL is allowed. Does not flush. */
 void block_close(struct block *block);
 
+/* In bytes. Any thread. */
 uint64_t block_size(const struct block *block);
+
+/*
+ * Make the disk `bytes` large, or with 0 take the size that its file or device has by now. It may
+ * be in use. Disks do not shrink: what a guest has stored would be gone.
+ */
+int block_resize(struct block *block, uint64_t bytes, struct err *e);
+
 bool block_is_read_only(const struct block *block);
 /* Smallest unit of writing that is not a read and a write beneath: bytes. */
 uint32_t block_physical_size(const struct block *block);

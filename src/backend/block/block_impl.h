@@ -15,6 +15,11 @@ struct block_format {
     int (*flush)(void *image);
     int (*discard)(void *image, uint64_t offset, uint64_t size);
     int (*write_zeroes)(void *image, uint64_t offset, uint64_t size, bool may_unmap);
+    /*
+     * Make the image *size bytes large (a multiple of BLOCK_SECTOR), or with 0 look how large it
+     * is by now; *size becomes that. NULL: it has one size for ever. While others transfer.
+     */
+    int (*resize)(void *image, uint64_t *size);
     void (*close)(void *image);
 };
 

@@ -201,6 +201,28 @@ static int raw_write_zeroes(void *image, uint64_t offset, uint64_t size, bool ma
     return rc == 0 ? 0 : write_zero_buffer(r, offset, size);
 }
 
+static int raw_resize(void *image, uint64_t *size)
+{
+    const struct raw *r = image;
+    struct stat st;
+    uint64_t is = 0;
+
+    if (!r->is_device && *size != 0 && ftruncate(r->fd, (off_t)*size) != 0)
+        return -errno;
+    if (r->is_device) {
+        if (ioctl(r->fd, BLKGETSIZE64, &is) != 0)
+            return -errno;
+        if (*size > is)
+            return -ENOSPC; /* it is as large as it is */
+    } else {
+        if (fstat(r->fd, &st) != 0)
+            return -errno;
+        is = (uint64_t)st.st_size & ~(uint64_t)(BLOCK_SECTOR - 1);
+    }
+    *size = is;
+    return 0;
+}
+
 static void raw_close(void *image)
 {
     struct raw *r = image;
@@ -214,6 +236,7 @@ static const struct block_format raw_format = {
     .flush = raw_flush,
     .discard = raw_discard,
     .write_zeroes = raw_write_zeroes,
+    .resize = raw_resize,
     .close = raw_close,
 };
 

@@ -227,5 +227,7 @@ int chardev_create(struct loop *loop, const char *spec, const struct chardev_std
         return chardev_create_file(loop, spec + 5, out, e);
     if (strncmp(spec, "unix:", 5) == 0 && spec[5] != '\0')
         return chardev_create_unix(loop, spec + 5, out, e);
-    return err_set(e, 0, "'%s' is not one of stdio, file:PATH, unix:PATH, none", spec);
+    if (strncmp(spec, "pty:", 4) == 0 && spec[4] != '\0')
+        return chardev_create_pty(loop, spec + 4, out, e);
+    return err_set(e, 0, "'%s' is not one of stdio, file:PATH, unix:PATH, pty:PATH, none", spec);
 }

@@ -104,10 +104,16 @@ int chardev_create_file(struct loop *loop, const char *path, struct chardev **ou
  */
 int chardev_create_unix(struct loop *loop, const char *path, struct chardev **out, struct err *e);
 
+/*
+ * A pseudo-terminal in raw mode; `path` becomes a symbolic link to it, and goes away with the
+ * device. Output waits until somebody reads it.
+ */
+int chardev_create_pty(struct loop *loop, const char *path, struct chardev **out, struct err *e);
+
 /* Nothing connected: swallows output, gives no input. */
 int chardev_create_none(struct loop *loop, struct chardev **out, struct err *e);
 
-/* `spec` as in --serial: "stdio", "file:PATH", "unix:PATH" or "none". */
+/* `spec` as in --serial: "stdio", "file:PATH", "unix:PATH", "pty:PATH" or "none". */
 int chardev_create(struct loop *loop, const char *spec, const struct chardev_stdio_config *stdio,
                    struct chardev **out, struct err *e);
 

@@ -1,12 +1,16 @@
 /*
- * stdio.c - a pair of descriptors, such as standard input and output; and an output file
+ * stdio.c - a pair of descriptors, such as standard input and output; an output file; a
+ * pseudo-terminal
  *
- * Invariant: a terminal is always read, so that the filter sees its escape key also when the
- * guest takes no input; what does not fit then is dropped. Other input waits at its source.
+ * Invariant: a terminal with an escape key is always read, so that the filter sees it also when
+ * the guest takes no input; what does not fit then is dropped. Other input waits at its source.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "backend/char/chardev_impl.h"
@@ -18,7 +22,9 @@ struct chardev_stdio {
     struct chardev cd;
     struct char_writer writer;
     int in_fd;
-    int owned_fd; /* the output file, -1: none */
+    int owned_fd; /* the output file, or a pseudo-terminal's master; -1: none */
+    int slave_fd; /* of a pseudo-terminal, so that nobody's closing it ends it; -1: none */
+    char *link;   /* the name of that, NULL: none */
     bool is_tty;
     bool is_pollable; /* epoll takes in_fd; else (file, /dev/null) it is always ready */
     bool is_read_posted;
@@ -131,6 +137,11 @@ static void stdio_destroy(struct chardev *cd)
     struct chardev_stdio *io = stdio_of(cd);
     stdio_end_input(io);
     char_writer_fini(&io->writer);
+    if (io->link != NULL)
+        unlink(io->link);
+    free(io->link);
+    if (io->slave_fd >= 0)
+        close(io->slave_fd);
     if (io->owned_fd >= 0)
         close(io->owned_fd);
     chardev_fini(cd);
@@ -151,8 +162,8 @@ int chardev_create_stdio(struct loop *loop, const struct chardev_stdio_config *c
     if (io == NULL)
         return err_set(e, ENOMEM, "allocate a character device");
     io->in_fd = config->in_fd;
-    io->owned_fd = -1;
-    io->is_tty = config->in_fd >= 0 && isatty(config->in_fd);
+    io->owned_fd = io->slave_fd = -1;
+    io->is_tty = config->in_fd >= 0 && config->filter != NULL && isatty(config->in_fd);
     io->is_pollable = true;
     io->filter = config->filter;
     io->filter_ctx = config->filter_ctx;
@@ -189,5 +200,69 @@ int chardev_create_file(struct loop *loop, const char *path, struct chardev **ou
         return rc;
     }
     stdio_of(*out)->owned_fd = fd;
+    return 0;
+}
+
+/* A link of an earlier run is replaced; anything else is left alone. */
+static int link_terminal(const char *terminal, const char *path, struct err *e)
+{
+    struct stat st;
+
+    if (lstat(path, &st) == 0 && S_ISLNK(st.st_mode) && unlink(path) != 0)
+        return err_set(e, errno, "remove the old link '%s'", path);
+    if (symlink(terminal, path) != 0)
+        return err_set(e, errno, "make the link '%s' to the terminal '%s'", path, terminal);
+    return 0;
+}
+
+/* Both ends of a pseudo-terminal, raw; the name of the other in *terminal. */
+static int open_terminal(int *master, int *slave, char terminal[64], struct err *e)
+{
+    struct termios mode;
+
+    *slave = -1;
+    *master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (*master < 0 || grantpt(*master) != 0 || unlockpt(*master) != 0 ||
+        ptsname_r(*master, terminal, 64) != 0)
+        return err_set(e, errno, "make a pseudo-terminal");
+    *slave = open(terminal, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (*slave < 0 || tcgetattr(*slave, &mode) != 0)
+        return err_set(e, errno, "open the pseudo-terminal '%s'", terminal);
+    cfmakeraw(&mode);
+    if (tcsetattr(*slave, TCSANOW, &mode) != 0)
+        return err_set(e, errno, "set up the pseudo-terminal '%s'", terminal);
+    return 0;
+}
+
+int chardev_create_pty(struct loop *loop, const char *path, struct chardev **out, struct err *e)
+{
+    struct chardev *cd = NULL;
+    char terminal[64];
+    int master, slave;
+    char *name = strdup(path);
+    int rc = name != NULL ? open_terminal(&master, &slave, terminal, e)
+                          : err_set(e, ENOMEM, "make a pseudo-terminal");
+
+    if (name == NULL)
+        return rc;
+    if (rc == 0) {
+        struct chardev_stdio_config config = {.in_fd = master, .out_fd = master};
+        rc = chardev_create_stdio(loop, &config, &cd, e);
+    }
+    if (rc == 0)
+        rc = link_terminal(terminal, path, e);
+    if (rc != 0) {
+        chardev_destroy(cd);
+        if (slave >= 0)
+            close(slave);
+        if (master >= 0)
+            close(master);
+        free(name);
+        return rc;
+    }
+    stdio_of(cd)->owned_fd = master;
+    stdio_of(cd)->slave_fd = slave;
+    stdio_of(cd)->link = name;
+    *out = cd;
     return 0;
 }

@@ -329,6 +329,14 @@ static void blk_config_written(struct virtio_device *dev, unsigned offset, unsig
 static const struct virtio_ops blk_ops = {
     .notify = blk_notify, .reset = blk_reset, .config_written = blk_config_written};
 
+void virtio_blk_resized(struct virtio_blk *blk)
+{
+    pthread_mutex_lock(&blk->dev.lock);
+    store_le64(blk->dev.config + CONFIG_CAPACITY, block_size(blk->block) / BLOCK_SECTOR);
+    virtio_signal_config(&blk->dev);
+    pthread_mutex_unlock(&blk->dev.lock);
+}
+
 /* ---- set-up ---- */
 
 static void fill_config(struct virtio_blk *blk)

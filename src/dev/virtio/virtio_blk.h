@@ -35,6 +35,9 @@ int virtio_blk_create(const struct virtio_blk_config *config, struct virtio_blk 
 /* NULL is allowed. After its transport; waits for requests under way. */
 void virtio_blk_destroy(struct virtio_blk *blk);
 
+/* The host's disk has another size: tell the driver. Any thread. */
+void virtio_blk_resized(struct virtio_blk *blk);
+
 struct virtio_device *virtio_blk_device(struct virtio_blk *blk);
 
 #endif

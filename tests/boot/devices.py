@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""devices.py - virtio devices at work in a stock Debian kernel: console, ports, balloon, network, disks
+
+The guest runs a script of ours and says how far it is; the other ends of its devices are here.
+"""
+import argparse
+import json
+import os
+import queue
+import re
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LIMIT = 240  # seconds for anything at all
+
+
+class Failed(Exception):
+    pass
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def run_tool(*command):
+    return subprocess.run([os.path.join(TOP, "tools", command[0]), *command[1:]], check=True,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+SCRIPT = r"""
+# ---- ports: what is sent before anybody listens waits; sums of both directions ----
+port=/dev/vport0p1
+[ -e $port ] || port=$(ls /dev/vport*p1)
+say "port $(cat /sys/class/virtio-ports/vport*p1/name)"
+say "received $(head -c 300000 $port | md5sum)"
+head -c 300000 /dev/urandom >/tmp/noise
+say "sending $(md5sum </tmp/noise)"
+cat /tmp/noise >$port
+# ---- the console: a line is echoed back ----
+say "console $(stty size </dev/hvc0)"
+head -n 1 </dev/hvc0 | sed 's/^/echo /' >/dev/hvc0
+# ---- balloon ----
+pages() {
+    awk '/^balloon_inflate / { n += $2 } /^balloon_deflate / { n -= $2 } END { print n + 0 }' /proc/vmstat
+}
+say "balloon-before"
+until [ $(pages) = 40960 ]; do usleep 20000; done
+say "balloon-full"
+until [ $(pages) = 0 ]; do usleep 20000; done
+say "balloon-empty"
+# what is freed is reported and goes back
+dd if=/dev/urandom of=/tmp/fill bs=1M count=160 2>/dev/null
+say "filled $(md5sum </tmp/fill)"
+rm /tmp/fill
+say "freed"
+# ---- link ----
+ip link set eth0 up
+carrier() {
+    until [ "$(cat /sys/class/net/eth0/carrier)" = $1 ]; do usleep 20000; done
+    say "carrier $1"
+}
+carrier 1
+carrier 0
+carrier 1
+# ---- network: as much as the backend gives ----
+ip addr add 10.0.2.15/24 dev eth0
+ip route add default via 10.0.2.2
+say "offloads $(cat /sys/class/net/eth0/device/features)"
+say "mtu $(cat /sys/class/net/eth0/mtu)"
+say "sent $(/peer send tcp 10.0.2.2 @SINK@ @MIB@)"
+say "got $(/peer recv tcp 10.0.2.2 @SOURCE@ @MIB@)"
+# ---- disk: it grows ----
+say "disk $(cat /sys/block/vda/size)"
+until [ "$(cat /sys/block/vda/size)" = 32768 ]; do usleep 20000; done
+echo behind | dd of=/dev/vda bs=512 seek=32767 conv=sync 2>/dev/null
+sync
+say "grown $(cat /sys/block/vda/size)"
+"""
+
+
+class Guest:
+    """Its lines."""
+
+    def __init__(self, command):
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT)
+        self.lines = queue.Queue()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for raw in self.process.stdout:
+            line = raw.decode("utf-8", "replace").rstrip()
+            print("  guest: " + line, flush=True)
+            match = re.search(r"doppel-guest: (\S+) ?(.*)", line)
+            if match:
+                self.lines.put(match.groups())
+        self.lines.put(("end", ""))
+
+    def wait_for(self, word):
+        end = time.monotonic() + LIMIT
+        while True:
+            try:
+                got = self.lines.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                raise Failed("no '%s' within %d s" % (word, LIMIT)) from None
+            if got[0] == word:
+                return got[1]
+            expect(got[0] != "end", "the guest ended before '%s'" % word)
+
+
+def connect(path):
+    """doppel makes the socket before its guest runs."""
+    peer = socket.socket(socket.AF_UNIX)
+    peer.settimeout(LIMIT)
+    end = time.monotonic() + LIMIT
+    while True:
+        try:
+            peer.connect(path)
+            return peer
+        except (FileNotFoundError, ConnectionRefusedError):
+            expect(time.monotonic() < end, "nobody listens on " + path)
+            time.sleep(0.05)
+
+
+def receive(peer, size):
+    data = b""
+    while len(data) < size:
+        more = peer.recv(size - len(data))
+        expect(more, "%d bytes instead of %d" % (len(data), size))
+        data += more
+    return data
+
+
+def md5(data):
+    import hashlib
+    return hashlib.md5(data).hexdigest()
+
+
+class Flows:
+    """The host's ends of two TCP connections."""
+
+    def __init__(self, mib):
+        self.mib = mib
+        self.sink, self.source = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        self.received = None
+        for target in (self.take, self.give):
+            threading.Thread(target=target, daemon=True).start()
+
+    def take(self):
+        peer, _ = self.sink.accept()
+        total = 0
+        while data := peer.recv(1 << 20):
+            total += len(data)
+        self.received = total
+        peer.close()
+
+    def give(self):
+        peer, _ = self.source.accept()
+        for _ in range(self.mib):
+            peer.sendall(bytes(1 << 20))
+        peer.shutdown(socket.SHUT_WR)
+        peer.recv(1)
+
+
+def rss_kib(pid):
+    """What of the guest's memory the host has given."""
+    with open("/proc/%d/smaps" % pid, encoding="ascii", errors="replace") as file:
+        text = file.read()
+    total = 0
+    for entry in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text):
+        if "doppel-ram" in entry.split("\n")[0]:
+            total += int(re.search(r"(?m)^Rss: +(\d+)", entry).group(1))
+    return total
+
+
+class Test:
+    def __init__(self, doppel, work):
+        self.doppel, self.work = doppel, work
+
+    def path(self, name):
+        return os.path.join(self.work, name)
+
+    def command(self, *arguments):
+        done = subprocess.run([self.doppel, *arguments], stdout=subprocess.PIPE, check=False,
+                              stderr=subprocess.STDOUT, text=True, timeout=60)
+        expect(done.returncode == 0, "doppel %s: %s" % (" ".join(arguments), done.stdout))
+        return done.stdout
+
+    def ports(self, guest):
+        noise = os.urandom(300000)
+        peer = connect(self.path("port"))
+        # before the guest's program listens
+        threading.Thread(target=peer.sendall, args=(noise,), daemon=True).start()
+        expect(guest.wait_for("port") == "org.doppel.test", "the port has another name")
+        expect(guest.wait_for("received").split()[0] == md5(noise), "the port lost input")
+        want = guest.wait_for("sending").split()[0]
+        time.sleep(0.5)  # so that the guest fills what there is of buffers
+        expect(md5(receive(peer, 300000)) == want, "the port lost output")
+
+    def console(self, guest):
+        terminal = os.open(self.path("console"), os.O_RDWR | os.O_NOCTTY)
+        expect(guest.wait_for("console") == "24 80", "the console has another size")
+        os.write(terminal, b"hello\n")
+        data = b""
+        while b"echo hello" not in data:
+            ready = select.select([terminal], [], [], LIMIT)[0]
+            expect(ready, "the console says %r" % data)
+            data += os.read(terminal, 4096)
+        os.close(terminal)
+
+    def balloon(self, guest, machine):
+        guest.wait_for("balloon-before")
+        before = rss_kib(guest.process.pid)
+        self.command("balloon", machine, "160M")
+        guest.wait_for("balloon-full")
+        end = time.monotonic() + LIMIT
+        while True:
+            status = json.loads(self.command("balloon", "--json", machine))
+            if status["actual_bytes"] == 160 << 20:
+                break
+            expect(time.monotonic() < end, "the balloon stays at %s" % status)
+        print("balloon: %d KiB before, %d KiB with 160 MiB in it" %
+              (before, rss_kib(guest.process.pid)))
+        self.command("balloon", machine, "0")
+        guest.wait_for("balloon-empty")
+        stats = {}
+        while not stats:  # the guest answers in its own time
+            groups = json.loads(self.command("stats", "--json", machine))["groups"]
+            stats = next((g["counters"] for g in groups if g["name"] == "guest memory"), {})
+        expect(stats["total_bytes"] > 200 << 20, "the guest says nothing good of its memory")
+        guest.wait_for("filled")
+        full = rss_kib(guest.process.pid)
+        guest.wait_for("freed")
+        while rss_kib(guest.process.pid) > full - 100 * 1024:
+            expect(time.monotonic() < end, "free pages do not come back: %d KiB of %d" %
+                   (rss_kib(guest.process.pid), full))
+            time.sleep(0.1)
+        print("reporting: %d KiB full, %d KiB freed" % (full, rss_kib(guest.process.pid)))
+
+    def network(self, guest, flows, machine):
+        guest.wait_for("carrier")
+        self.command("link", machine, "down")
+        guest.wait_for("carrier")
+        self.command("link", machine, "up")
+        features = guest.wait_for("offloads")
+        for bit in (0, 1, 7, 8, 11, 12):
+            expect(features[bit] == "1", "the driver does not take feature %d" % bit)
+        expect(guest.wait_for("mtu") == "1400", "the guest does not know the MTU")
+        rates = guest.wait_for("sent"), guest.wait_for("got")
+        expect(flows.received == flows.mib << 20, "%s bytes came" % flows.received)
+        print("network: %s MB/s from the guest, %s MB/s to it" % rates)
+
+    def disk(self, guest, machine):
+        expect(guest.wait_for("disk") == "8192", "the disk has another size")
+        self.command("resize", machine, "GROWS", "16M")
+        guest.wait_for("grown")
+        with open(self.path("disk"), "rb") as disk:
+            disk.seek(32767 * 512)
+            expect(disk.read() == b"behind\n" + bytes(505), "nothing was written behind the old end")
+
+    def run(self, args):
+        kernel = run_tool("fetch-kernel", "cloud")
+        modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
+        flows = Flows(args.mib)
+        script = SCRIPT
+        for word, value in (("SINK", flows.sink.getsockname()[1]), ("MIB", args.mib),
+                            ("SOURCE", flows.source.getsockname()[1])):
+            script = script.replace("@%s@" % word, str(value))
+        with open(self.path("script"), "w", encoding="ascii") as out:
+            out.write(script)
+        with open(self.path("disk"), "wb") as out:
+            out.truncate(4 << 20)
+        initrd, machine = self.path("initramfs.cpio"), self.path("control")
+        run_tool("make-initramfs", initrd, self.path("script") + "=script", args.peer + "=peer",
+                 *["%s/%s=modules/%s" % (modules, name, name) for name in os.listdir(modules)
+                   if name.endswith(".ko") and not name.startswith("kvm")])
+        guest = Guest([args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
+                       "--memory", "512M", "--kernel", kernel, "--initrd", initrd, "--on-reboot",
+                       "exit", "--cmdline",
+                       "console=ttyS0 loglevel=4 panic=-1 doppel.test=script page_reporting.page_reporting_order=0",
+                       "--console", "pty:" + self.path("console"),
+                       "--port", "name=org.doppel.test,socket=" + self.path("port"),
+                       "--balloon", "on,reporting,deflate-on-oom", "--net", "user,mtu=1400",
+                       "--disk", self.path("disk") + ",serial=GROWS", "--control", machine])
+        try:
+            self.ports(guest)
+            self.console(guest)
+            self.balloon(guest, machine)
+            self.network(guest, flows, machine)
+            self.disk(guest, machine)
+            guest.wait_for("ok")
+            expect(guest.process.wait(LIMIT) == 0, "doppel ended with an error")
+        finally:
+            guest.process.kill()
+            guest.process.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--doppel", required=True)
+    parser.add_argument("--peer", required=True, help="tests/boot/peer.c, for the guest")
+    parser.add_argument("--engine", default="bt")
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--mib", type=int, default=64)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="doppel-devices-") as work:
+        try:
+            Test(args.doppel, work).run(args)
+        except Failed as failure:
+            print("FAILED: %s" % failure)
+            return 1
+    return 0
+
+
+sys.exit(main())
