@@ -60,6 +60,7 @@ _doppel() {
     --port) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'name=' -- "$cur") ;;
     --balloon) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none on on,reporting on,deflate-on-oom' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
+    --vsock) ;;
     --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
     --firmware-vars | --kernel | --initrd | --control | --perf-map | --dump-blocks)
         compopt -o filenames
@@ -73,7 +74,7 @@ _doppel() {
         fi
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
             --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
-            --console --port --balloon
+            --console --port --balloon --vsock
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;
     esac

@@ -40,6 +40,7 @@ enum option_id {
     OPTION_CONSOLE,
     OPTION_PORT,
     OPTION_BALLOON,
+    OPTION_VSOCK,
     OPTION_DEBUG_EXIT,
     OPTION_TEST_DEVICE,
     OPTION_ON_REBOOT,
@@ -127,6 +128,10 @@ static const struct option_spec {
         "or on. Properties: reporting (the guest also gives back\n"
         "what it does not use), deflate-on-oom (it takes memory back\n"
         "before it kills processes)"},
+    [OPTION_VSOCK] = {"vsock", "CID,PATH", NULL,
+        "Sockets between guest and host (AF_VSOCK): who connects to\n"
+        "PATH and sends 'CONNECT port' gets that port of the guest,\n"
+        "whose address is CID; its own connections go to PATH_port"},
     [OPTION_DEBUG_EXIT] = {"debug-exit", NULL, NULL,
         "Add a port at 0xf4: writing V there ends doppel with\n"
         "status (V<<1)|1"},
@@ -281,6 +286,24 @@ static int options_take_memory(const char *value, uint64_t *out, struct err *e)
     return 0;
 }
 
+static int options_take_vsock(const char *value, struct vm_vsock *out, struct err *e)
+{
+    const char *comma = strchr(value, ',');
+    char text[16] = "";
+    uint64_t cid;
+    if (comma == NULL || comma[1] == '\0' || comma == value ||
+        (size_t)(comma - value) >= sizeof(text))
+        return err_set(e, 0, "--vsock: '%s' has not the form CID,PATH, as in 3,/tmp/guest.vsock",
+                       value);
+    memcpy(text, value, (size_t)(comma - value));
+    int rc = parse_u64(text, "--vsock: the CID", VM_VSOCK_CID_MIN, VM_VSOCK_CID_MAX, &cid, e);
+    if (rc == 0 && strlen(comma + 1) > VM_VSOCK_PATH_MAX)
+        rc = err_set(e, ENAMETOOLONG, "--vsock: '%s' (at most %u bytes)", comma + 1,
+                     VM_VSOCK_PATH_MAX);
+    *out = (struct vm_vsock){.cid = rc == 0 ? (uint32_t)cid : 0, .path = comma + 1};
+    return rc;
+}
+
 static int options_take_balloon(const char *value, struct vm_balloon *out, struct err *e)
 {
     static const char *const kinds[] = {"none", "on"};
@@ -420,6 +443,8 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         return port_parse(value, &out->ports[out->port_count++], e);
     case OPTION_BALLOON:
         return options_take_balloon(value, &out->balloon, e);
+    case OPTION_VSOCK:
+        return options_take_vsock(value, &out->vsock, e);
     case OPTION_NAME:
         out->name = value;
         if (rundir_check_name(value, e) != 0)

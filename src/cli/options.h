@@ -43,6 +43,7 @@ struct options {
     unsigned disk_count;
     struct vm_net net;
     struct vm_balloon balloon;
+    struct vm_vsock vsock;
     char net_text[NET_TEXT_SIZE]; /* what `net` points into */
     struct vm_share shares[VM_SHARES_MAX];
     char share_texts[VM_SHARES_MAX][SHARE_TEXT_SIZE]; /* what `shares` points into */

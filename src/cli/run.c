@@ -313,6 +313,7 @@ static int run_open(struct run *run, struct err *e)
         .shares = o->shares,
         .share_count = o->share_count,
         .balloon = o->balloon,
+        .vsock = o->vsock,
         .ports = run->ports,
         .port_count = run->port_count,
         .has_debug_exit = o->has_debug_exit || o->has_test_device,

@@ -38,6 +38,7 @@
 #include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
+#include "dev/virtio/virtio_vsock.h"
 #include "mem/space.h"
 #include "os/vclock.h"
 #include "vm/acpi.h"
@@ -53,6 +54,10 @@ _Static_assert(MAP_PM_SIZE == ACPI_PM_SIZE, "the DSDT says how large the PM bloc
 _Static_assert(MAP_ECAM_SIZE == PCI_HOST_ECAM_SIZE, "the DSDT says how large it is");
 _Static_assert(VM_SHARE_TAG_MAX == VIRTIO_FS_TAG_MAX, "the option's tag is the device's");
 _Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power off");
+
+_Static_assert(VM_VSOCK_CID_MIN == VIRTIO_VSOCK_CID_MIN, "the device's limits");
+_Static_assert(VM_VSOCK_CID_MAX == VIRTIO_VSOCK_CID_MAX, "the device's limits");
+_Static_assert(VM_VSOCK_PATH_MAX == VIRTIO_VSOCK_PATH_MAX, "the device's limits");
 
 /* BIOS data area and extended BIOS data area */
 #define BDA_COM1_PORT 0x400
@@ -709,6 +714,24 @@ static int board_create_balloon(struct board *b, struct err *e)
     return ret;
 }
 
+static int board_create_vsock(struct board *b, struct err *e)
+{
+    const struct vm_config *vm = &b->vm->config;
+    struct virtio_vsock_config config = {
+        .memory = b->memory, .loop = vm->loop, .cid = vm->vsock.cid, .path = vm->vsock.path};
+    int ret;
+
+    if (vm->vsock.cid == 0)
+        return 0;
+    ret = virtio_vsock_create(&config, &b->vsock, e);
+    if (ret == 0)
+        ret = virtio_pci_create(virtio_vsock_device(b->vsock), PCI_CLASS_COMMUNICATION_OTHER,
+                                &b->vsock_function, e);
+    if (ret == 0)
+        ret = virtio_pci_attach(b->vsock_function, b->pci, MAP_VSOCK_SLOT, e);
+    return ret;
+}
+
 /* ---- all of it ---- */
 
 int board_create(struct board *b, struct vm *vm, struct err *e)
@@ -731,6 +754,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_shares,      /* shared folders, from 00:18.0 on */
         board_create_console,     /* with --console and --port: 00:15.0 */
         board_create_balloon,     /* with --balloon: 00:16.0 */
+        board_create_vsock,       /* with --vsock: 00:17.0 */
         board_create_debug_exit,  /* with --debug-exit */
         board_create_test_device, /* with --test-device */
         board_create_debug_port,  /* with firmware: what it says of itself */
@@ -761,6 +785,8 @@ void board_destroy(struct board *b)
     netdev_close(b->netdev);
     virtio_pci_destroy(b->net_function);
     virtio_net_destroy(b->net);
+    virtio_pci_destroy(b->vsock_function);
+    virtio_vsock_destroy(b->vsock);
     virtio_pci_destroy(b->balloon_function);
     virtio_balloon_destroy(b->balloon);
     virtio_pci_destroy(b->console_function);
@@ -824,6 +850,8 @@ void board_reset(struct board *b)
         virtio_pci_reset(b->shares[i].function);
     if (b->console_function != NULL)
         virtio_pci_reset(b->console_function);
+    if (b->vsock_function != NULL)
+        virtio_pci_reset(b->vsock_function);
     if (b->balloon_function != NULL)
         virtio_pci_reset(b->balloon_function);
     virtio_pci_reset(b->rng_function);

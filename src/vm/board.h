@@ -79,6 +79,8 @@ struct board {
     struct virtio_pci *console_function;
     struct virtio_balloon *balloon; /* NULL: none */
     struct virtio_pci *balloon_function;
+    struct virtio_vsock *vsock; /* NULL: none */
+    struct virtio_pci *vsock_function;
 };
 
 /*

@@ -70,6 +70,7 @@
 #define MAP_SHARE_SLOT 24 /* and 7 behind it */
 #define MAP_CONSOLE_SLOT 21
 #define MAP_BALLOON_SLOT 22
+#define MAP_VSOCK_SLOT 23
 #define MAP_PIRQ_GSI 16
 #define MAP_HPET_GSI_MASK 0x00f00000
 

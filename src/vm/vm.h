@@ -60,6 +60,16 @@ struct vm_balloon {
     bool reports_free_pages; /* the guest tells which pages it does not use */
 };
 
+/* Sockets between guest and host (virtio_vsock.h says how). */
+struct vm_vsock {
+    uint32_t cid;     /* the guest's; 0: there are none */
+    const char *path; /* of the host's socket */
+};
+
+#define VM_VSOCK_CID_MIN 3u
+#define VM_VSOCK_CID_MAX 0xfffffffeu
+#define VM_VSOCK_PATH_MAX 96u
+
 enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET };
 
 /* A virtio network interface. */
@@ -104,6 +114,7 @@ struct vm_config {
     const struct vm_port *ports; /* consoles before others */
     unsigned port_count;         /* at most VM_PORTS_MAX */
     struct vm_balloon balloon;
+    struct vm_vsock vsock;
     bool has_debug_exit;         /* a debug-exit port at 0xf4 */
     bool has_test_device;        /* QEMU's pc-testdev and firmware configuration */
     enum vm_on_reboot on_reboot;

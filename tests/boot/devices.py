@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""devices.py - virtio devices at work in a stock Debian kernel: console, ports, balloon, network, disks
+"""devices.py - virtio devices at work in a stock Debian kernel: console, ports, balloon, network, vsock, disks
 
 The guest runs a script of ours and says how far it is; the other ends of its devices are here.
 """
@@ -17,6 +17,7 @@ import threading
 import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+CONNECTIONS = 20
 LIMIT = 240  # seconds for anything at all
 
 
@@ -76,6 +77,10 @@ say "offloads $(cat /sys/class/net/eth0/device/features)"
 say "mtu $(cat /sys/class/net/eth0/mtu)"
 say "sent $(/peer send tcp 10.0.2.2 @SINK@ @MIB@)"
 say "got $(/peer recv tcp 10.0.2.2 @SOURCE@ @MIB@)"
+# ---- vsock: both directions ----
+/peer echo vsock 5000 @CONNECTIONS@ | while read -r line; do say "vsock-$line"; done
+say "vsock-answer $(echo question | /peer talk vsock 2 6000)"
+say "vsock-refused $(/peer talk vsock 2 6001 </dev/null 2>&1)"
 # ---- disk: it grows ----
 say "disk $(cat /sys/block/vda/size)"
 until [ "$(cat /sys/block/vda/size)" = 32768 ]; do usleep 20000; done
@@ -257,6 +262,38 @@ class Test:
         expect(flows.received == flows.mib << 20, "%s bytes came" % flows.received)
         print("network: %s MB/s from the guest, %s MB/s to it" % rates)
 
+    def vsock(self, guest):
+        guest.wait_for("vsock-listening")
+        peers = []
+        for number in range(CONNECTIONS):
+            peer = connect(self.path("vsock"))
+            peer.sendall(b"CONNECT 5000\n")
+            line = b""
+            while not line.endswith(b"\n"):
+                line += receive(peer, 1)
+            expect(re.fullmatch(rb"OK \d+\n", line), "connection %d: %r" % (number, line))
+            peers.append((peer, os.urandom(200000)))
+        for peer, data in peers:
+            def feed(peer=peer, data=data):
+                peer.sendall(data)
+                peer.shutdown(socket.SHUT_WR)
+            threading.Thread(target=feed, daemon=True).start()
+        for peer, data in peers:
+            expect(receive(peer, len(data)) == data, "an echo has other bytes")
+            expect(peer.recv(1) == b"", "there is more than was sent")
+            peer.close()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.path("vsock_6000"))
+        listener.listen()
+        listener.settimeout(LIMIT)
+        peer, _ = listener.accept()
+        expect(receive(peer, 9) == b"question\n", "the guest asks something else")
+        expect(peer.recv(1) == b"", "the guest did not end its side")
+        peer.sendall(b"answer")
+        peer.close()
+        expect(guest.wait_for("vsock-answer") == "answer", "the answer got lost")
+        expect("reset by peer" in guest.wait_for("vsock-refused"), "a connection was not refused")
+
     def disk(self, guest, machine):
         expect(guest.wait_for("disk") == "8192", "the disk has another size")
         self.command("resize", machine, "GROWS", "16M")
@@ -271,7 +308,7 @@ class Test:
         flows = Flows(args.mib)
         script = SCRIPT
         for word, value in (("SINK", flows.sink.getsockname()[1]), ("MIB", args.mib),
-                            ("SOURCE", flows.source.getsockname()[1])):
+                            ("CONNECTIONS", CONNECTIONS), ("SOURCE", flows.source.getsockname()[1])):
             script = script.replace("@%s@" % word, str(value))
         with open(self.path("script"), "w", encoding="ascii") as out:
             out.write(script)
@@ -288,12 +325,14 @@ class Test:
                        "--console", "pty:" + self.path("console"),
                        "--port", "name=org.doppel.test,socket=" + self.path("port"),
                        "--balloon", "on,reporting,deflate-on-oom", "--net", "user,mtu=1400",
+                       "--vsock", "7," + self.path("vsock"),
                        "--disk", self.path("disk") + ",serial=GROWS", "--control", machine])
         try:
             self.ports(guest)
             self.console(guest)
             self.balloon(guest, machine)
             self.network(guest, flows, machine)
+            self.vsock(guest)
             self.disk(guest, machine)
             guest.wait_for("ok")
             expect(guest.process.wait(LIMIT) == 0, "doppel ended with an error")

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -18,6 +17,7 @@
 #include "base/bits.h"
 #include "base/log.h"
 #include "os/loop.h"
+#include "os/unixsock.h"
 
 struct chardev_unix {
     struct chardev cd;
@@ -259,45 +259,12 @@ static const struct chardev_ops unix_ops = {
     .input_taken = unix_input_taken,
 };
 
-/* Remove a socket that nobody listens on; leave anything else alone. */
-static int unix_clear_stale(const struct sockaddr_un *addr, struct err *e)
-{
-    struct stat st;
-    if (lstat(addr->sun_path, &st) != 0)
-        return errno == ENOENT ? 0 : err_set(e, errno, "look at '%s'", addr->sun_path);
-    if (!S_ISSOCK(st.st_mode))
-        return err_set(e, EEXIST, "listen on '%s'", addr->sun_path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return err_set(e, errno, "create a socket");
-    int rc = connect(fd, (const struct sockaddr *)addr, sizeof(*addr));
-    int code = errno;
-    close(fd);
-    if (rc == 0 || code != ECONNREFUSED)
-        return err_set(e, EADDRINUSE, "listen on '%s'", addr->sun_path);
-    if (unlink(addr->sun_path) != 0)
-        return err_set(e, errno, "remove the old socket '%s'", addr->sun_path);
-    return 0;
-}
-
 static int unix_listen(struct chardev_unix *u, struct err *e)
 {
-    int rc = unix_clear_stale(&u->addr, e);
-    if (rc != 0)
-        return rc;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = unixsock_listen(u->addr.sun_path, 8, e);
     if (fd < 0)
-        return err_set(e, errno, "create a socket");
-    /* A console is as good as a root shell: its owner's only. bind(2) takes the mode over. */
-    fchmod(fd, 0600);
-    if (bind(fd, (const struct sockaddr *)&u->addr, sizeof(u->addr)) != 0) {
-        int code = errno;
-        close(fd);
-        return err_set(e, code, "listen on '%s'", u->addr.sun_path);
-    }
+        return fd;
     u->listen_fd = fd; /* from here on, destroying removes the file */
-    if (listen(fd, 8) != 0)
-        return err_set(e, errno, "listen on '%s'", u->addr.sun_path);
     return loop_fd_add(u->cd.loop, fd, LOOP_READ, unix_on_listen, u, &u->listen_watch, e);
 }
 
