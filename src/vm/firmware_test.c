@@ -58,6 +58,24 @@ TEST_ROM(reset, "xor %bx, %bx\n mov %bx, %ds\n mov $0xf000, %bx\n mov %bx, %es\n
                     STORE(0x44) "mov $0xcf9, %dx\n mov $6, %al\n out %al, %dx\n 2: hlt\n jmp 2b\n"
                                 "second:\n" EXIT(9) "lost:\n" EXIT(2));
 
+/*
+ * Three times through the reset vector: after the first, a triple fault, after the second an INIT
+ * that the processor sends itself through its x2APIC. A reset closes PAM0 again, INIT does not.
+ */
+TEST_ROM(restarts,
+         "xor %bx, %bx\n mov %bx, %ds\n mov $0xf000, %bx\n mov %bx, %es\n"
+         "cmpl $0x11111111, 0x600\n je 3f\n"
+         "cmpl $0x22222222, 0x600\n je 4f\n"
+         "movl $0x11111111, 0x600\n" PAM0(0x30)
+             STORE(0x44) "lidt %cs:(none - rom_restarts)\n int3\n"
+                         "3: cmpb $0x5a, %es:0x1234\n jne 5f\n"
+                         "movl $0x22222222, 0x600\n" PAM0(
+                             0x30) "mov $0x1b, %ecx\n rdmsr\n or $0xc00, %eax\n wrmsr\n"
+                                   "mov $0x830, %ecx\n xor %edx, %edx\n mov $0x4500, %eax\n wrmsr\n"
+                                   "2: hlt\n jmp 2b\n"
+                                   "4: cmpb $0x44, %es:0x1234\n jne 5f\n" EXIT(11) "5:\n" EXIT(
+                                       2) "none: .skip 6\n");
+
 static void write_rom(char *path, const uint8_t *code, size_t size)
 {
     static uint8_t rom[ROM_SIZE];
@@ -133,6 +151,28 @@ static void reset_keeps_ram(void **state)
         RUN_ROM(&config, reset, &end);
         assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
         assert_int_equal(end.status, (9 << 1 | 1) & 0xff);
+    }
+}
+
+static void restarts(const char *engine, enum vm_on_reboot on_reboot, struct vm_end *end)
+{
+    struct vm_config config = {.engine = engine, .cpu_count = 1, .on_reboot = on_reboot};
+
+    RUN_ROM(&config, restarts, end);
+}
+
+static void processors_start_again(void **state)
+{
+    struct vm_end end;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
+        restarts(engines[i], VM_REBOOT_RESET, &end);
+        assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
+        assert_int_equal(end.status, 11 << 1 | 1);
+        /* who does not want resets wants to know why */
+        restarts(engines[i], VM_REBOOT_EXIT, &end);
+        assert_int_equal(end.cause, VM_END_DIED);
+        assert_non_null(strstr(end.dump, "rip"));
     }
 }
 
@@ -250,6 +290,7 @@ int main(void)
         cmocka_unit_test(memory_changes_under_the_next_instruction),
         cmocka_unit_test(memory_changes_while_engines_do),
         cmocka_unit_test(reset_keeps_ram),
+        cmocka_unit_test(processors_start_again),
         cmocka_unit_test(disks_are_told_apart),
         cmocka_unit_test(variables_are_kept),
     };

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "dev/irqchip/lapic.h"
 #include "os/futex.h"
 #include "os/tsc.h"
@@ -147,14 +148,16 @@ void vcpu_reset(struct vcpu *vcpu, const struct cpu_state *st)
     vcpu->vm->ops->push(vcpu->engine, &vcpu->state, CPU_GROUP_ALL);
 }
 
+/* INIT: application processors wait to be started, the boot processor is at the reset vector. */
 static void vcpu_take_init(struct vcpu *vcpu)
 {
     struct vm *vm = vcpu->vm;
     struct cpu_state *st = &vcpu->state;
+    bool is_bsp = lapic_is_bsp(vcpu->lapic);
 
     atomic_fetch_and(&vcpu->pins.bits, ~(PIN_INIT | PIN_NMI));
-    if (lapic_is_bsp(vcpu->lapic)) {
-        /* it would start at the reset vector, where firmware resets the machine */
+    if (is_bsp && vm->is_source_open) {
+        /* there is no firmware at the reset vector; it would reset the machine */
         vm_request_reset(vm);
         vcpu_sleep(vcpu, PIN_STOP);
         return;
@@ -162,8 +165,8 @@ static void vcpu_take_init(struct vcpu *vcpu)
     lapic_init_reset(vcpu->lapic);
     vm->ops->pull(vcpu->engine, st, CPU_GROUP_ALL);
     cpu_state_init(st, cpu_model_cpuid(&vm->model, st, vcpu->index, 1, 0).eax);
-    vcpu->is_waiting_sipi = true;
-    st->run_state = CPU_WAIT_SIPI;
+    vcpu->is_waiting_sipi = !is_bsp;
+    st->run_state = is_bsp ? CPU_RUNNING : CPU_WAIT_SIPI;
     vm->ops->push(vcpu->engine, st, CPU_GROUP_ALL);
 }
 
@@ -245,12 +248,22 @@ static void vcpu_halt(struct vcpu *vcpu)
     vcpu_wait(vcpu, pins);
 }
 
+/*
+ * Triple fault. A chip set answers it with a reset, and firmware starts again; where there is none,
+ * or a reset would be the end anyway, the registers are worth more.
+ */
 static void vcpu_die(struct vcpu *vcpu)
 {
     struct vm_end *end = &(struct vm_end){.cause = VM_END_DIED, .cpu = vcpu->index};
+    struct vm *vm = vcpu->vm;
 
     vcpu_dump(vcpu, end->dump, sizeof(end->dump));
-    vm_end_with(vcpu->vm, end);
+    if (!vm->is_source_open && vm->config.on_reboot == VM_REBOOT_RESET) {
+        log_guest("triple fault on CPU %u: the machine is reset\n%s", vcpu->index, end->dump);
+        vm_request_reset(vm);
+    } else {
+        vm_end_with(vm, end);
+    }
     /* only INIT, RESET or the end of the machine get a processor out of shutdown */
     vcpu_sleep(vcpu, PIN_INIT | PIN_STOP);
 }

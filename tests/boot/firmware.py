@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""firmware.py - boot a disk by firmware and GRUB under doppel
+"""firmware.py - boot a disk by firmware and GRUB under doppel, and reset it from inside
 
 The disk is tools/make-boot-disk's; its kernel is Debian's and its first process guests/init.
 """
@@ -31,7 +31,8 @@ def parse_arguments():
     parser.add_argument("--firmware", default="seabios", choices=PLATFORMS)
     parser.add_argument("--cpus", type=int, default=1)
     parser.add_argument("--memory-mib", type=int, default=256)
-    parser.add_argument("--timeout", type=float, default=240)
+    parser.add_argument("--mode", default="facts", choices=["facts", "resets"])
+    parser.add_argument("--timeout", type=float, default=540)
     return parser.parse_args()
 
 
@@ -48,7 +49,8 @@ def make_disk(work, test):
     modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
     run_tool("make-initramfs", initrd,
              *["%s/%s=modules/%s" % (modules, name, name) for name in os.listdir(modules)
-               if name.startswith("virtio")])
+               if name.startswith("virtio")],
+             os.path.join(TOP, "tests", "boot", "resets") + "=script")
     run_tool("make-boot-disk", disk, kernel, initrd,
              "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + test)
     return disk
@@ -99,6 +101,17 @@ def check_memory(args, lines):
            "MemTotal %d KiB of %d MiB" % (kib, args.memory_mib))
 
 
+def check_resets(args, status, lines):
+    """Each way to reset was tried once; firmware and GRUB started again after each."""
+    expect(status == 0, "doppel ended with status %d" % status)
+    ways = [line.split()[-1] for _, line in lines if "doppel-guest: reset" in line]
+    own = {"seabios": "bios", "ovmf": "efi"}[args.firmware]
+    expect(ways == ["acpi", "kbd", "pci", own, "triple", "none"], "resets: %s" % ways)
+    starts = at(lines, "doppel-grub: " + PLATFORMS[args.firmware])
+    expect(len(starts) == len(ways), "GRUB started %d times" % len(starts))
+    print("%s: %s; %d starts in %.1f s" % (args.firmware, " ".join(ways[:-1]), len(ways), lines[-1][0]))
+
+
 def check_variables(path):
     """OVMF has written the order in which it boots; the file began as Debian's."""
     with open(path, "rb") as file:
@@ -109,10 +122,14 @@ def check_variables(path):
 def main():
     args = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="doppel-firmware-") as work:
-        disk = make_disk(work, "facts")
+        disk = make_disk(work, "facts" if args.mode == "facts" else "script")
         variables = os.path.join(work, "vars.fd")
         is_uefi = args.firmware == "ovmf"
         try:
+            if args.mode == "resets":
+                status, lines = boot(args, disk)
+                check_resets(args, status, lines)
+                return 0
             # the second time with the variables that the first has left
             for _ in range(2 if is_uefi else 1):
                 status, lines = boot(args, disk, ("--firmware-vars", variables) if is_uefi else ())
