@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,6 +46,37 @@ static void test_take(void **state)
     assert_true(values[1].seconds == 7);
     assert_false(values[2].is_true);
     assert_int_equal(json_take("", 0, NULL, 0, values, &e), 0);
+}
+
+static void test_bytes_and_names(void **state)
+{
+    static const struct json_field more[] = {{"size", JSON_KIND_BYTES, NULL, true},
+                                             {"disk", JSON_KIND_NAME, NULL, false}};
+    static const char *const bad[] = {
+        "{\"size\": -1}",
+        "{\"size\": 1.5}",
+        "{\"size\": \"1\"}",
+        "{\"size\": 99999999999999999999}",
+        "{\"size\": 1, \"disk\": \"\"}",
+        "{\"size\": 1, \"disk\": 7}",
+        "{\"size\": 1, \"disk\": \"a\\u0000b\"}",
+    };
+    union json_value values[JSON_FIELDS_MAX] = {{.bytes = 0}};
+    static const char body[] = "{\"size\": 9223372036854775807, \"disk\": \"/a/b\"}";
+    char longest[JSON_NAME_MAX + 64];
+    struct err e;
+    assert_int_equal(json_take(body, strlen(body), more, 2, values, &e), 0);
+    assert_true(values[0].bytes == INT64_MAX);
+    assert_string_equal(values[1].name, "/a/b");
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++)
+        assert_int_equal(json_take(bad[i], strlen(bad[i]), more, 2, values, &e), -EINVAL);
+    for (int extra = 0; extra < 2; extra++) {
+        int n = sprintf(longest, "{\"size\":1,\"disk\":\"");
+        memset(longest + n, 'x', (size_t)(JSON_NAME_MAX + extra));
+        strcpy(longest + n + JSON_NAME_MAX + extra, "\"}");
+        assert_int_equal(json_take(longest, strlen(longest), more, 2, values, &e),
+                         extra ? -EINVAL : 0);
+    }
 }
 
 static void test_refuse(void **state)
@@ -98,6 +131,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_take),
+        cmocka_unit_test(test_bytes_and_names),
         cmocka_unit_test(test_refuse),
         cmocka_unit_test(test_stats),
     };

@@ -183,6 +183,50 @@ static void test_disks(void **state)
     }
 }
 
+static void test_ports_and_more(void **state)
+{
+    static const char *const bad[][2] = {
+        {"--port", "name=a"},
+        {"--port", "socket=/x"},
+        {"--port", "name=a,socket=/x,pty=/y"},
+        {"--port", "name=a/b,socket=/x"},
+        {"--port", "name=a,sockt=/x"},
+        {"--port", "name=a,file="},
+        {"--vsock", "3"},
+        {"--vsock", "3,"},
+        {"--vsock", "2,/x"},
+        {"--vsock", ",/x"},
+        {"--vsock", "4294967295,/x"},
+        {"--vsock", "123456789012345678901234,/x"},
+        {"--balloon", "off"},
+        {"--balloon", "none,reporting"},
+        {"--balloon", "on,report"},
+    };
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k"), 0);
+    assert_string_equal(o.serial, "stdio");
+    assert_true(o.console == NULL && o.port_count == 0 && o.vsock.cid == 0 && !o.balloon.is_there);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--console", "stdio", "--port",
+                           "name=a.b,socket=/x,,y", "--port", "pty=p,name=c", "--vsock",
+                           "4294967294,/a,b", "--balloon", "on,deflate-on-oom"),
+                     0);
+    assert_string_equal(o.serial, "none");
+    assert_int_equal(o.port_count, 2);
+    assert_string_equal(o.ports[0].name, "a.b");
+    assert_string_equal(o.ports[0].device, "unix:/x,y");
+    assert_string_equal(o.ports[1].device, "pty:p");
+    assert_true(o.vsock.cid == 0xfffffffe);
+    assert_string_equal(o.vsock.path, "/a,b");
+    assert_true(o.balloon.is_there && o.balloon.deflates_on_oom && !o.balloon.reports_free_pages);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--console", "stdio", "--serial", "stdio"),
+                     -EINVAL);
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_true(PARSE(&o, &e, "--kernel", "k", bad[i][0], bad[i][1]) < 0);
+        assert_non_null(strstr(e.msg, bad[i][0]));
+    }
+}
+
 static void test_networks(void **state)
 {
     static const uint8_t mac[6] = {0x52, 0x54, 0, 0xab, 0xcd, 0xef}, any[4],
@@ -429,6 +473,7 @@ int main(void)
         cmocka_unit_test(test_bad_usage),
         cmocka_unit_test(test_disks),
         cmocka_unit_test(test_networks),
+        cmocka_unit_test(test_ports_and_more),
         cmocka_unit_test(test_share),
         cmocka_unit_test(test_help_needs_no_kernel),
         cmocka_unit_test(test_suggest),

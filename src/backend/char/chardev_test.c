@@ -271,6 +271,39 @@ static void test_stdin_flow(void **state)
 }
 
 /* epoll refuses regular files; they are read all the same, through the filter. */
+static void test_pseudo_terminal(void **state)
+{
+    struct fixture *f = *state;
+    struct err e;
+    char spec[128], text[8];
+    snprintf(spec, sizeof(spec), "pty:%s", f->path);
+    assert_int_equal(symlink("/nowhere", f->path), 0); /* of an earlier run */
+    assert_int_equal(chardev_create(f->loop, spec, NULL, &f->cd, &e), 0);
+    attach(f);
+    run_once(f);
+    for (unsigned i = 0; i < 2; i++) { /* it may be opened again */
+        int fd = open(f->path, O_RDWR | O_NOCTTY);
+        assert_true(fd >= 0);
+        f->want_len = 3 * (i + 1);
+        assert_int_equal(write(fd, "a\003\n", 3), 3); /* as it is: no signal, no echo */
+        while (f->got_len < f->want_len)
+            run(f);
+        assert_memory_equal(f->got + 3 * i, "a\003\n", 3);
+        assert_int_equal(chardev_write(f->cd, "out\n", 4), 4);
+        assert_int_equal(read(fd, text, sizeof(text)), 4);
+        assert_memory_equal(text, "out\n", 4);
+        close(fd);
+    }
+    chardev_destroy(f->cd);
+    f->cd = NULL;
+    assert_int_equal(access(f->path, F_OK), -1);
+    int fd = open(f->path, O_RDWR | O_CREAT, 0600); /* somebody's file is left alone */
+    close(fd);
+    assert_true(chardev_create(f->loop, spec, NULL, &f->cd, &e) < 0);
+    assert_int_equal(access(f->path, F_OK), 0);
+    f->cd = NULL;
+}
+
 static void test_stdin_from_file(void **state)
 {
     struct fixture *f = *state;
@@ -448,6 +481,7 @@ int main(void)
         TEST(test_broken_pipe_is_reported),
         TEST(test_stuck_reader),
         TEST(test_stdin_flow),
+        TEST(test_pseudo_terminal),
         TEST(test_stdin_from_file),
         TEST(test_unix_clients_come_and_go),
         TEST(test_unix_slow_client),

@@ -30,6 +30,8 @@ struct fixture {
     struct virtqueue_buffer buffers[SIZE];
     struct virtqueue_chain chain;
     uint64_t written_addr, written_size; /* last that the watcher heard of */
+    uint64_t noted_bytes;
+    bool noted[RAM_SIZE];
     bool is_packed;
 
     /* the driver's own */
@@ -48,6 +50,9 @@ static void note_written(void *ctx, uint64_t addr, uint64_t size)
     struct fixture *f = ctx;
     f->written_addr = addr;
     f->written_size = size;
+    f->noted_bytes += size;
+    assert_true(range_fits(addr, size, RAM_SIZE));
+    memset(f->noted + addr, true, size);
 }
 
 static struct fixture *setup(bool is_packed, bool is_event_idx)
@@ -257,6 +262,36 @@ static void writes_are_told(void **state)
     assert_int_equal(f->written_addr, DATA);
     assert_int_equal(f->written_size, 5);
     teardown(f);
+}
+
+/* Every byte of the rings that the device changed was told, and no more than it wrote. */
+static void ring_writes_are_told(void **state)
+{
+    static uint8_t before[RAM_SIZE];
+
+    for (unsigned kind = 0; kind < 4; kind++) {
+        bool is_packed = kind & 1, is_event_idx = kind & 2;
+        struct fixture *f = setup(is_packed, is_event_idx);
+        for (unsigned i = 0; i < 3 * SIZE; i++) {
+            struct piece piece = {DATA, 16, DESC_WRITE};
+            uint16_t id;
+            uint32_t len;
+            offer(f, &piece, 1, (uint16_t)(i % SIZE));
+            memcpy(before, f->ram, RAM_SIZE);
+            memset(f->noted, 0, sizeof(f->noted));
+            f->noted_bytes = 0;
+            virtqueue_set_notify(&f->q, i % 3 == 0);
+            assert_true(pop(f));
+            virtqueue_push(&f->q, &f->chain, 0);
+            virtqueue_set_notify(&f->q, i % 3 == 1);
+            for (unsigned at = 0; at < RAM_SIZE; at++)
+                if (before[at] != f->ram[at])
+                    assert_true(f->noted[at]);
+            assert_in_range(f->noted_bytes, 8, 10 + 3 * 4);
+            assert_true(take_used(f, 1, &id, &len));
+        }
+        teardown(f);
+    }
 }
 
 static void push_one(struct fixture *f, uint16_t id)
@@ -494,6 +529,7 @@ int main(void)
         cmocka_unit_test(packed_several_are_under_way),
         cmocka_unit_test(indirect_tables),
         cmocka_unit_test(writes_are_told),
+        cmocka_unit_test(ring_writes_are_told),
         cmocka_unit_test(interrupts_are_suppressed),
         cmocka_unit_test(event_indices),
         cmocka_unit_test(bad_buffers),
