@@ -415,11 +415,12 @@ static void kill_with_guardian(struct pty *pty, const char *path, bool is_done)
         struct tty tty;
         struct guardian guardian;
         struct err e;
-        if (tty_open(&tty, pty->slave, &e) != 0 || guardian_start(&guardian, &tty, path, &e) != 0 ||
-            tty_enter_raw(&tty, &e) != 0)
+        const char *const files[] = {"/nonexistent/never-there", path};
+        if (tty_open(&tty, pty->slave, &e) != 0 ||
+            guardian_start(&guardian, &tty, files, 2, &e) != 0 || tty_enter_raw(&tty, &e) != 0)
             _exit(1);
         close(open(path, O_CREAT | O_WRONLY, 0600));
-        guardian_note_socket(&guardian);
+        guardian_note_file(&guardian, path);
         if (is_done)
             guardian_finish(&guardian);
         if (write(ready[1], is_done ? "d" : "r", 1) != 1)

@@ -9,6 +9,7 @@
  */
 #include "cli/guardian.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -18,8 +19,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define GUARDIAN_SOCKET 's'
-#define GUARDIAN_DONE 'd'
+/* A note is the number of a file, or that there is nothing to do any more. */
+#define GUARDIAN_DONE 255
 
 static bool guardian_is_raw(const struct tty *tty)
 {
@@ -39,11 +40,11 @@ static void guardian_close_range(unsigned first, unsigned last)
         close((int)fd);
 }
 
-static void guardian_main(int fd, const struct tty *tty, const char *socket_path)
+static void guardian_main(int fd, const struct tty *tty, const char *const *files, unsigned count)
 {
-    bool has_socket = false;
+    bool is_there[GUARDIAN_FILES_MAX] = {false};
     for (;;) {
-        char note;
+        unsigned char note;
         ssize_t n = read(fd, &note, 1);
         if (n < 0 && errno == EINTR)
             continue;
@@ -51,19 +52,21 @@ static void guardian_main(int fd, const struct tty *tty, const char *socket_path
             break;
         if (note == GUARDIAN_DONE)
             return;
-        if (note == GUARDIAN_SOCKET)
-            has_socket = true;
+        if (note < count)
+            is_there[note] = true;
     }
     if (tty != NULL && guardian_is_raw(tty))
         tty_leave_raw(tty);
-    if (has_socket && socket_path != NULL)
-        unlink(socket_path);
+    for (unsigned i = 0; i < count; i++)
+        if (is_there[i])
+            unlink(files[i]);
 }
 
-int guardian_start(struct guardian *guardian, const struct tty *tty, const char *socket_path,
-                   struct err *e)
+int guardian_start(struct guardian *guardian, const struct tty *tty, const char *const *files,
+                   unsigned file_count, struct err *e)
 {
     int fds[2];
+    assert(file_count <= GUARDIAN_FILES_MAX);
     if (pipe2(fds, O_CLOEXEC) != 0)
         return err_set(e, errno, "create a pipe");
     pid_t pid = fork();
@@ -88,25 +91,27 @@ int guardian_start(struct guardian *guardian, const struct tty *tty, const char 
             guardian_close_range(0, low - 1);
         guardian_close_range(low + 1, high > 0 ? high - 1 : 0);
         guardian_close_range(high + 1, ~0u);
-        guardian_main(fds[0], tty, socket_path);
+        guardian_main(fds[0], tty, files, file_count);
         _exit(0);
     }
     close(fds[0]);
-    *guardian = (struct guardian){.pid = pid, .pipe_fd = fds[1]};
+    *guardian =
+        (struct guardian){.pid = pid, .pipe_fd = fds[1], .files = files, .file_count = file_count};
     return 0;
 }
 
-static void guardian_tell(struct guardian *guardian, char note)
+static void guardian_tell(struct guardian *guardian, unsigned char note)
 {
     /* If somebody killed the guardian this fails, and nothing is lost but its service. */
     while (write(guardian->pipe_fd, &note, 1) < 0 && errno == EINTR)
         ;
 }
 
-void guardian_note_socket(struct guardian *guardian)
+void guardian_note_file(struct guardian *guardian, const char *file)
 {
-    if (guardian->pid > 0)
-        guardian_tell(guardian, GUARDIAN_SOCKET);
+    for (unsigned i = 0; guardian->pid > 0 && i < guardian->file_count; i++)
+        if (guardian->files[i] == file)
+            guardian_tell(guardian, (unsigned char)i);
 }
 
 void guardian_finish(struct guardian *guardian)

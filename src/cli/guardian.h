@@ -3,7 +3,7 @@
  *
  * Nothing can be done in a process that gets SIGKILL. The guardian waits for the end of its
  * parent (a pipe that only the parent holds open), then undoes what is left: the terminal's raw
- * mode, a socket's file. It never outlives the parent by more than that.
+ * mode, files of sockets. It never outlives the parent by more than that.
  */
 #ifndef DOPPEL_CLI_GUARDIAN_H
 #define DOPPEL_CLI_GUARDIAN_H
@@ -13,19 +13,23 @@
 #include "base/err.h"
 #include "os/tty.h"
 
+#define GUARDIAN_FILES_MAX 32
+
 struct guardian {
     pid_t pid;
     int pipe_fd;
+    const char *const *files;
+    unsigned file_count;
 };
 
 /*
- * Start it, before any thread exists. tty: to restore, NULL for none. socket_path: to remove
- * once guardian_note_socket has been called, NULL for none. Both must stay valid.
+ * Start it, before any thread exists. tty: to restore, NULL for none. files: each is removed at the
+ * end, once guardian_note_file was called for it; at most GUARDIAN_FILES_MAX. All stay valid.
  */
-int guardian_start(struct guardian *guardian, const struct tty *tty, const char *socket_path,
-                   struct err *e);
-/* The socket's file is there, and ours. */
-void guardian_note_socket(struct guardian *guardian);
+int guardian_start(struct guardian *guardian, const struct tty *tty, const char *const *files,
+                   unsigned file_count, struct err *e);
+/* The file (one of those, the same pointer) is there, and ours. */
+void guardian_note_file(struct guardian *guardian, const char *file);
 /* All is clean: let it go, and wait until it has. */
 void guardian_finish(struct guardian *guardian);
 

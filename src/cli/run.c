@@ -32,6 +32,8 @@
 struct run {
     const struct options *options;
     struct guardian guardian;
+    const char *files[GUARDIAN_FILES_MAX]; /* that go away with us */
+    unsigned file_count;
     struct tty tty;
     bool has_tty;    /* the serial port or the console is on a terminal */
     bool is_running; /* the terminal should be raw, when in the foreground */
@@ -199,6 +201,30 @@ static void run_on_serial_failed(void *ctx, const struct err *why)
     vm_request_stop(run->vm);
 }
 
+/* The file that a character device makes and removes; NULL: none. */
+static const char *run_file_of(const char *device)
+{
+    if (device != NULL && strncmp(device, "unix:", 5) == 0)
+        return device + 5;
+    return device != NULL && strncmp(device, "pty:", 4) == 0 ? device + 4 : NULL;
+}
+
+static void run_list_file(struct run *run, const char *file)
+{
+    if (file != NULL)
+        run->files[run->file_count++] = file;
+}
+
+static void run_list_files(struct run *run)
+{
+    const struct options *o = run->options;
+    run_list_file(run, run_file_of(o->serial));
+    run_list_file(run, run_file_of(o->console));
+    for (unsigned i = 0; i < o->port_count; i++)
+        run_list_file(run, run_file_of(o->ports[i].device));
+    run_list_file(run, o->vsock.cid != 0 ? o->vsock.path : NULL);
+}
+
 static int run_open_device(struct run *run, const char *device, struct chardev **out, struct err *e)
 {
     struct chardev_stdio_config stdio = {.in_fd = STDIN_FILENO, .out_fd = STDOUT_FILENO};
@@ -207,15 +233,16 @@ static int run_open_device(struct run *run, const char *device, struct chardev *
         stdio.filter = keys_filter;
         stdio.filter_ctx = &run->keys;
     }
-    return chardev_create(run->loop, device, &stdio, out, e);
+    int rc = chardev_create(run->loop, device, &stdio, out, e);
+    if (rc == 0 && run_file_of(device) != NULL)
+        guardian_note_file(&run->guardian, run_file_of(device));
+    return rc;
 }
 
 static int run_open_serial(struct run *run, struct err *e)
 {
     if (run_open_device(run, run->options->serial, &run->serial, e) != 0)
         return err_prefix(e, "--serial");
-    if (strncmp(run->options->serial, "unix:", 5) == 0)
-        guardian_note_socket(&run->guardian);
     chardev_set_failed(run->serial, run_on_serial_failed, run);
     return 0;
 }
@@ -240,7 +267,7 @@ static int run_open_ports(struct run *run, struct err *e)
     }
     for (unsigned i = 0; i < o->port_count; i++) {
         struct vm_port *port = &run->ports[run->port_count];
-        if (chardev_create(run->loop, o->ports[i].device, NULL, &port->chardev, e) != 0)
+        if (run_open_device(run, o->ports[i].device, &port->chardev, e) != 0)
             return err_prefix(e, "--port name=%s", o->ports[i].name);
         port->name = o->ports[i].name;
         run->port_count++;
@@ -269,15 +296,16 @@ static int run_open(struct run *run, struct err *e)
 {
     const struct options *o = run->options;
     bool is_stdio = run_is_stdio(o->serial) || run_is_stdio(o->console);
-    const char *socket_path = strncmp(o->serial, "unix:", 5) == 0 ? o->serial + 5 : NULL;
     if (is_stdio && isatty(STDIN_FILENO)) {
         if (tty_open(&run->tty, STDIN_FILENO, e) != 0)
             return -e->code;
         run->has_tty = true;
     }
     int rc = 0;
-    if (run->has_tty || socket_path != NULL)
-        rc = guardian_start(&run->guardian, run->has_tty ? &run->tty : NULL, socket_path, e);
+    run_list_files(run);
+    if (run->has_tty || run->file_count != 0)
+        rc = guardian_start(&run->guardian, run->has_tty ? &run->tty : NULL, run->files,
+                            run->file_count, e);
     /* After the guardian, whose signals are its own; before the first thread. */
     sigset_t set;
     run_signal_set(&set);
@@ -326,6 +354,8 @@ static int run_open(struct run *run, struct err *e)
         .switch_storm = o->switch_storm,
     };
     rc = vm_create(&config, &run->vm, e);
+    if (rc == 0 && o->vsock.cid != 0)
+        guardian_note_file(&run->guardian, o->vsock.path);
     if (rc == 0)
         run_tell_size(run);
     if (rc == 0 && run->claim.socket[0] != '\0')

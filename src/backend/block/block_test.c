@@ -206,6 +206,39 @@ static int try_open(const struct fixture *f, bool is_read_only)
     return rc;
 }
 
+static void disks_grow(void **state)
+{
+    struct fixture *f = *state;
+    struct block_config config = {.path = f->path};
+    struct block *b;
+    struct err e;
+    uint8_t sector[BLOCK_SECTOR];
+    struct iovec iov = {sector, sizeof(sector)};
+    assert_int_equal(block_open(&config, &b, &e), 0);
+    memset(sector, 'n', sizeof(sector));
+    assert_int_equal(run(b, BLOCK_WRITE, SIZE, sizeof(sector), &iov, 1, false), -EINVAL);
+    assert_int_equal(block_resize(b, SIZE + 4096, &e), 0);
+    assert_int_equal(block_size(b), SIZE + 4096);
+    assert_int_equal(run(b, BLOCK_WRITE, SIZE, sizeof(sector), &iov, 1, false), 0);
+    assert_int_equal(block_resize(b, SIZE + 1, &e), -EINVAL);
+    assert_int_equal(block_resize(b, SIZE, &e), -EINVAL); /* what is there would be gone */
+    assert_int_equal(truncate(f->path, SIZE + 10000), 0); /* somebody else grows it */
+    assert_int_equal(block_size(b), SIZE + 4096);
+    assert_int_equal(block_resize(b, 0, &e), 0);
+    assert_int_equal(block_size(b), SIZE + 9728); /* whole sectors */
+    assert_int_equal(truncate(f->path, SIZE), 0);
+    assert_int_equal(block_resize(b, 0, &e), -EINVAL);
+    assert_int_equal(block_size(b), SIZE + 9728);
+    block_close(b);
+    config.is_read_only = true;
+    assert_int_equal(block_open(&config, &b, &e), 0);
+    assert_int_equal(block_resize(b, SIZE * 2, &e), -EROFS);
+    assert_int_equal(truncate(f->path, SIZE * 2), 0);
+    assert_int_equal(block_resize(b, 0, &e), 0);
+    assert_int_equal(block_size(b), SIZE * 2);
+    block_close(b);
+}
+
 static void one_writer_or_many_readers(void **state)
 {
     struct fixture *f = *state;
@@ -244,9 +277,9 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(reads_and_writes),           TEST(zeroes_and_holes),
-        TEST(impossible_requests_fail),   TEST(the_file_may_shrink),
-        TEST(one_writer_or_many_readers), TEST(what_is_no_disk_is_refused),
+        TEST(reads_and_writes),           TEST(zeroes_and_holes), TEST(impossible_requests_fail),
+        TEST(the_file_may_shrink),        TEST(disks_grow),       TEST(one_writer_or_many_readers),
+        TEST(what_is_no_disk_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
