@@ -87,14 +87,15 @@ static json_t *api_status(struct api *api)
     struct vm_status s;
     vm_get_status(api->config.vm, &s);
     return json_pack(
-        "{s:s, s:i, s:o, s:o, s:s, s:b, s:s, s:i, s:I, s:o, s:o, s:o, s:o, s:f, s:f, s:o}",
+        "{s:s, s:i, s:o, s:o, s:s, s:b, s:s, s:i, s:I, s:o, s:o, s:o, s:o, s:o, s:f, s:f, s:o}",
         "version", DOPPEL_VERSION, "pid", (int)getpid(), "name", json_text(api->config.name),
         "socket", json_text(api->config.socket), "state", s.is_paused ? "paused" : "running",
         "stopping", api->is_stopping, "engine", s.engine, "cpus", (int)s.cpu_count, "memory_bytes",
-        (json_int_t)s.memory_bytes, "cpu_model", json_text(s.cpu_model), "kernel",
-        json_text(s.kernel_path), "initrd", json_text(s.initrd_path), "cmdline",
-        json_text(s.cmdline), "uptime_s", (double)vclock_now_ns(api->clock) / 1e9, "guest_time_s",
-        (double)s.guest_ns / 1e9, "balloon", api_balloon(api));
+        (json_int_t)s.memory_bytes, "cpu_model", json_text(s.cpu_model), "firmware",
+        json_text(s.firmware), "kernel", json_text(s.kernel_path), "initrd",
+        json_text(s.initrd_path), "cmdline", json_text(s.cmdline), "uptime_s",
+        (double)vclock_now_ns(api->clock) / 1e9, "guest_time_s", (double)s.guest_ns / 1e9,
+        "balloon", api_balloon(api));
 }
 
 /* ---- what can be asked ---- */

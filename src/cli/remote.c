@@ -361,6 +361,7 @@ static void remote_print_status(const json_t *m)
     printf("engine      %s\n", text_of(m, "engine"));
     printf("CPUs        %d, %s\n", (int)number_of(m, "cpus"), text_of(m, "cpu_model"));
     printf("memory      %s\n", size_of(m, size));
+    printf("firmware    %s\n", text_of(m, "firmware"));
     printf("kernel      %s\n", text_of(m, "kernel"));
     printf("initrd      %s\n", text_of(m, "initrd"));
     printf("cmdline     %s\n", text_of(m, "cmdline"));

@@ -16,8 +16,10 @@
 #include <cmocka.h>
 
 #include "base/bits.h"
+#include "mem/space.h"
 #include "os/loop.h"
 #include "vm/firmware.h"
+#include "vm/machine.h"
 #include "vm/vm.h"
 
 #define ROM_SIZE 0x10000u
@@ -83,7 +85,8 @@ static void write_rom(char *path, const uint8_t *code, size_t size)
 
     assert_true(fd >= 0);
     memset(rom, 0, sizeof(rom));
-    memcpy(rom, code, size);
+    if (size != 0)
+        memcpy(rom, code, size);
     rom[ROM_MARK_AT] = ROM_MARK;
     /* JMP to the segment's start, from FFF0H */
     memcpy(rom + 0xfff0, "\xe9\x0d\x00", 3);
@@ -174,6 +177,176 @@ static void processors_start_again(void **state)
         assert_int_equal(end.cause, VM_END_DIED);
         assert_non_null(strstr(end.dump, "rip"));
     }
+}
+
+/* ---- what firmware is told ---- */
+
+#define FILE_MAX 0x8000u
+#define FILES_BASE UINT64_C(0x7000000) /* where this firmware places the first file */
+
+/* Files of fw_cfg, read as firmware does, through the ports. */
+struct told {
+    struct vm *vm;
+    struct told_file {
+        char name[56];
+        uint8_t bytes[FILE_MAX];
+        uint32_t size;
+        uint64_t addr; /* 0: not placed */
+    } files[16];
+    unsigned count;
+};
+
+static uint8_t next_byte(const struct told *t)
+{
+    return (uint8_t)space_load(t->vm->board.ports, 0x511, 1);
+}
+
+static uint32_t next_be(const struct told *t, unsigned size)
+{
+    uint32_t v = 0;
+
+    while (size-- > 0)
+        v = v << 8 | next_byte(t);
+    return v;
+}
+
+static void read_files(struct told *t)
+{
+    uint16_t keys[ARRAY_SIZE(t->files)];
+
+    space_store(t->vm->board.ports, 0x510, 0x19, 2);
+    t->count = next_be(t, 4);
+    assert_in_range(t->count, 8, ARRAY_SIZE(t->files));
+    for (unsigned i = 0; i < t->count; i++) {
+        t->files[i].size = next_be(t, 4);
+        keys[i] = (uint16_t)next_be(t, 2);
+        next_be(t, 2);
+        for (unsigned n = 0; n < sizeof(t->files[i].name); n++)
+            t->files[i].name[n] = (char)next_byte(t);
+        assert_in_range(t->files[i].size, 1, FILE_MAX);
+    }
+    for (unsigned i = 0; i < t->count; i++) {
+        space_store(t->vm->board.ports, 0x510, keys[i], 2);
+        for (unsigned n = 0; n < t->files[i].size; n++)
+            t->files[i].bytes[n] = next_byte(t);
+    }
+}
+
+static struct told_file *file_of(struct told *t, const char *name)
+{
+    for (unsigned i = 0; i < t->count; i++)
+        if (strcmp(t->files[i].name, name) == 0)
+            return &t->files[i];
+    fail_msg("no file '%s'", name);
+    return NULL;
+}
+
+static uint8_t sum_of(const uint8_t *p, uint32_t size)
+{
+    uint8_t sum = 0;
+
+    while (size-- > 0)
+        sum = (uint8_t)(sum + *p++);
+    return sum;
+}
+
+static void obey(struct told *t, const uint8_t *c, uint64_t *next)
+{
+    struct told_file *file = file_of(t, (const char *)c + 4);
+    uint32_t at, start, size;
+
+    switch (load_le32(c)) {
+    case 1:
+        assert_int_equal(file->addr, 0);
+        assert_true(is_pow2(load_le32(c + 60)));
+        assert_in_range(c[64], 1, 2);
+        file->addr = align_up(*next, load_le32(c + 60));
+        *next = file->addr + file->size;
+        break;
+    case 2: {
+        const struct told_file *to = file_of(t, (const char *)c + 60);
+        at = load_le32(c + 116);
+        assert_true(range_fits(at, c[120], file->size));
+        assert_int_not_equal(to->addr, 0);
+        uint64_t v = c[120] == 8 ? load_le64(file->bytes + at) : load_le32(file->bytes + at);
+        assert_true(v < to->size);
+        if (c[120] == 8)
+            store_le64(file->bytes + at, v + to->addr);
+        else
+            store_le32(file->bytes + at, (uint32_t)(v + to->addr));
+        break;
+    }
+    case 3:
+        at = load_le32(c + 60), start = load_le32(c + 64), size = load_le32(c + 68);
+        assert_true(range_fits(start, size, file->size) && at - start < size);
+        assert_int_equal(file->bytes[at], 0);
+        file->bytes[at] = (uint8_t)-sum_of(file->bytes + start, size);
+        break;
+    default:
+        fail_msg("command %u", load_le32(c));
+    }
+}
+
+/* From the RSDP on all pointers lead to tables, and what has a checksum is right. */
+static void check_placed(struct told *t)
+{
+    const struct told_file *tables = file_of(t, "etc/acpi/tables");
+    const uint8_t *rsdp = file_of(t, "etc/acpi/rsdp")->bytes;
+    const uint8_t *xsdt = tables->bytes + (load_le64(rsdp + 24) - tables->addr);
+    unsigned count;
+
+    assert_int_equal(sum_of(rsdp, 20), 0);
+    assert_int_equal(sum_of(rsdp, 36), 0);
+    assert_memory_equal(xsdt, "XSDT", 4);
+    assert_int_equal(sum_of(xsdt, load_le32(xsdt + 4)), 0);
+    count = (load_le32(xsdt + 4) - 36) / 8;
+    assert_in_range(count, 4, 16);
+    for (unsigned i = 0; i < count; i++) {
+        const uint8_t *table = tables->bytes + (load_le64(xsdt + 36 + 8 * i) - tables->addr);
+        assert_int_equal(sum_of(table, load_le32(table + 4)), 0);
+        if (memcmp(table, "FACP", 4) != 0)
+            continue;
+        const uint8_t *dsdt = tables->bytes + (load_le64(table + 140) - tables->addr);
+        assert_memory_equal(dsdt, "DSDT", 4);
+        assert_int_equal(sum_of(dsdt, load_le32(dsdt + 4)), 0);
+        assert_int_equal(load_le32(table + 40), load_le64(table + 140));
+    }
+}
+
+static void tables_are_placed_by_commands(void **state)
+{
+    static struct told t;
+    const struct vm_disk disks[] = {{.path = "/proc/self/exe", .is_read_only = true}};
+    struct vm_config config = {
+        .cpu_count = 3, .memory_bytes = UINT64_C(4) << 30, .disks = disks, .disk_count = 1};
+    char path[] = "/tmp/doppel-rom-XXXXXX";
+    uint64_t next = FILES_BASE + 1;
+    struct err e = {0};
+
+    write_rom(path, NULL, 0);
+    config.firmware = path;
+    assert_int_equal(loop_create(&config.loop, &e), 0);
+    if (vm_create(&config, &t.vm, &e) != 0)
+        fail_msg("%s", e.msg);
+    unlink(path);
+    read_files(&t);
+    const struct told_file *commands = file_of(&t, "etc/table-loader");
+    assert_int_equal(commands->size % 128, 0);
+    for (uint32_t at = 0; at < commands->size; at += 128)
+        obey(&t, commands->bytes + at, &next);
+    check_placed(&t);
+
+    /* 3 GiB below the hole, the rest above 4 GiB */
+    const struct told_file *e820 = file_of(&t, "etc/e820");
+    assert_int_equal(e820->size, 40);
+    assert_int_equal(load_le64(e820->bytes + 8), UINT64_C(3) << 30);
+    assert_int_equal(load_le64(e820->bytes + 20), UINT64_C(4) << 30);
+    assert_int_equal(load_le64(e820->bytes + 28), UINT64_C(1) << 30);
+    assert_string_equal((const char *)file_of(&t, "bootorder")->bytes,
+                        "/pci@i0cf8/scsi@3/disk@0,0");
+    assert_memory_equal(file_of(&t, "etc/smbios/smbios-anchor")->bytes, "_SM3_", 5);
+    vm_destroy(t.vm);
+    loop_destroy(config.loop);
 }
 
 /* ---- which firmware ---- */
@@ -291,6 +464,7 @@ int main(void)
         cmocka_unit_test(memory_changes_while_engines_do),
         cmocka_unit_test(reset_keeps_ram),
         cmocka_unit_test(processors_start_again),
+        cmocka_unit_test(tables_are_placed_by_commands),
         cmocka_unit_test(disks_are_told_apart),
         cmocka_unit_test(variables_are_kept),
     };

@@ -85,6 +85,7 @@ struct vm {
     struct boot_source source;
     bool is_source_open;      /* else the machine starts with `firmware` */
     struct firmware firmware; /* rom NULL: none */
+    const char *firmware_name; /* what "auto" came to; NULL: none */
     struct board board;
     struct vcpu *vcpus;
     unsigned vcpu_count;           /* attached to the engine: none or all */

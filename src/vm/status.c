@@ -19,6 +19,7 @@ void vm_get_status(struct vm *vm, struct vm_status *out)
         .cpu_count = vm->config.cpu_count,
         .memory_bytes = vm->config.memory_bytes,
         .cpu_model = vm->config.cpu_model != NULL ? vm->config.cpu_model : "host",
+        .firmware = vm->firmware_name,
         .kernel_path = vm->config.kernel_path,
         .initrd_path = vm->config.initrd_path,
         .cmdline = vm->config.cmdline != NULL ? vm->config.cmdline : "",

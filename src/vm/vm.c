@@ -368,10 +368,10 @@ static int vm_build(struct vm *vm, struct err *e)
         ret = boot_source_open(config->kernel_path, config->initrd_path, &vm->source, e);
         vm->is_source_open = ret == 0;
     } else if (ret == 0) {
-        const char *name = config->firmware;
-        if (strcmp(name, "auto") == 0)
-            name = firmware_choose(config->disks, config->disk_count);
-        ret = firmware_open(name, config->firmware_vars_path, &vm->firmware, e);
+        vm->firmware_name = config->firmware;
+        if (strcmp(vm->firmware_name, "auto") == 0)
+            vm->firmware_name = firmware_choose(config->disks, config->disk_count);
+        ret = firmware_open(vm->firmware_name, config->firmware_vars_path, &vm->firmware, e);
     }
     if (ret != 0)
         return ret;

@@ -225,7 +225,9 @@ struct vm_status {
     bool is_paused;
     unsigned cpu_count;
     uint64_t memory_bytes;
-    const char *cpu_model, *kernel_path, *cmdline;
+    const char *cpu_model, *cmdline;
+    const char *firmware;      /* as chosen, "auto" is none; NULL: it started a kernel */
+    const char *kernel_path;   /* NULL: it started with firmware */
     const char *initrd_path;   /* NULL: none */
     uint64_t guest_ns;         /* guest time since the machine was made */
 };

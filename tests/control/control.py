@@ -208,6 +208,7 @@ class Control(unittest.TestCase):
                          ("dev", "bt", "running", 2))
         self.assertEqual(status["memory_bytes"], 16 << 20)
         self.assertEqual(status["kernel"], self.paths["echo"])
+        self.assertIsNone(status["firmware"])
         self.assertEqual(status["cmdline"], "caf? \"x\"")
         self.assertIn("running", self.does("status", machine.socket))
         other = Machine(self, "echo", name="another")

@@ -9,8 +9,11 @@
 #include "dev/pci/pci_host.h"
 #include "dev/pci/pci_msix.h"
 #include "dev/pci/piix3.h"
+#include "dev/pci/piix4_pm.h"
 
 struct fixture {
+    uint8_t pam[PCI_HOST_PAM_COUNT]; /* as the bridge told last */
+    unsigned pam_changes;
     struct bench b;
     struct space *memory;
     struct pci_host *host;
@@ -76,6 +79,13 @@ static const struct pci_ids dev_ids = {.vendor = 0x1af4,
                                        .subsystem_vendor = 0x1af4,
                                        .subsystem = 1};
 
+static void note_pam(void *ctx, const uint8_t pam[PCI_HOST_PAM_COUNT])
+{
+    struct fixture *f = ctx;
+    memcpy(f->pam, pam, sizeof(f->pam));
+    f->pam_changes++;
+}
+
 static int setup(void **state)
 {
     static struct fixture f;
@@ -86,7 +96,8 @@ static int setup(void **state)
     for (unsigned i = 0; i < 16; i++)
         isa[i] = probe_line(&f.isa[i]);
     assert_int_equal(piix3_create(isa, &f.bridge, NULL), 0);
-    struct pci_host_config config = {.reset = count_reset, .send_msi = note_message, .ctx = &f};
+    struct pci_host_config config = {
+        .reset = count_reset, .pam_changed = note_pam, .send_msi = note_message, .ctx = &f};
     for (unsigned i = 0; i < 4; i++)
         config.pirq[i] = piix3_pirq_input(f.bridge, i);
     assert_int_equal(pci_host_create(&config, &f.host, NULL), 0);
@@ -387,6 +398,57 @@ static void test_interrupt_wires(void **state)
     assert_int_equal(get(f, 1, 0x60, 4), 0x80808080);
 }
 
+/* By what firmware knows the board, and the registers that say what is below 1 MiB. */
+static void test_host_bridge(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_int_equal(get(f, 0, PCI_VENDOR_ID, 4), 0x12378086);
+    assert_int_equal(get(f, 0, PCI_SUBSYSTEM_VENDOR_ID, 4), 0x11001af4);
+    f->pam_changes = 0;
+    set(f, 0, 0x58, 0xffffff3f, 4); /* 59H to 5BH */
+    assert_int_equal(f->pam_changes, 1);
+    assert_memory_equal(f->pam, "\xff\xff\xff\0\0\0\0", 7);
+    set(f, 0, 0x5f, 0x33, 1);
+    assert_int_equal(f->pam[6], 0x33);
+    set(f, 0, 0x60, 0x33, 1);
+    assert_int_equal(f->pam_changes, 2);
+    pci_host_reset(f->host);
+    assert_int_equal(f->pam_changes, 3);
+    assert_memory_equal(f->pam, "\0\0\0\0\0\0\0", 7);
+}
+
+static uint32_t get_pm(struct fixture *f, unsigned reg)
+{
+    space_store(f->b.ports, 0xcf8, 0x80000b00u | reg, 4);
+    return (uint32_t)space_load(f->b.ports, 0xcfc, 4);
+}
+
+/* The PM base is where the ACPI tables say, whatever is written; there is no SMM to set up. */
+static void test_power_management(void **state)
+{
+    struct fixture *f = *state;
+    struct piix4_pm *pm;
+    static const uint8_t regs[] = {0x40, 0x58, 0x80, 0x90, 0xd0};
+    static const uint32_t values[] = {0x601, 1u << 25, 1, 0, 0};
+
+    assert_int_equal(piix4_pm_create(0x600, 9, &pm, NULL), 0);
+    assert_int_equal(piix4_pm_attach(pm, f->host, 1, NULL), 0);
+    assert_int_equal(get(f, 1, PCI_HEADER_TYPE, 1), 0x80);
+    assert_int_equal(get_pm(f, PCI_VENDOR_ID), 0x71138086);
+    assert_int_equal(get_pm(f, PCI_INTERRUPT_LINE) & 0xffff, 0x0109);
+    for (unsigned i = 0; i < ARRAY_SIZE(regs); i++) {
+        assert_int_equal(get_pm(f, regs[i]), values[i]);
+        space_store(f->b.ports, 0xcfc, ~values[i], 4);
+        assert_int_equal(get_pm(f, regs[i]), values[i]);
+    }
+    get_pm(f, PCI_INTERRUPT_LINE);
+    space_store(f->b.ports, 0xcfc, 5, 1);
+    piix4_pm_reset(pm);
+    assert_int_equal(get_pm(f, PCI_INTERRUPT_LINE) & 0xffff, 0x0109);
+    piix4_pm_destroy(pm);
+}
+
 static void test_reset_port(void **state)
 {
     struct fixture *f = *state;
@@ -409,10 +471,19 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_mechanism_1),    TEST(test_bridges),          TEST(test_device_registers),
-        TEST(test_base_addresses), TEST(test_adding_functions), TEST(test_interrupt_wires),
-        TEST(test_reset_port),     TEST(test_capabilities),     TEST(test_ecam),
-        TEST(test_windows),        TEST(test_messages),
+        TEST(test_mechanism_1),
+        TEST(test_bridges),
+        TEST(test_device_registers),
+        TEST(test_base_addresses),
+        TEST(test_adding_functions),
+        TEST(test_interrupt_wires),
+        TEST(test_host_bridge),
+        TEST(test_power_management),
+        TEST(test_reset_port),
+        TEST(test_capabilities),
+        TEST(test_ecam),
+        TEST(test_windows),
+        TEST(test_messages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
