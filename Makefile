@@ -95,7 +95,7 @@ help:
 	'make            build doppel (build/doppel)' \
 	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
-	'make test-nested of these, the one under kvm on a host that QEMU makes' \
+	'make test-nested of these, those under kvm on a host that QEMU makes' \
 	'make bench      measure against QEMU and the bare host (BENCH=--list, BENCH="--rows boot,sqlite")' \
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \

@@ -51,6 +51,7 @@ _doppel() {
     --engine) mapfile -t COMPREPLY < <(compgen -W 'auto kvm bt interp' -- "$cur") ;;
     --engines) mapfile -t COMPREPLY < <(compgen -W 'kvm,bt kvm,bt,interp bt,interp' -- "$cur") ;;
     --firmware) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -W 'auto seabios ovmf' -- "$cur") ;;
+    --kvm-irqchip) mapfile -t COMPREPLY < <(compgen -W 'auto on off' -- "$cur") ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
@@ -72,7 +73,7 @@ _doppel() {
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             return
         fi
-        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
+        mapfile -t COMPREPLY < <(compgen -W '--engine --engines --kvm-irqchip --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
             --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
             --console --port --balloon --vsock
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")

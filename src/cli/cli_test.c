@@ -45,6 +45,9 @@ static void test_defaults(void **state)
     assert_int_equal(o.memory_bytes, UINT64_C(512) << 20);
     assert_int_equal(o.log_level, LOG_WARN);
     assert_int_equal(o.on_reboot, VM_REBOOT_RESET);
+    assert_int_equal(o.kvm_irqchip, VM_IRQCHIP_OFF);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--kvm-irqchip", "auto"), 0);
+    assert_int_equal(o.kvm_irqchip, VM_IRQCHIP_AUTO);
     assert_null(o.initrd_path);
     assert_false(o.has_debug_exit);
     assert_false(o.has_test_device);

@@ -25,6 +25,7 @@
 enum option_id {
     OPTION_ENGINE,
     OPTION_ENGINES,
+    OPTION_KVM_IRQCHIP,
     OPTION_CPUS,
     OPTION_MEMORY,
     OPTION_CPU_MODEL,
@@ -72,6 +73,9 @@ static const struct option_spec {
         "Engines that the guest may be moved to while it runs, as in\n"
         "kvm,bt: it sees a CPU that all of them can offer (default:\n"
         "what the engine it starts on can offer)"},
+    [OPTION_KVM_IRQCHIP] = {"kvm-irqchip", "auto|on|off", NULL,
+        "Under kvm, local APICs in the host's kernel: never (off, the\n"
+        "default), always, or where they are there and good (auto)"},
     [OPTION_CPUS] = {"cpus", "N", NULL,
         "Number of CPUs, 1 to 64 (default 1; with IMAGE 2, if the host\n"
         "has them)"},
@@ -338,6 +342,8 @@ static int options_take_words(enum option_id id, const char *value, struct optio
 {
     static const char *const engines[] = {"auto", "kvm", "bt", "interp"};
     static const char *const reboots[] = {[VM_REBOOT_RESET] = "reset", [VM_REBOOT_EXIT] = "exit"};
+    static const char *const irqchips[] = {
+        [VM_IRQCHIP_AUTO] = "auto", [VM_IRQCHIP_ON] = "on", [VM_IRQCHIP_OFF] = "off"};
     static const char *const levels[] = {[LOG_ERROR] = "error",
                                          [LOG_WARN] = "warn",
                                          [LOG_INFO] = "info",
@@ -349,6 +355,10 @@ static int options_take_words(enum option_id id, const char *value, struct optio
     case OPTION_ENGINE:
         rc = options_choose(value, engines, ARRAY_SIZE(engines), "--engine", &i, e);
         out->engine = engines[i];
+        return rc;
+    case OPTION_KVM_IRQCHIP:
+        rc = options_choose(value, irqchips, ARRAY_SIZE(irqchips), "--kvm-irqchip", &i, e);
+        out->kvm_irqchip = (enum vm_irqchip)i;
         return rc;
     case OPTION_ON_REBOOT:
         rc = options_choose(value, reboots, ARRAY_SIZE(reboots), "--on-reboot", &i, e);
@@ -381,6 +391,7 @@ static int options_take(enum option_id id, const char *value, struct options *ou
     int rc = 0;
     switch (id) {
     case OPTION_ENGINE:
+    case OPTION_KVM_IRQCHIP:
     case OPTION_ON_REBOOT:
     case OPTION_LOG:
         return options_take_words(id, value, out, e);
@@ -579,6 +590,7 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
         .cpu_model = "host",
         .log_level = LOG_WARN,
         .on_reboot = VM_REBOOT_RESET,
+        .kvm_irqchip = VM_IRQCHIP_OFF,
     };
     for (int i = 0; i < argc; i++) {
         enum option_id id = OPTION_COUNT;

@@ -54,6 +54,7 @@ struct options {
     bool wants_stats;
     enum log_level log_level;
     enum vm_on_reboot on_reboot;
+    enum vm_irqchip kvm_irqchip;
     uint64_t code_cache_size;
     const char *perf_map_path;
     const char *dump_blocks_path;

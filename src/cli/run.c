@@ -347,6 +347,7 @@ static int run_open(struct run *run, struct err *e)
         .has_debug_exit = o->has_debug_exit || o->has_test_device,
         .has_test_device = o->has_test_device,
         .on_reboot = o->on_reboot,
+        .kvm_irqchip = o->kvm_irqchip,
         .code_cache_size = o->code_cache_size,
         .counts_hits = o->wants_stats,
         .perf_map_path = o->perf_map_path,

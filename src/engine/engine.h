@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "cpu/apic.h"
 #include "cpu/model.h"
 #include "cpu/state.h"
 
@@ -50,6 +51,12 @@ struct engine_host {
     /* Acknowledge an external interrupt: the vector, or -1 when none is there after all. */
     int (*interrupt_acknowledge)(void *cpu);
 
+    /*
+     * A local APIC of the engine's own ended a level-triggered interrupt that watch_eoi asked
+     * for. Not called by engines without.
+     */
+    void (*apic_eoi)(void *cpu, uint8_t vector);
+
     /* The task-priority register as CR8 shows it (bits 3..0). */
     uint64_t (*cr8_read)(void *cpu);
     void (*cr8_write)(void *cpu, uint64_t value);
@@ -78,10 +85,21 @@ enum engine_stop {
     ENGINE_STOP_SLICE,      /* engine_config.slice instructions were executed */
 };
 
+/* Interrupt controllers of the engine's own: for those that may have some. */
+enum engine_irqchip {
+    ENGINE_IRQCHIP_OFF,
+    ENGINE_IRQCHIP_AUTO, /* where they are there and any good */
+    ENGINE_IRQCHIP_ON,
+};
+
+/* Interrupts whose EOIs an engine can be asked to report: as many as an I/O APIC has inputs. */
+#define ENGINE_EOI_MESSAGES 24
+
 struct engine_config {
     const struct cpu_model *model;
     const struct engine_host *host;
     unsigned cpu_count;
+    enum engine_irqchip irqchip;
     uint64_t slice;              /* leave `run` after about so many instructions; 0: no limit */
     uint64_t code_cache_size;    /* bytes of translated code; 0 = default (bt) */
     bool counts_hits;            /* count what generated code executes and time helpers (--stats) */
@@ -131,6 +149,23 @@ struct engine_ops {
      * of `run`. NULL: they cannot fail.
      */
     int (*sync)(struct engine_vcpu *vcpu, struct err *e);
+
+    /*
+     * Local APICs of the engine's own. When has_apics says so, `run` is only called after
+     * push_apic has been for every vCPU: until pull_apic they stand in for the machine's. `run` then
+     * waits by itself for what ends HLT and for SIPI, PIN_INTR is what the 8259 asks for, and the
+     * APIC functions of the host table are not called but interrupt_acknowledge and apic_eoi. All
+     * NULL: none.
+     *
+     * send: an interrupt message from outside. >= 0: how many local APICs accepted it. Any thread.
+     * watch_eoi: which interrupts' ends to report: ENGINE_EOI_MESSAGES of them, all zero for none.
+     * Any thread.
+     */
+    bool (*has_apics)(const struct engine *engine);
+    int (*push_apic)(struct engine_vcpu *vcpu, const struct cpu_apic *in, struct err *e);
+    int (*pull_apic)(struct engine_vcpu *vcpu, struct cpu_apic *out, struct err *e);
+    int (*send)(struct engine *engine, const struct cpu_msi *msi, struct err *e);
+    int (*watch_eoi)(struct engine *engine, const struct cpu_msi *messages, struct err *e);
 
     /* Back [addr, addr + size) with host memory. Slots do not overlap; is_rom: not writable. */
     int (*add_ram)(struct engine *engine, gpa_t addr, void *host, uint64_t size, bool is_rom,

@@ -256,6 +256,8 @@ static int board_create_interrupts(struct board *b, struct err *e)
 {
     int ret = apic_bus_create(&b->apic_bus, e);
 
+    if (ret == 0 && apics_can_be_lent(b->vm))
+        apic_bus_prepare_lending(b->apic_bus);
     if (ret == 0)
         ret = i8259_create(board_pic_intr, b, &b->pic, e);
     if (ret == 0)

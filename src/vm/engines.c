@@ -120,11 +120,17 @@ static int engines_add_ram(void *ctx, uint64_t addr, void *host, uint64_t size, 
 
 int engines_open(struct vm *vm, const struct engine_ops *ops, struct vm_engine *out, struct err *e)
 {
+    static const enum engine_irqchip irqchips[] = {
+        [VM_IRQCHIP_AUTO] = ENGINE_IRQCHIP_AUTO,
+        [VM_IRQCHIP_ON] = ENGINE_IRQCHIP_ON,
+        [VM_IRQCHIP_OFF] = ENGINE_IRQCHIP_OFF,
+    };
     const struct vm_config *config = &vm->config;
     struct engine_config engine_config = {
         .model = &vm->model,
         .host = &vm_engine_host,
         .cpu_count = config->cpu_count,
+        .irqchip = apics_can_be_lent(vm) ? irqchips[config->kvm_irqchip] : ENGINE_IRQCHIP_OFF,
         .slice = config->switch_storm,
         .code_cache_size = config->code_cache_size,
         .counts_hits = config->counts_hits,

@@ -5,6 +5,7 @@
  * processor and may be moved, so it is not in the address space.
  */
 #include "base/bits.h"
+#include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/lapic.h"
 #include "dev/platform/ferr.h"
 #include "dev/platform/kvmclock.h"
@@ -59,6 +60,13 @@ static int host_interrupt_acknowledge(void *cpu)
     struct vcpu *vcpu = cpu;
 
     return lapic_acknowledge(vcpu->lapic);
+}
+
+static void host_apic_eoi(void *cpu, uint8_t vector)
+{
+    struct vcpu *vcpu = cpu;
+
+    apic_bus_eoi(vcpu->vm->board.apic_bus, vector);
 }
 
 static uint64_t host_cr8_read(void *cpu)
@@ -119,6 +127,7 @@ const struct engine_host vm_engine_host = {
     .mmio_read = host_mmio_read,
     .mmio_write = host_mmio_write,
     .interrupt_acknowledge = host_interrupt_acknowledge,
+    .apic_eoi = host_apic_eoi,
     .cr8_read = host_cr8_read,
     .cr8_write = host_cr8_write,
     .msr_read = host_msr_read,

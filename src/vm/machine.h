@@ -39,6 +39,7 @@ struct vcpu {
 
     /* this thread's own, or anybody's while it is parked */
     struct cpu_state state;        /* scratch for exchanges with the engine */
+    struct cpu_apic apic;          /* the same; main loop's thread */
     bool is_waiting_sipi;
     uint64_t run_ns, halt_ns, halt_count;
     uint64_t poll_ns;      /* how long HLT looks for a wake-up before it sleeps */
@@ -95,6 +96,7 @@ struct vm {
     /* the main loop's thread only */
     bool is_started;               /* vCPU threads have been */
     bool is_paused;
+    bool are_apics_lent;           /* changes with all vCPUs parked: their threads may look */
     struct vm_switches switches;
     struct vtimer storm_timer;     /* --switch-storm on an engine that counts no instructions */
     uint64_t paused_tsc, paused_ns; /* host TSC and CLOCK_BOOTTIME when guest time stopped */
@@ -121,12 +123,25 @@ void vcpu_join(struct vcpu *vcpu);
 void vcpu_raise(struct vcpu *vcpu, uint32_t pins);
 /* Reset the processor; `st` NULL: as after power-up. Its thread does not run guest code. */
 void vcpu_reset(struct vcpu *vcpu, const struct cpu_state *st);
+/* INIT and SIPI that wait for an application processor. Its thread is parked. */
+void vcpu_take_startup(struct vcpu *vcpu);
 /* State after power-up, with what firmware sets up in each processor before it starts an OS. */
 void vcpu_state_reset(const struct vcpu *vcpu, struct cpu_state *st);
 extern const struct lapic_ops vcpu_lapic_ops;
 
 /* host.c */
 extern const struct engine_host vm_engine_host;
+
+/*
+ * apics.c: give the engine the machine's local APICs, if it has some of its own; take them back.
+ * No harm in doing either twice. vCPUs parked, main loop's thread. On failure all is as before.
+ */
+int apics_lend(struct vm *vm, struct err *e);
+int apics_take_back(struct vm *vm, struct err *e);
+/* Was the machine made for that? Not one that was to run on other engines only. */
+bool apics_can_be_lent(const struct vm *vm);
+/* The engine is going away, and the machine with it. */
+void apics_abandon(struct vm *vm);
 
 /* engines.c: the list of all there are, and one for this machine */
 const struct engine_ops *engines_find(const char *name, struct err *e);
@@ -178,6 +193,7 @@ bool vm_park(struct vcpu *vcpu);
  */
 void vm_stop_running(struct vm *vm); /* do not wait; any thread */
 void vm_hold(struct vm *vm);
+/* Lends the local APICs first, where that is wanted; a failure ends the machine. */
 void vm_release(struct vm *vm);
 /* Has the machine ended? Any thread. */
 bool vm_is_ended(struct vm *vm);

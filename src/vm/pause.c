@@ -37,6 +37,11 @@ int vm_pause(struct vm *vm, struct err *e)
     if (ret != 0 || vm->is_paused)
         return ret;
     vm_hold(vm);
+    ret = apics_take_back(vm, e);
+    if (ret != 0) {
+        vm_release(vm);
+        return ret;
+    }
     vclock_pause(vm->board.clock);
     vm->paused_tsc = tsc_read();
     vm->paused_ns = pause_now_ns();

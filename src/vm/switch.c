@@ -100,7 +100,9 @@ static int switch_now(struct vm *vm, const struct engine_ops *ops, struct vm_swi
         return ret;
     stop = clock_now_ns();
     vm_hold(vm);
-    ret = switch_move(vm, &engine, e);
+    ret = apics_take_back(vm, e);
+    if (ret == 0)
+        ret = switch_move(vm, &engine, e);
     if (ret == 0)
         engines_exchange(vm, &engine);
     vm_release(vm);

@@ -184,6 +184,17 @@ static void vcpu_take_sipi(struct vcpu *vcpu)
     vm->ops->push(vcpu->engine, &vcpu->state, CPU_GROUP_ALL);
 }
 
+void vcpu_take_startup(struct vcpu *vcpu)
+{
+    uint32_t pins = atomic_load(&vcpu->pins.bits);
+
+    /* the boot processor's INIT resets the machine, on its own thread */
+    if ((pins & PIN_INIT) && !lapic_is_bsp(vcpu->lapic))
+        vcpu_take_init(vcpu);
+    if (pins & PIN_SIPI)
+        vcpu_take_sipi(vcpu);
+}
+
 /* ---- the thread ---- */
 
 /*
@@ -320,7 +331,8 @@ static void *vcpu_thread(void *arg)
     struct vcpu *vcpu = arg;
 
     while (vcpu_take_pins(vcpu)) {
-        if (vcpu->is_waiting_sipi)
+        /* a local APIC of the engine's takes the start-up by itself */
+        if (vcpu->is_waiting_sipi && !vcpu->vm->are_apics_lent)
             vcpu_sleep(vcpu, PIN_LEAVE);
         else
             vcpu_run_engine(vcpu);

@@ -126,11 +126,25 @@ void vm_await_remap(struct vm *vm)
     pthread_mutex_unlock(&vm->lock);
 }
 
+/* With vm->lock held: does nothing keep the machine from running? */
+static bool vm_may_run(const struct vm *vm)
+{
+    return vm->is_started && !vm->is_paused && !vm->is_ended && !vm->is_reset_wanted &&
+           !vm->is_storm_due && !atomic_load(&vm->is_remap_due);
+}
+
 void vm_release(struct vm *vm)
 {
+    struct vm_end end = {.cause = VM_END_ERROR};
+    bool may_run;
+
     pthread_mutex_lock(&vm->lock);
-    if (vm->is_started && !vm->is_paused && !vm->is_ended && !vm->is_reset_wanted &&
-        !vm->is_storm_due && !atomic_load(&vm->is_remap_due))
+    may_run = vm_may_run(vm);
+    pthread_mutex_unlock(&vm->lock);
+    if (may_run && apics_lend(vm, &end.error) != 0)
+        vm_end_with(vm, &end);
+    pthread_mutex_lock(&vm->lock);
+    if (vm_may_run(vm))
         vm_set_run_state(vm, MACHINE_RUNNING);
     pthread_mutex_unlock(&vm->lock);
 }
@@ -231,8 +245,10 @@ static int vm_load_kernel(struct vm *vm, struct err *e)
  */
 static int vm_reset(struct vm *vm, struct err *e)
 {
-    int ret;
+    int ret = apics_take_back(vm, e);
 
+    if (ret != 0)
+        return ret;
     vm->tsc_base = vm->is_paused ? vm->paused_tsc : tsc_read();
     board_reset(&vm->board);
     pthread_mutex_lock(&vm->lock);
@@ -427,6 +443,7 @@ void vm_destroy(struct vm *vm)
     if (vm->board.memory != NULL)
         space_set_watcher(vm->board.memory, NULL, NULL);
     switch_storm_end(vm);
+    apics_abandon(vm);
     if (vm->engine != NULL)
         engines_exchange(vm, &engine);
     engines_close(vm, &engine);

@@ -70,6 +70,13 @@ struct vm_vsock {
 #define VM_VSOCK_CID_MAX 0xfffffffeu
 #define VM_VSOCK_PATH_MAX 96u
 
+/* Local APICs in the host's kernel. */
+enum vm_irqchip {
+    VM_IRQCHIP_OFF,
+    VM_IRQCHIP_AUTO,   /* where KVM has them and runs kernel-mode code at hardware speed */
+    VM_IRQCHIP_ON,     /* where KVM has them, or the machine cannot be made */
+};
+
 enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET };
 
 /* A virtio network interface. */
@@ -96,6 +103,7 @@ struct vm_share {
 struct vm_config {
     const char *engine;          /* "auto", "kvm", "bt" or "interp"; NULL is "auto" */
     const char *engines;         /* engines that it is to run on, as in "bt,interp"; NULL: `engine` */
+    enum vm_irqchip kvm_irqchip; /* where the engine is kvm */
     unsigned cpu_count;          /* 1..VM_CPUS_MAX */
     uint64_t memory_bytes;       /* a multiple of 1 MiB, see VM_MEMORY_MIN */
     const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1; NULL: firmware */

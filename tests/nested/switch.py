@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""switch.py DOPPEL - a stock kernel on a real KVM, and changes of its engine while it computes
+"""switch.py DOPPEL on|off - a stock kernel on a real KVM, and changes of its engine while it computes
 
-On a host with a KVM of its own (nested.py) Debian's kernel boots with 2 CPUs under --engine kvm; while
-it computes sums on both, the engine changes from kvm to bt and back. The sums and the clock must be
-those of an undisturbed machine, and each change must say how long the guest stood still.
+The second argument is that of --kvm-irqchip. On a host with a KVM of its own (nested.py) Debian's
+kernel boots with 2 CPUs under --engine kvm; while it computes sums on both, the engine changes from
+kvm to bt and back. The sums and the clock must be those of an undisturbed machine, and each change
+must say how long the guest stood still.
 """
 import hashlib
 import os
@@ -35,7 +36,7 @@ def one(lines, word):
 def main():
     with open(os.path.join(HERE, "switch.sh"), encoding="utf-8") as job:
         command = [sys.executable, os.path.join(HERE, "nested.py"), "--doppel", sys.argv[1], "--",
-                   job.read()]
+                   "irqchip=%s" % sys.argv[2], job.read()]
     run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT, check=False, text=True, errors="replace")
     lines = run.stdout.splitlines()

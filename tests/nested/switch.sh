@@ -1,8 +1,8 @@
 # switch.sh - job of nested.py: a stock kernel with 2 CPUs under kvm, whose engine changes as it works
 #
-# Lines of the guest are printed behind the host's uptime.
+# $irqchip says whether with local APICs in the kernel. Lines of the guest are printed behind the host's uptime.
 mkfifo /tmp/out
-/doppel run --name guest --engine kvm --engines kvm,bt --cpus 2 --memory 256M \
+/doppel run --name guest --engine kvm --engines kvm,bt --kvm-irqchip "$irqchip" --cpus 2 --memory 256M \
     --kernel /kernel --initrd /initrd --on-reboot exit \
     --cmdline 'console=ttyS0 loglevel=4 panic=-1 doppel.test=sum' </dev/null >/tmp/out &
 doppel=$!

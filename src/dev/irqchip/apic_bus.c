@@ -11,6 +11,7 @@
 #include "dev/irqchip/apic_bus.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 #include "dev/irqchip/lapic_internal.h"
@@ -28,6 +29,12 @@ struct apic_bus {
     } listeners[EOI_LISTENERS_MAX];
     unsigned listener_count;
 
+    /* lending */
+    bool is_prepared; /* constant after set-up: `lending` is used */
+    pthread_rwlock_t lending;
+    apic_deliver_fn deliver; /* under `lending`; NULL: the local APICs are here */
+    void *deliver_ctx;
+
     /* where lowest-priority arbitration starts, so that equals take turns */
     _Atomic unsigned turn;
 };
@@ -38,12 +45,16 @@ int apic_bus_create(struct apic_bus **out, struct err *e)
 
     if (bus == NULL)
         return err_set(e, ENOMEM, "make the APIC bus");
+    pthread_rwlock_init(&bus->lending, NULL);
     *out = bus;
     return 0;
 }
 
 void apic_bus_destroy(struct apic_bus *bus)
 {
+    if (bus == NULL)
+        return;
+    pthread_rwlock_destroy(&bus->lending);
     free(bus);
 }
 
@@ -143,7 +154,7 @@ static bool deliver_lowest(struct apic_bus *bus, const struct apic_message *msg)
     return best != NULL && lapic_accept(best, msg);
 }
 
-bool apic_bus_deliver(struct apic_bus *bus, const struct apic_message *msg)
+static bool bus_deliver(struct apic_bus *bus, const struct apic_message *msg)
 {
     bool is_accepted = false;
 
@@ -158,6 +169,50 @@ bool apic_bus_deliver(struct apic_bus *bus, const struct apic_message *msg)
             is_accepted |= lapic_accept(bus->lapics[i], msg);
     }
     return is_accepted;
+}
+
+bool apic_bus_deliver(struct apic_bus *bus, const struct apic_message *msg)
+{
+    bool is_accepted;
+
+    if (!bus->is_prepared)
+        return bus_deliver(bus, msg);
+    pthread_rwlock_rdlock(&bus->lending);
+    is_accepted =
+        bus->deliver != NULL ? bus->deliver(bus->deliver_ctx, msg) : bus_deliver(bus, msg);
+    pthread_rwlock_unlock(&bus->lending);
+    return is_accepted;
+}
+
+void apic_bus_prepare_lending(struct apic_bus *bus)
+{
+    bus->is_prepared = true;
+}
+
+void apic_bus_hold(struct apic_bus *bus)
+{
+    pthread_rwlock_wrlock(&bus->lending);
+}
+
+void apic_bus_release(struct apic_bus *bus, apic_deliver_fn fn, void *ctx)
+{
+    bus->deliver = fn;
+    bus->deliver_ctx = ctx;
+    pthread_rwlock_unlock(&bus->lending);
+}
+
+/* Of a destination only eight bits have a place; none of those who send messages has more. */
+struct cpu_msi apic_message_to_msi(const struct apic_message *msg)
+{
+    struct cpu_msi msi = {
+        .address = UINT64_C(0xfee00000) | (uint64_t)(msg->dest & 0xff) << 12 |
+                   (msg->is_logical ? BIT(2) : 0),
+        .data = (uint32_t)msg->mode << 8 | msg->vector,
+    };
+
+    if (msg->is_level)
+        msi.data |= CPU_MSI_LEVEL | CPU_MSI_ASSERTED;
+    return msi;
 }
 
 void apic_bus_broadcast(struct apic_bus *bus, const struct apic_message *msg,

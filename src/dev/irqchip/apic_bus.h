@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "cpu/apic.h"
 
 struct apic_bus;
 
@@ -67,6 +68,25 @@ bool apic_bus_deliver(struct apic_bus *bus, const struct apic_message *msg);
  * Interrupts"). Addresses outside of the range are ignored.
  */
 void apic_bus_send_msi(struct apic_bus *bus, uint64_t address, uint32_t data);
+
+/*
+ * While an engine's local APICs stand in for the machine's (lapic_lend), messages go to
+ * fn(ctx, msg), which says whether one of them accepted: it is called like apic_bus_deliver.
+ *
+ * apic_bus_hold makes messages wait until apic_bus_release, which says where they go from then
+ * on; fn NULL: to the machine's local APICs. Only on a bus that was prepared for it, before
+ * anything is delivered: looking up who gets a message costs a little more there. One thread.
+ */
+typedef bool (*apic_deliver_fn)(void *ctx, const struct apic_message *msg);
+void apic_bus_prepare_lending(struct apic_bus *bus);
+void apic_bus_hold(struct apic_bus *bus);
+void apic_bus_release(struct apic_bus *bus, apic_deliver_fn fn, void *ctx);
+
+/* The message as a device with MSI would write it. */
+struct cpu_msi apic_message_to_msi(const struct apic_message *msg);
+
+/* An EOI of a level-triggered vector that did not come from a local APIC of the bus. */
+void apic_bus_eoi(struct apic_bus *bus, uint8_t vector);
 
 /*
  * fn(ctx, vector) is called for each EOI of a level-triggered vector that a local APIC

@@ -44,6 +44,8 @@ struct ioapic {
     uint8_t id;
     uint32_t levels; /* one bit for each input */
     uint64_t entry[IOAPIC_PIN_COUNT];
+    ioapic_watch_fn watch; /* NULL: nobody */
+    void *watch_ctx;
 };
 
 /* Remote IRR exists for fixed and lowest-priority delivery only; the others are edges. */
@@ -53,11 +55,11 @@ static bool entry_is_level(uint64_t entry)
            (ENTRY_MODE(entry) == APIC_FIXED || ENTRY_MODE(entry) == APIC_LOWEST);
 }
 
-static void ioapic_send(struct ioapic *ioapic, unsigned pin)
+static struct apic_message entry_message(uint64_t entry)
 {
-    uint64_t entry = ioapic->entry[pin];
     bool is_logical = (entry & ENTRY_LOGICAL) != 0;
-    struct apic_message msg = {
+
+    return (struct apic_message){
         .dest = apic_dest_from_8bit(entry >> 56, is_logical),
         .is_logical = is_logical,
         .mode = ENTRY_MODE(entry),
@@ -65,6 +67,11 @@ static void ioapic_send(struct ioapic *ioapic, unsigned pin)
         .is_level = entry_is_level(entry),
         .is_asserted = true,
     };
+}
+
+static void ioapic_send(struct ioapic *ioapic, unsigned pin)
+{
+    struct apic_message msg = entry_message(ioapic->entry[pin]);
 
     if (apic_bus_deliver(ioapic->bus, &msg) && msg.is_level)
         ioapic->entry[pin] |= ENTRY_REMOTE_IRR;
@@ -142,6 +149,30 @@ static uint32_t ioapic_read_register(const struct ioapic *ioapic)
     }
 }
 
+/* Masked ones, too: an interrupt from before may still want its EOI. */
+static void ioapic_tell_watcher(struct ioapic *ioapic)
+{
+    struct cpu_msi messages[IOAPIC_PIN_COUNT] = {0};
+
+    if (ioapic->watch == NULL)
+        return;
+    for (unsigned pin = 0; pin < IOAPIC_PIN_COUNT; pin++) {
+        struct apic_message msg = entry_message(ioapic->entry[pin]);
+        if (msg.is_level)
+            messages[pin] = apic_message_to_msi(&msg);
+    }
+    ioapic->watch(ioapic->watch_ctx, messages);
+}
+
+void ioapic_watch(struct ioapic *ioapic, ioapic_watch_fn fn, void *ctx)
+{
+    pthread_mutex_lock(&ioapic->lock);
+    ioapic->watch = fn;
+    ioapic->watch_ctx = ctx;
+    ioapic_tell_watcher(ioapic);
+    pthread_mutex_unlock(&ioapic->lock);
+}
+
 static void ioapic_write_entry(struct ioapic *ioapic, unsigned pin, bool is_high, uint32_t value)
 {
     uint64_t old = ioapic->entry[pin];
@@ -153,6 +184,9 @@ static void ioapic_write_entry(struct ioapic *ioapic, unsigned pin, bool is_high
     if (entry_is_level(entry))
         entry |= old & ENTRY_REMOTE_IRR;
     ioapic->entry[pin] = entry;
+    /* before the first of them is sent; what is only masked or unmasked changes nothing */
+    if ((entry_is_level(entry) || entry_is_level(old)) && ((entry ^ old) & ~ENTRY_MASKED))
+        ioapic_tell_watcher(ioapic);
     ioapic_check_level(ioapic, pin);
 }
 

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "cpu/apic.h"
 #include "dev/irq.h"
 
 struct apic_bus;
@@ -35,6 +36,15 @@ void ioapic_reset(struct ioapic *ioapic);
 
 /* Put the register window (IOAPIC_WINDOW_SIZE bytes) at `addr`. */
 int ioapic_map(struct ioapic *ioapic, struct space *space, uint64_t addr, struct err *e);
+
+/*
+ * Who executes the guest with local APICs of its own has to know of which interrupts the I/O APIC
+ * wants to hear the end: fn(ctx, messages) is called at once, and whenever that changes, with a
+ * message for each input; one that has no use for an EOI is all zero. With the chip's lock held;
+ * it may take engine_lock. NULL: no longer. Any thread.
+ */
+typedef void (*ioapic_watch_fn)(void *ctx, const struct cpu_msi messages[IOAPIC_PIN_COUNT]);
+void ioapic_watch(struct ioapic *ioapic, ioapic_watch_fn fn, void *ctx);
 
 /* Input `pin` (0..23) as a line for irq_set. */
 struct irq_line ioapic_input(struct ioapic *ioapic, unsigned pin);

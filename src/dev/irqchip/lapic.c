@@ -43,7 +43,7 @@ uint8_t lapic_compute_ppr(const struct lapic *lapic)
 /* The vector that would be delivered now, or -1. */
 static int lapic_deliverable(const struct lapic *lapic, uint8_t ppr)
 {
-    int vector = vectors_highest(&lapic->irr);
+    int vector = lapic->is_lent ? -1 : vectors_highest(&lapic->irr);
 
     return vector >= 0 && (vector & 0xf0) > (ppr & 0xf0) ? vector : -1;
 }
@@ -53,8 +53,8 @@ static bool lapic_has_extint(const struct lapic *lapic)
 {
     if (lapic->config.pic_acknowledge == NULL)
         return false;
-    /* Globally disabled: LINT0 is the processor's INTR pin. */
-    if (!(lapic_base(lapic) & APIC_BASE_EN))
+    /* Globally disabled: LINT0 is the processor's INTR pin. Lent: who has it looks at its LVT. */
+    if (lapic->is_lent || !(lapic_base(lapic) & APIC_BASE_EN))
         return lapic->lint_level[0];
     if (lapic->is_extint_pending)
         return true;
@@ -145,7 +145,10 @@ static void lapic_set_lint(void *sink, unsigned pin, bool level)
     pthread_mutex_lock(&lapic->lock);
     bool is_rising = level && !lapic->lint_level[pin];
     lapic->lint_level[pin] = level;
-    if (!(lapic_base(lapic) & APIC_BASE_EN)) {
+    if (lapic->is_lent) {
+        if (is_rising && pin == 1)
+            log_guest("local APIC %u: LINT1 leads nowhere while it is lent", lapic->config.apic_id);
+    } else if (!(lapic_base(lapic) & APIC_BASE_EN)) {
         if (is_rising && pin == 1)
             lapic->config.ops->raise_nmi(lapic->config.cpu);
     } else if (is_rising) {
@@ -416,6 +419,8 @@ bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *value)
 
 bool lapic_msr_write(struct lapic *lapic, uint32_t index, uint64_t value)
 {
+    if (lapic->is_lent)
+        return true;
     if (index == LAPIC_MSR_APIC_BASE)
         return lapic_write_base(lapic, value);
     if (index != LAPIC_MSR_TSC_DEADLINE) {
@@ -453,6 +458,29 @@ void lapic_cr8_write(struct lapic *lapic, uint64_t value)
 {
     pthread_mutex_lock(&lapic->lock);
     lapic->tpr = (value & 0xf) << 4;
+    lapic_update(lapic);
+    pthread_mutex_unlock(&lapic->lock);
+}
+
+void lapic_lend(struct lapic *lapic, struct cpu_apic *out)
+{
+    pthread_mutex_lock(&lapic->lock);
+    *out = (struct cpu_apic){.base = lapic_base(lapic)};
+    lapic_timer_lend(lapic, out); /* what is due may still get into IRR */
+    lapic_regs_lend(lapic, out);
+    lapic->is_lent = true;
+    lapic_update(lapic);
+    pthread_mutex_unlock(&lapic->lock);
+}
+
+void lapic_take_back(struct lapic *lapic, const struct cpu_apic *in)
+{
+    pthread_mutex_lock(&lapic->lock);
+    lapic->is_lent = false;
+    atomic_store_explicit(&lapic->base, in->base, memory_order_relaxed);
+    lapic_regs_take_back(lapic, in);
+    lapic_timer_take_back(lapic, in);
+    lapic_publish_route(lapic);
     lapic_update(lapic);
     pthread_mutex_unlock(&lapic->lock);
 }

@@ -20,6 +20,7 @@
 #include "dev/irq.h"
 
 struct apic_bus;
+struct cpu_apic;
 struct lapic;
 struct vclock;
 
@@ -126,6 +127,15 @@ int lapic_acknowledge(struct lapic *lapic);
 
 /* The guest's TSC jumped (WRMSR to IA32_TSC or IA32_TSC_ADJUST): an armed deadline moves. vCPU. */
 void lapic_tsc_changed(struct lapic *lapic);
+
+/*
+ * An engine may have local APICs of its own, which stand in for the machine's while the guest
+ * runs. lapic_lend hands the state over; from then on this one only leads the 8259's INTR to the
+ * INTR pin and acknowledges it, and everything else here does nothing. lapic_take_back makes it
+ * whole again: what fell due meanwhile is delivered now. With all vCPUs stopped and apic_bus_hold.
+ */
+void lapic_lend(struct lapic *lapic, struct cpu_apic *out);
+void lapic_take_back(struct lapic *lapic, const struct cpu_apic *in);
 
 /*
  * Local interrupt pins, as lines for irq_set: LINT0 is where the 8259's INTR goes (on every

@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 
 #include "base/bits.h"
+#include "cpu/apic.h"
 #include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/lapic.h"
 #include "os/vclock.h"
@@ -99,6 +100,7 @@ struct lapic {
     bool lint_level[2];
     bool is_extint_pending; /* an ExtINT message came over the bus */
     bool intr_level;        /* what set_intr was told last */
+    bool is_lent;           /* an engine's local APIC stands in for this one */
     struct lapic_timer timer;
 };
 
@@ -166,6 +168,10 @@ int lapic_end_of_interrupt(struct lapic *lapic);
 /* Send an interrupt command. The lock is held on entry and dropped on the way. */
 void lapic_command(struct lapic *lapic, uint64_t icr);
 
+/* All registers but those of the timer. */
+void lapic_regs_lend(const struct lapic *lapic, struct cpu_apic *out);
+void lapic_regs_take_back(struct lapic *lapic, const struct cpu_apic *in);
+
 /* Registers (lapic_regs.c). Reading and the first two: with the lock held; writing: without. */
 void lapic_write_lvt(struct lapic *lapic, enum lapic_lvt which, uint32_t value);
 void lapic_write_svr(struct lapic *lapic, uint32_t value);
@@ -182,6 +188,9 @@ void lapic_timer_write_lvt(struct lapic *lapic, uint32_t value);
 uint64_t lapic_timer_read_deadline(struct lapic *lapic);
 void lapic_timer_write_deadline(struct lapic *lapic, uint64_t tsc);
 void lapic_timer_eoi(struct lapic *lapic, uint8_t vector);
+void lapic_timer_lend(struct lapic *lapic, struct cpu_apic *out);
+/* After LVT_TIMER is set. */
+void lapic_timer_take_back(struct lapic *lapic, const struct cpu_apic *in);
 
 /* The bus's side. */
 int apic_bus_add(struct apic_bus *bus, struct lapic *lapic, struct err *e);
@@ -190,6 +199,5 @@ void apic_bus_remove(struct apic_bus *bus, struct lapic *lapic);
 /* To everybody but `except` (NULL: to everybody); msg->dest is not looked at. */
 void apic_bus_broadcast(struct apic_bus *bus, const struct apic_message *msg,
                         const struct lapic *except);
-void apic_bus_eoi(struct apic_bus *bus, uint8_t vector);
 
 #endif

@@ -253,6 +253,8 @@ void lapic_mmio_write(struct lapic *lapic, uint64_t addr, uint64_t value, unsign
     /* Anything but an aligned 32-bit store is undefined; nothing happens. */
     if ((reg & 15) != 0 || size < 4)
         return;
+    if (lapic->is_lent)
+        return;
     pthread_mutex_lock(&lapic->lock);
     switch (reg) {
     case REG_EOI: {
@@ -358,5 +360,58 @@ bool lapic_x2apic_write(struct lapic *lapic, unsigned reg, uint64_t value)
         lapic_update(lapic);
         pthread_mutex_unlock(&lapic->lock);
         return true;
+    }
+}
+
+/* ---- exchange with whoever stands in ---- */
+
+static void vectors_lend(const struct lapic_vectors *v, uint32_t *reg)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(v->word); i++)
+        reg[i] = v->word[i];
+}
+
+/* Vectors 0 to 15 cannot be there. */
+static void vectors_take_back(struct lapic_vectors *v, const uint32_t *reg)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(v->word); i++)
+        v->word[i] = reg[i];
+    v->word[0] &= 0xffff0000;
+}
+
+void lapic_regs_lend(const struct lapic *lapic, struct cpu_apic *out)
+{
+    out->reg[CPU_APIC_ID] = lapic->config.apic_id << 24;
+    out->reg[CPU_APIC_VERSION] = LAPIC_VERSION;
+    out->reg[CPU_APIC_TPR] = lapic->tpr;
+    out->reg[CPU_APIC_LDR] = lapic->ldr;
+    out->reg[CPU_APIC_DFR] = lapic->dfr;
+    out->reg[CPU_APIC_SVR] = lapic->svr;
+    vectors_lend(&lapic->isr, &out->reg[CPU_APIC_ISR]);
+    vectors_lend(&lapic->tmr, &out->reg[CPU_APIC_TMR]);
+    vectors_lend(&lapic->irr, &out->reg[CPU_APIC_IRR]);
+    out->reg[CPU_APIC_ESR] = lapic->esr;
+    out->reg[CPU_APIC_ICR_LOW] = (uint32_t)lapic->icr;
+    out->reg[CPU_APIC_ICR_HIGH] = (uint32_t)(lapic->icr >> 32);
+    for (unsigned i = 0; i < LVT_COUNT; i++)
+        out->reg[CPU_APIC_LVT_TIMER + i] = lapic->lvt[i];
+}
+
+void lapic_regs_take_back(struct lapic *lapic, const struct cpu_apic *in)
+{
+    lapic->tpr = in->reg[CPU_APIC_TPR] & 0xff;
+    /* in x2APIC mode it follows from the ID */
+    if (!lapic_is_x2apic(lapic))
+        lapic->ldr = in->reg[CPU_APIC_LDR] & 0xff000000;
+    lapic->dfr = in->reg[CPU_APIC_DFR] | 0x0fffffff;
+    lapic->svr = in->reg[CPU_APIC_SVR] & SVR_WRITABLE;
+    vectors_take_back(&lapic->isr, &in->reg[CPU_APIC_ISR]);
+    vectors_take_back(&lapic->tmr, &in->reg[CPU_APIC_TMR]);
+    vectors_take_back(&lapic->irr, &in->reg[CPU_APIC_IRR]);
+    lapic->esr = in->reg[CPU_APIC_ESR];
+    lapic->icr = in->reg[CPU_APIC_ICR_LOW] | (uint64_t)in->reg[CPU_APIC_ICR_HIGH] << 32;
+    for (unsigned i = 0; i < LVT_COUNT; i++) {
+        uint32_t kept = i == LVT_LINT0 || i == LVT_LINT1 ? LVT_REMOTE_IRR : 0;
+        lapic->lvt[i] = in->reg[CPU_APIC_LVT_TIMER + i] & (lvt_writable[i] | kept);
     }
 }

@@ -252,3 +252,45 @@ void lapic_timer_eoi(struct lapic *lapic, uint8_t vector)
         lapic_request(lapic, vector, false);
     }
 }
+
+void lapic_timer_lend(struct lapic *lapic, struct cpu_apic *out)
+{
+    struct lapic_timer *timer = &lapic->timer;
+    uint64_t now_ns = vclock_now_ns(lapic->config.clock);
+
+    timer_sync(lapic, now_ns);
+    out->reg[CPU_APIC_INITIAL_COUNT] = timer->initial_count;
+    out->reg[CPU_APIC_DIVIDE] = timer->divide;
+    if (timer->is_running && timer_mode(lapic) == LVT_TIMER_TSC_DEADLINE) {
+        out->deadline_tsc = timer->deadline_tsc;
+    } else if (timer->is_running) {
+        out->is_counting = true;
+        out->reg[CPU_APIC_CURRENT_COUNT] =
+            (uint32_t)((timer->expiry_ns - now_ns + timer->count_ns - 1) / timer->count_ns);
+    }
+    timer_stop(lapic);
+}
+
+void lapic_timer_take_back(struct lapic *lapic, const struct cpu_apic *in)
+{
+    struct lapic_timer *timer = &lapic->timer;
+    uint64_t now_ns = vclock_now_ns(lapic->config.clock);
+
+    timer_stop(lapic);
+    lapic_timer_write_divide(lapic, in->reg[CPU_APIC_DIVIDE]);
+    timer->initial_count = in->reg[CPU_APIC_INITIAL_COUNT];
+    if (timer_mode(lapic) == LVT_TIMER_TSC_DEADLINE) {
+        if (in->deadline_tsc != 0)
+            lapic_timer_write_deadline(lapic, in->deadline_tsc);
+        return;
+    }
+    /* without an initial count there is no period to count */
+    if (!in->is_counting || timer->initial_count == 0)
+        return;
+    timer->is_running = true;
+    timer->expiry_ns =
+        now_ns +
+        (uint64_t)MIN(in->reg[CPU_APIC_CURRENT_COUNT], timer->initial_count) * timer->count_ns;
+    timer_sync(lapic, now_ns);
+    timer_schedule(lapic, now_ns);
+}

@@ -26,6 +26,10 @@
     (KVM_X86_QUIRK_OUT_7E_INC_RIP | KVM_X86_QUIRK_FIX_HYPERCALL_INSN |                             \
      KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
 
+/* IA32_APIC_BASE after power-up: enabled, in xAPIC mode */
+#define APIC_BASE_RESET UINT64_C(0xfee00800)
+#define APIC_BASE_BSP BIT(8)
+
 /* ---- the engine ---- */
 
 static int enable_cap(struct engine *engine, unsigned cap_index, uint64_t arg, const char *what,
@@ -69,7 +73,7 @@ static int set_caps(struct engine *engine, struct err *e)
     return ret;
 }
 
-static int make_vm(struct engine *engine, struct err *e)
+static int make_vm(struct engine *engine, enum engine_irqchip irqchip, struct err *e)
 {
     const struct kvm_sys *sys = engine->sys;
     uint64_t identity_map = IDENTITY_MAP_ADDR;
@@ -77,6 +81,8 @@ static int make_vm(struct engine *engine, struct err *e)
 
     if (ret == 0)
         ret = set_caps(engine, e);
+    if (ret == 0)
+        ret = kvm_apic_choose(engine, irqchip, e);
     if (ret == 0)
         ret = KVM_CALL(sys, engine->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map, e);
     if (ret >= 0)
@@ -112,7 +118,7 @@ int kvm_engine_open(const struct kvm_sys *sys, const struct engine_config *confi
     if (ret == 0)
         ret = kvm_open_system(sys, &engine->system_fd, e);
     if (ret == 0)
-        ret = make_vm(engine, e);
+        ret = make_vm(engine, config->irqchip, e);
     if (ret == 0) {
         ret = KVM_CALL(sys, engine->system_fd, KVM_GET_VCPU_MMAP_SIZE, NULL, e);
         engine->run_size = (size_t)MAX(ret, 0);
@@ -192,6 +198,7 @@ static int engine_attach(struct engine *engine, unsigned index, void *cpu, struc
     memset(v, 0, sizeof(*v));
     v->engine = engine;
     v->injected_vector = -1;
+    v->apic_base = APIC_BASE_RESET | (index == 0 ? APIC_BASE_BSP : 0);
     ret = soft_vcpu_init(&v->soft, &engine->soft, index, cpu, pins, e);
     if (ret != 0) {
         free(v);
@@ -216,9 +223,21 @@ static int engine_attach(struct engine *engine, unsigned index, void *cpu, struc
     return 0;
 }
 
+/*
+ * Other processors' interrupt commands reach KVM after `run` has returned here: what was read then
+ * may no longer be true.
+ */
+static void forget(struct engine_vcpu *v, struct err *e)
+{
+    if (kvm_state_store(v, e) == 0)
+        v->valid = CPU_GROUP_TSC;
+}
+
 /* A failure here is that of the next `run`. */
 static void engine_pull(struct engine_vcpu *v, struct cpu_state *out, uint32_t groups)
 {
+    if (v->engine->has_apics && v->has_entered && (groups & ~CPU_GROUP_TSC) && v->failure.code == 0)
+        forget(v, &v->failure);
     if (v->failure.code == 0)
         kvm_state_fetch(v, groups, &v->failure);
     soft_vcpu_pull(&v->soft, out, groups);
@@ -229,6 +248,8 @@ static void engine_push(struct engine_vcpu *v, const struct cpu_state *in, uint3
     soft_vcpu_push(&v->soft, in, groups);
     if (groups & CPU_GROUP_EVENT)
         v->injected_vector = -1;
+    if ((groups & CPU_GROUP_ALL) == CPU_GROUP_ALL)
+        v->has_entered = false;
     kvm_state_changed(v, groups);
 }
 
@@ -384,6 +405,11 @@ const struct engine_ops engine_kvm = {
     .pull = engine_pull,
     .push = engine_push,
     .sync = engine_sync,
+    .has_apics = kvm_has_apics,
+    .push_apic = kvm_apic_push,
+    .pull_apic = kvm_apic_pull,
+    .send = kvm_apic_send,
+    .watch_eoi = kvm_apic_watch_eoi,
     .add_ram = engine_add_ram,
     .remove_ram = engine_remove_ram,
     .log_dirty = engine_log_dirty,

@@ -105,6 +105,10 @@ int kvm_exit_serve(struct engine_vcpu *v, struct err *e)
     case KVM_EXIT_SET_TPR: /* run->cr8 holds it */
         v->stats.counts[KVM_COUNT_TPR]++;
         return 0;
+    case KVM_EXIT_IOAPIC_EOI:
+        v->stats.counts[KVM_COUNT_EOI]++;
+        v->engine->soft.host->apic_eoi(v->soft.cpu, v->run->eoi.vector);
+        return 0;
     case KVM_EXIT_INTR:
         return 0;
     case KVM_EXIT_SHUTDOWN:

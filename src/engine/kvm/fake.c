@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -23,6 +24,26 @@ static void *fake_map(void *ctx, int fd, size_t size)
     return f->run;
 }
 
+static bool kick_is_pending(void)
+{
+    sigset_t set;
+
+    return sigpending(&set) == 0 && sigismember(&set, KVM_KICK_SIGNAL);
+}
+
+/* The guest is not entered, but what was put off is done. */
+static int fake_run_in_place(struct fake *f)
+{
+    fake_turn_fn put_off = f->put_off;
+
+    f->in_place++;
+    f->put_off = NULL;
+    if (put_off != NULL && put_off(f) == 0)
+        return 0;
+    errno = EINTR;
+    return -1;
+}
+
 /* What every turn does before the script has its say. */
 static int fake_run(struct fake *f)
 {
@@ -32,8 +53,10 @@ static int fake_run(struct fake *f)
         errno = EINTR;
         return -1;
     }
+    if (kick_is_pending())
+        return fake_run_in_place(f);
     f->run->ready_for_interrupt_injection = (f->regs.rflags & RFLAGS_IF) != 0;
-    if (f->turn == FAKE_TURNS_MAX || f->turns[f->turn] == NULL) {
+    if (!f->is_engines || f->turn == FAKE_TURNS_MAX || f->turns[f->turn] == NULL) {
         f->run->exit_reason = KVM_EXIT_HLT;
         return 0;
     }
@@ -42,6 +65,8 @@ static int fake_run(struct fake *f)
 
 static int fake_extension(const struct fake *f, unsigned long extension)
 {
+    if (f->lacking != 0 && extension == (unsigned long)f->lacking)
+        return 0;
     switch (extension) {
     case KVM_CAP_XSAVE2:
         return 4096;
@@ -112,9 +137,32 @@ static int fake_vcpu_ioctl(struct fake *f, unsigned long request, void *arg)
         return 0;
     case KVM_RUN:
         return fake_run(f);
+    case KVM_GET_LAPIC:
+        return COPY_OUT(lapic);
+    case KVM_SET_LAPIC:
+        return COPY_IN(lapic);
+    case KVM_GET_MP_STATE:
+        return COPY_OUT(mp);
+    case KVM_SET_MP_STATE:
+        return COPY_IN(mp);
     default:
         return 0;
     }
+}
+
+static int fake_set_routes(struct fake *f, const struct kvm_irq_routing *table)
+{
+    f->routes = table->nr;
+    if (table->nr != 0)
+        memcpy(&f->route, table->entries + table->nr - 1, sizeof(f->route));
+    return 0;
+}
+
+static int fake_enable(struct fake *f, const struct kvm_enable_cap *cap)
+{
+    if (cap->cap == KVM_CAP_SPLIT_IRQCHIP)
+        f->split_inputs = (uint32_t)cap->args[0];
+    return 0;
 }
 
 static int fake_ioctl(void *ctx, int fd, unsigned long request, void *arg)
@@ -133,6 +181,16 @@ static int fake_ioctl(void *ctx, int fd, unsigned long request, void *arg)
         return RUN_SIZE;
     case KVM_SET_USER_MEMORY_REGION:
         return COPY_IN(region);
+    case KVM_X86_SET_MSR_FILTER:
+        f->is_engines = true;
+        return 0;
+    case KVM_ENABLE_CAP:
+        return fake_enable(f, arg);
+    case KVM_SIGNAL_MSI:
+        memcpy(&f->msi, arg, sizeof(f->msi));
+        return 1;
+    case KVM_SET_GSI_ROUTING:
+        return fake_set_routes(f, arg);
     case KVM_GET_DIRTY_LOG:
         *(uint64_t *)((struct kvm_dirty_log *)arg)->dirty_bitmap = f->dirty;
         f->dirty = 0;

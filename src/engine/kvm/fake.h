@@ -26,6 +26,17 @@ struct fake {
     uint64_t msrs[512]; /* by index, hashed without collisions for what the engine uses */
     uint64_t tsc_offset;
     bool lacks_failure_exit;
+    int lacking;     /* an extension that is not there; 0: all are */
+    bool is_engines; /* an MSR filter was set: this is no probe, and turns are taken */
+
+    /* local APICs */
+    struct kvm_lapic_state lapic;
+    struct kvm_mp_state mp;
+    struct kvm_msi msi;
+    struct kvm_irq_routing_entry route; /* the last one set */
+    unsigned routes, in_place;          /* in_place: entries with the kick signal pending */
+    uint32_t split_inputs;              /* of KVM_CAP_SPLIT_IRQCHIP; 0: not enabled */
+    fake_turn_fn put_off;               /* taken, once, by such an entry */
 
     fake_turn_fn turns[FAKE_TURNS_MAX];
     unsigned turn;

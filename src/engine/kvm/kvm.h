@@ -90,6 +90,7 @@ struct engine {
     const struct kvm_sys *sys;
     int system_fd, vm_fd;
     size_t run_size;
+    bool has_apics;                         /* apic.c */
     _Atomic bool is_probed, is_interpreted; /* recover.c */
     struct kvm_caps caps;
     _Atomic(struct cpu_model *) stepping_model; /* recover.c; NULL: not needed yet */
@@ -104,6 +105,7 @@ enum kvm_count {
     KVM_COUNT_MMIO_WRITE,
     KVM_COUNT_MSR_READ,
     KVM_COUNT_MSR_WRITE,
+    KVM_COUNT_EOI,
     KVM_COUNT_HALT,
     KVM_COUNT_WINDOW,
     KVM_COUNT_TPR,
@@ -146,6 +148,13 @@ struct engine_vcpu {
     int injected_vector;       /* EVENT valid: acknowledged, not delivered; -1: none */
     _Atomic pid_t running_tid; /* thread inside of KVM_RUN, 0: none */
 
+    /* local APICs in the kernel (apic.c) */
+    bool has_entered;        /* since all was pushed: KVM knows better */
+    uint64_t apic_base, cr8; /* CONTROL valid: as KVM has them */
+    bool is_shot_pending;    /* the one-shot timer counted when `run` returned */
+    uint32_t shot_count;     /* and had this left */
+    uint64_t shot_seen_ns;   /* at this time */
+
     /* stepping over failures (recover.c) */
     uint64_t resume_tsc;
     unsigned batch;
@@ -181,7 +190,27 @@ void kvm_state_changed_later(struct engine_vcpu *v, uint32_t groups);
 /* Make KVM know all that is dirty. */
 int kvm_state_store(struct engine_vcpu *v, struct err *e);
 
+/* Let KVM know these two, and all else that goes along with them, now. */
+int kvm_state_set_apic_base(struct engine_vcpu *v, uint64_t base, uint64_t cr8, struct err *e);
+
+/* apic.c: see engine.h for what the table offers */
+/* Before the first vCPU is made. */
+int kvm_apic_choose(struct engine *engine, enum engine_irqchip irqchip, struct err *e);
+bool kvm_has_apics(const struct engine *engine);
+int kvm_apic_push(struct engine_vcpu *v, const struct cpu_apic *in, struct err *e);
+int kvm_apic_pull(struct engine_vcpu *v, struct cpu_apic *out, struct err *e);
+int kvm_apic_send(struct engine *engine, const struct cpu_msi *msi, struct err *e);
+int kvm_apic_watch_eoi(struct engine *engine, const struct cpu_msi *messages, struct err *e);
+/* soft.st.run_state from and to KVM */
+int kvm_apic_fetch_mp_state(struct engine_vcpu *v, struct err *e);
+int kvm_apic_store_mp_state(struct engine_vcpu *v, struct err *e);
+int kvm_apic_tsc_changed(struct engine_vcpu *v, struct err *e);
+/* On the vCPU's thread, with nothing to be stored: leave nothing that KVM puts off to an entry. */
+int kvm_apic_settle(struct engine_vcpu *v, struct err *e);
+
 /* run.c */
+/* KVM_RUN once: 0 with an exit to serve, 1 when it was interrupted, or -errno. */
+int kvm_run_turn(struct engine_vcpu *v, struct err *e);
 int kvm_run(struct engine_vcpu *v, enum engine_stop *stop, struct err *e);
 void kvm_kick(struct engine_vcpu *v);
 void kvm_call_out(struct soft_vcpu *soft); /* for exclusive sections: leave the guest */

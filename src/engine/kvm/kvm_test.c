@@ -9,8 +9,10 @@
 #include <cmocka.h>
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/stats.h"
 #include "engine/kvm/fake.h"
@@ -28,7 +30,9 @@ struct machine {
     struct engine_pins pins;
     uint8_t *ram;
     uint64_t cr8;
-    unsigned acknowledged, tsc_changes;
+    unsigned acknowledged, tsc_changes, eois;
+    uint8_t eoi_vector;
+    enum engine_irqchip irqchip;
     uint32_t raise; /* pins that the next port or device access sets */
     struct {
         uint64_t address, value;
@@ -80,6 +84,12 @@ static int host_acknowledge(void *cpu)
     return 0x21;
 }
 
+static void host_apic_eoi(void *cpu, uint8_t vector)
+{
+    ((struct machine *)cpu)->eois++;
+    ((struct machine *)cpu)->eoi_vector = vector;
+}
+
 static uint64_t host_cr8_read(void *cpu)
 {
     return ((struct machine *)cpu)->cr8;
@@ -118,6 +128,7 @@ static const struct engine_host host = {
     .mmio_read = host_mmio_read,
     .mmio_write = host_mmio_write,
     .interrupt_acknowledge = host_acknowledge,
+    .apic_eoi = host_apic_eoi,
     .cr8_read = host_cr8_read,
     .cr8_write = host_cr8_write,
     .msr_read = host_msr_read,
@@ -138,7 +149,8 @@ static void machine_free(struct machine *m)
 
 static int machine_open(struct machine *m, const struct kvm_sys *sys, struct err *e)
 {
-    struct engine_config config = {.host = &host, .cpu_count = 1, .model = &m->model};
+    struct engine_config config = {
+        .host = &host, .cpu_count = 1, .model = &m->model, .irqchip = m->irqchip};
     struct cpu_state *st = aligned_alloc(64, align_up(sizeof(*st), 64));
     int ret;
 
@@ -165,13 +177,14 @@ static int machine_open(struct machine *m, const struct kvm_sys *sys, struct err
 
 /* What `sys` offers is asked for first, as the machine does. */
 static int machine_try(const struct kvm_sys *sys, const void *code, size_t size, bool asks,
-                       struct machine **out, struct err *e)
+                       enum engine_irqchip irqchip, struct machine **out, struct err *e)
 {
     struct machine *m = calloc(1, sizeof(*m));
     struct cpu_model_limit limit;
     int ret;
 
     assert_non_null(m);
+    m->irqchip = irqchip;
     m->ram = aligned_alloc(4096, RAM_SIZE);
     assert_non_null(m->ram);
     memset(m->ram, 0, RAM_SIZE);
@@ -192,7 +205,7 @@ static struct machine *machine_create(const struct kvm_sys *sys, const void *cod
     struct machine *m;
     struct err e = {0};
 
-    if (machine_try(sys, code, size, false, &m, &e) != 0)
+    if (machine_try(sys, code, size, false, ENGINE_IRQCHIP_OFF, &m, &e) != 0)
         fail_msg("%s", e.msg);
     return m;
 }
@@ -400,6 +413,13 @@ static int turn_lower_tpr(struct fake *f)
     f->run->cr8 = 2;
     f->run->exit_reason = KVM_EXIT_SET_TPR;
     return 0;
+}
+
+/* The task priority in KVM's own local APIC. */
+static int turn_lower_tpr_in_kernel(struct fake *f)
+{
+    f->run->cr8 = 2;
+    return turn_mmio_read(f);
 }
 
 static void keeps_cr8_in_step(void **state)
@@ -671,6 +691,238 @@ static void logs_writes(void **state)
     machine_free(m);
 }
 
+/* ---- local APICs in the kernel ---- */
+
+static const struct cpu_msi eoi_messages[ENGINE_EOI_MESSAGES] = {
+    [3] = {.address = 0xfee01000, .data = 0xc041},
+};
+
+static struct machine *machine_with_apics(const struct kvm_sys *sys)
+{
+    struct machine *m;
+    struct err e = {0};
+
+    if (machine_try(sys, nothing, sizeof(nothing), false, ENGINE_IRQCHIP_ON, &m, &e) != 0)
+        fail_msg("%s", e.msg);
+    assert_true(engine_kvm.has_apics(m->engine));
+    return m;
+}
+
+static uint32_t *lapic_reg(struct fake *f, unsigned reg)
+{
+    return (uint32_t *)(void *)(f->lapic.regs + 16 * reg);
+}
+
+#define LVT_ONE_SHOT 0x40u
+#define LVT_DEADLINE (CPU_APIC_TIMER_TSC_DEADLINE | 0x40u)
+#define DIVIDE_BY_128 0xau
+
+static void gives_and_takes_local_apics(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+    struct cpu_apic in = {.base = 0xfee00d00, .deadline_tsc = 1234567}, out;
+    struct err e;
+
+    assert_int_equal(f.split_inputs, 24);
+    for (unsigned i = 0; i < CPU_APIC_REGS; i++)
+        in.reg[i] = 0x01010101 * i;
+    in.reg[CPU_APIC_LVT_TIMER] = LVT_DEADLINE;
+    assert_int_equal(engine_kvm.push_apic(m->vcpu, &in, &e), 0);
+    assert_int_equal(f.sregs.apic_base, 0xfee00d00);
+    assert_int_equal(f.sregs.cr8, 0x08080808 >> 4);
+    assert_int_equal(*lapic_reg(&f, CPU_APIC_SVR), 0x0f0f0f0f);
+    assert_int_equal(*lapic_reg(&f, CPU_APIC_CURRENT_COUNT), 0);
+    assert_int_equal(f.msrs[0x6e0 % 511], 1234567);
+
+    assert_int_equal(engine_kvm.pull_apic(m->vcpu, &out, &e), 0);
+    in.reg[CPU_APIC_CURRENT_COUNT] = 0;
+    assert_memory_equal(out.reg, in.reg, sizeof(in.reg));
+    assert_int_equal(out.base, in.base);
+    assert_int_equal(out.deadline_tsc, in.deadline_tsc);
+    machine_free(m);
+}
+
+/* HLT and SIPI are waited for inside of KVM_RUN; what it says goes out and in as run state. */
+static int turn_halted(struct fake *f)
+{
+    f->mp.mp_state = KVM_MP_STATE_HALTED;
+    errno = EINTR;
+    return -1;
+}
+
+static void halts_in_the_kernel(void **state)
+{
+    struct fake f = {.turns = {turn_halted, turn_mmio_read}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+    struct cpu_state *st = machine_state(m);
+
+    st->run_state = CPU_WAIT_SIPI;
+    engine_kvm.push(m->vcpu, st, CPU_GROUP_ALL);
+    free(st);
+    m->raise = PIN_STOP;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(f.turn, 2);
+    st = machine_state(m);
+    assert_int_equal(st->run_state, CPU_HALTED);
+    /* a start-up that reaches KVM after `run` has returned */
+    f.mp.mp_state = KVM_MP_STATE_RUNNABLE;
+    f.regs.rip = 0x1234;
+    free(st);
+    st = machine_state(m);
+    assert_int_equal(st->run_state, CPU_RUNNING);
+    assert_int_equal(st->rip, 0x1234);
+    free(st);
+    machine_free(m);
+}
+
+static int turn_wait_sipi_seen(struct fake *f)
+{
+    assert_int_equal(f->mp.mp_state, KVM_MP_STATE_INIT_RECEIVED);
+    return turn_mmio_read(f);
+}
+
+static void waits_for_sipi_in_the_kernel(void **state)
+{
+    struct fake f = {.turns = {turn_wait_sipi_seen}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+    struct cpu_state *st = machine_state(m);
+
+    st->run_state = CPU_WAIT_SIPI;
+    engine_kvm.push(m->vcpu, st, CPU_GROUP_ALL);
+    free(st);
+    m->raise = PIN_STOP;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    machine_free(m);
+}
+
+/* An EOI of which KVM would only have told at the next entry. */
+static int put_off_eoi(struct fake *f)
+{
+    f->run->exit_reason = KVM_EXIT_IOAPIC_EOI;
+    f->run->eoi.vector = 0x41;
+    return 0;
+}
+
+static void an_eoi_is_not_left_behind(void **state)
+{
+    struct fake f = {.put_off = put_off_eoi};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+    struct err e;
+    sigset_t set;
+
+    assert_int_equal(engine_kvm.watch_eoi(m->engine, eoi_messages, &e), 0);
+    assert_int_equal(f.routes, 1);
+    assert_int_equal(f.route.gsi, 3);
+    assert_int_equal(f.route.u.msi.data, 0xc041);
+    assert_int_equal(engine_kvm.send(m->engine, &eoi_messages[3], &e), 1);
+    assert_int_equal(f.msi.address_lo, 0xfee01000);
+    assert_int_equal(f.msi.data, 0xc041);
+    atomic_store(&m->pins.bits, PIN_STOP);
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(m->eois, 1);
+    assert_int_equal(m->eoi_vector, 0x41);
+    assert_int_equal(f.in_place, 2);
+    /* and the signal that kept the guest from being entered is gone */
+    sigpending(&set);
+    assert_false(sigismember(&set, KVM_KICK_SIGNAL));
+    pthread_sigmask(SIG_SETMASK, NULL, &set);
+    assert_int_equal(sigismember(&set, KVM_KICK_SIGNAL), 0);
+    machine_free(m);
+}
+
+/* The timer expires between two looks at it: KVM's interrupt may still be on its way into IRR. */
+static int put_off_expiry(struct fake *f)
+{
+    *lapic_reg(f, CPU_APIC_CURRENT_COUNT) = 0;
+    errno = EINTR;
+    return -1;
+}
+
+static void set_one_shot(struct fake *f, uint32_t count)
+{
+    *lapic_reg(f, CPU_APIC_LVT_TIMER) = LVT_ONE_SHOT;
+    *lapic_reg(f, CPU_APIC_DIVIDE) = DIVIDE_BY_128;
+    *lapic_reg(f, CPU_APIC_INITIAL_COUNT) = 0xffffffff;
+    *lapic_reg(f, CPU_APIC_CURRENT_COUNT) = count;
+}
+
+static void a_one_shot_is_not_left_behind(void **state)
+{
+    struct fake f = {.put_off = put_off_expiry};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+    struct cpu_apic out;
+    struct err e;
+
+    /* expired as `run` returned: looked at again, for KVM to put it into IRR */
+    set_one_shot(&f, 500);
+    atomic_store(&m->pins.bits, PIN_STOP);
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(f.in_place, 2);
+    assert_int_equal(engine_kvm.pull_apic(m->vcpu, &out, &e), 0);
+    assert_false(out.is_counting);
+
+    /* counting then, expired by now: KVM cannot say so, and its interrupt is not in IRR */
+    set_one_shot(&f, 1);
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(f.in_place, 3);
+    usleep(1);
+    *lapic_reg(&f, CPU_APIC_CURRENT_COUNT) = 0;
+    assert_int_equal(engine_kvm.pull_apic(m->vcpu, &out, &e), 0);
+    assert_true(out.is_counting);
+    assert_int_equal(out.reg[CPU_APIC_CURRENT_COUNT], 0);
+
+    /* far from it: what is left shrinks with time */
+    set_one_shot(&f, 0xf0000000);
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(engine_kvm.pull_apic(m->vcpu, &out, &e), 0);
+    assert_true(out.is_counting);
+    assert_in_range(out.reg[CPU_APIC_CURRENT_COUNT], 0xe0000000, 0xf0000000);
+    machine_free(m);
+}
+
+static void keeps_out_of_the_kernels_apic(void **state)
+{
+    struct fake f = {.turns = {turn_lower_tpr_in_kernel}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+
+    m->cr8 = 9; /* the machine's own, which is lent */
+    m->raise = PIN_STOP;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(m->cr8, 9);
+    machine_free(m);
+}
+
+static void does_without_apics_in_the_kernel(void **state)
+{
+    static const int needed[] = {KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_SIGNAL_MSI, KVM_CAP_IRQ_ROUTING,
+                                 KVM_CAP_MP_STATE, KVM_CAP_TSC_DEADLINE_TIMER};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(needed); i++) {
+        struct fake f = {.lacking = needed[i]};
+        struct kvm_sys sys = fake_sys(&f);
+        struct machine *m;
+        struct err e = {0};
+
+        assert_int_equal(
+            machine_try(&sys, nothing, sizeof(nothing), false, ENGINE_IRQCHIP_AUTO, &m, &e), 0);
+        assert_false(engine_kvm.has_apics(m->engine));
+        assert_int_equal(f.split_inputs, 0);
+        machine_free(m);
+        assert_true(machine_try(&sys, nothing, sizeof(nothing), false, ENGINE_IRQCHIP_ON, &m, &e) <
+                    0);
+        assert_non_null(strstr(e.msg, "KVM_CHECK_EXTENSION(KVM_CAP_"));
+        assert_non_null(strstr(e.msg, "--kvm-irqchip"));
+        machine_free(m);
+    }
+}
+
 /* ---- calls that fail ---- */
 
 static unsigned open_files(void)
@@ -694,7 +946,7 @@ static int exercise(const struct kvm_sys *sys, struct err *e)
     enum engine_stop stop;
     struct machine *m;
     struct cpu_state *st;
-    int ret = machine_try(sys, code, sizeof(code), true, &m, e);
+    int ret = machine_try(sys, code, sizeof(code), true, ENGINE_IRQCHIP_OFF, &m, e);
 
     if (ret == 0)
         ret = engine_kvm.run(m->vcpu, &stop, e);
@@ -727,7 +979,9 @@ static int exercise(const struct kvm_sys *sys, struct err *e)
 
 static const int codes[] = {ENOMEM, EINVAL, EIO, EPERM};
 
-static void fails_in_turn(const struct kvm_sys *under)
+typedef int (*exercise_fn)(const struct kvm_sys *sys, struct err *e);
+
+static void fails_in_turn(const struct kvm_sys *under, exercise_fn run)
 {
     struct failing f;
     struct kvm_sys sys = failing_sys(&f);
@@ -742,7 +996,7 @@ static void fails_in_turn(const struct kvm_sys *under)
     for (i = 0;; i++) {
         struct err e = {0};
         f = (struct failing){.under = under, .fail_at = i, .code = codes[i % ARRAY_SIZE(codes)]};
-        int ret = exercise(&sys, &e);
+        int ret = run(&sys, &e);
         assert_int_equal(open_files(), files);
         if (f.failed == 0) { /* there were not that many */
             assert_int_equal(ret, 0);
@@ -763,7 +1017,7 @@ static void calls_fail_in_turn(void **state)
     struct fake f = {0};
     struct kvm_sys under = fake_sys(&f);
 
-    fails_in_turn(&under);
+    fails_in_turn(&under, exercise);
 }
 
 static void calls_of_the_host_fail_in_turn(void **state)
@@ -776,7 +1030,45 @@ static void calls_of_the_host_fail_in_turn(void **state)
         skip();
     }
     kvm_close_fd(&fd);
-    fails_in_turn(&kvm_sys_host);
+    fails_in_turn(&kvm_sys_host, exercise);
+}
+
+/* The same with local APICs in the kernel: given to it, run with, taken back. */
+static int exercise_apics(const struct kvm_sys *sys, struct err *e)
+{
+    struct cpu_apic apic = {.base = 0xfee00900, .deadline_tsc = 99};
+    enum engine_stop stop;
+    struct machine *m;
+    struct cpu_state *st;
+    int ret = machine_try(sys, nothing, sizeof(nothing), false, ENGINE_IRQCHIP_ON, &m, e);
+
+    if (ret == 0)
+        ret = engine_kvm.push_apic(m->vcpu, &apic, e);
+    if (ret == 0)
+        ret = engine_kvm.watch_eoi(m->engine, eoi_messages, e);
+    if (ret == 0)
+        ret = engine_kvm.send(m->engine, &eoi_messages[3], e);
+    if (ret >= 0) {
+        atomic_store(&m->pins.bits, PIN_STOP);
+        ret = engine_kvm.run(m->vcpu, &stop, e);
+    }
+    if (ret == 0) {
+        st = machine_state(m);
+        free(st);
+        ret = engine_kvm.sync(m->vcpu, e);
+    }
+    if (ret == 0)
+        ret = engine_kvm.pull_apic(m->vcpu, &apic, e);
+    machine_free(m);
+    return ret;
+}
+
+static void calls_for_apics_fail_in_turn(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys under = fake_sys(&f);
+
+    fails_in_turn(&under, exercise_apics);
 }
 
 static void says_what_to_do(void **state)
@@ -813,7 +1105,15 @@ int main(void)
         cmocka_unit_test(never_loops),
         cmocka_unit_test(takes_over_from_an_interpreter),
         cmocka_unit_test(logs_writes),
+        cmocka_unit_test(gives_and_takes_local_apics),
+        cmocka_unit_test(halts_in_the_kernel),
+        cmocka_unit_test(waits_for_sipi_in_the_kernel),
+        cmocka_unit_test(an_eoi_is_not_left_behind),
+        cmocka_unit_test(a_one_shot_is_not_left_behind),
+        cmocka_unit_test(keeps_out_of_the_kernels_apic),
+        cmocka_unit_test(does_without_apics_in_the_kernel),
         cmocka_unit_test(calls_fail_in_turn),
+        cmocka_unit_test(calls_for_apics_fail_in_turn),
         cmocka_unit_test(calls_of_the_host_fail_in_turn),
         cmocka_unit_test(says_what_to_do),
     };

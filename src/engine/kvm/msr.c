@@ -39,6 +39,7 @@ static const struct kept_msr {
     bool is_readable, is_writable;
     const uint16_t *features;
     size_t field;
+    bool is_apics; /* only where local APICs are in the kernel */
 } kept_msrs[] = {
     {MSR_TSC, true, false, ANY(F(TSC)), NO_FIELD},
     {MSR_SPEC_CTRL, true, true,
@@ -58,7 +59,14 @@ static const struct kept_msr {
     {MSR_GS_BASE, true, true, ANY(F(LM)), NO_FIELD},
     {MSR_KERNEL_GS_BASE, true, true, ANY(F(LM)), FIELD(kernel_gs_base)},
     {MSR_TSC_AUX, true, true, ANY(F(RDTSCP), F(RDPID)), FIELD(tsc_aux)},
+    {MSR_APIC_BASE, true, true, ANY(F(APIC)), NO_FIELD, true},
+    {MSR_TSC_DEADLINE, true, true, ANY(F(TSC_DEADLINE)), NO_FIELD, true},
 };
+
+static bool is_kept_by(const struct engine *engine, const struct kept_msr *k)
+{
+    return model_has_any(engine->soft.model, k->features) && (engine->has_apics || !k->is_apics);
+}
 
 /* ---- the filter ---- */
 
@@ -68,6 +76,7 @@ static const struct {
 } filter_ranges[] = {
     {0x0, 0x200},
     {0x200, 0x200},
+    {0x600, 0x200},
     {0xc0000000, 0x200},
 };
 
@@ -91,7 +100,7 @@ int kvm_msr_set_filter(struct engine *engine, struct err *e)
         for (unsigned i = 0; i < ARRAY_SIZE(kept_msrs); i++) {
             const struct kept_msr *k = &kept_msrs[i];
             uint32_t n = k->index - base;
-            if (n >= filter_ranges[r].count || !model_has_any(engine->soft.model, k->features))
+            if (n >= filter_ranges[r].count || !is_kept_by(engine, k))
                 continue;
             bitmaps[r][0][n / 8] |= (uint8_t)(k->is_readable << n % 8);
             bitmaps[r][1][n / 8] |= (uint8_t)(k->is_writable << n % 8);
@@ -181,7 +190,7 @@ static bool is_kept(const struct engine_vcpu *v, uint32_t index)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(kept_msrs); i++)
         if (kept_msrs[i].index == index)
-            return model_has_any(v->engine->soft.model, kept_msrs[i].features);
+            return is_kept_by(v->engine, &kept_msrs[i]);
     return false;
 }
 

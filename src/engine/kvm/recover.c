@@ -80,14 +80,20 @@ static int stepping_model(struct engine *engine, const struct cpu_model **out, s
     return ret;
 }
 
+/* Have all of the vCPU's state in soft.st, and what to step it with. */
+static int begin_stepping(struct engine_vcpu *v, const struct cpu_model **model, struct err *e)
+{
+    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+
+    return ret == 0 ? stepping_model(v->engine, model, e) : ret;
+}
+
 int kvm_deliver_pending(struct engine_vcpu *v, struct err *e)
 {
     struct cpu_state *st = &v->soft.st;
     const struct cpu_model *model;
-    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+    int ret = begin_stepping(v, &model, e);
 
-    if (ret == 0)
-        ret = stepping_model(v->engine, &model, e);
     if (ret != 0)
         return ret;
     v->before = *st;
@@ -107,7 +113,8 @@ static void find_out_speed(struct engine *engine)
     bool is_interpreted;
     struct err why;
 
-    if (atomic_exchange(&engine->is_probed, true) ||
+    if (engine->has_apics || /* engine/soft could not reach them */
+        atomic_exchange(&engine->is_probed, true) ||
         kvm_probe(engine->sys, &is_interpreted, &why) == 0 || !is_interpreted)
         return;
     log_info("%s: doppel's own step-by-step engine takes over from it", why.msg);
@@ -123,10 +130,8 @@ int kvm_take_over(struct engine_vcpu *v, struct err *e)
     struct cpu_state *st = &v->soft.st;
     uint64_t count = v->soft.stats.instructions;
     const struct cpu_model *model;
-    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+    int ret = begin_stepping(v, &model, e);
 
-    if (ret == 0)
-        ret = stepping_model(v->engine, &model, e);
     if (ret != 0)
         return ret;
     if (v->injected_vector >= 0)
@@ -140,6 +145,11 @@ int kvm_take_over(struct engine_vcpu *v, struct err *e)
 
 static void choose_batch(struct engine_vcpu *v)
 {
+    /* an instruction that reaches for a local APIC in the kernel must be KVM's */
+    if (v->engine->has_apics) {
+        v->batch = 1;
+        return;
+    }
     uint64_t near = v->engine->soft.model->tsc_hz / 1000000 * RECOVER_NEAR_US;
 
     if (v->batch == 0 || tsc_read() - v->resume_tsc >= near)
@@ -160,10 +170,8 @@ int kvm_recover(struct engine_vcpu *v, bool drops_ud, struct err *e)
     uint64_t count = v->soft.stats.instructions;
     const struct cpu_model *model;
     uint8_t bytes[15] = {0};
-    int ret = kvm_state_fetch(v, CPU_GROUP_ALL, e);
+    int ret = begin_stepping(v, &model, e);
 
-    if (ret == 0)
-        ret = stepping_model(v->engine, &model, e);
     if (ret != 0)
         return ret;
     if (drops_ud && st->is_exception_pending && st->exception_vector == VEC_UD)

@@ -70,12 +70,12 @@ static void kick_unblock(struct engine_vcpu *v, pid_t tid)
 
 /* ---- one turn ---- */
 
-/* KVM_RUN once: 0 with an exit to serve, 1 when it was interrupted, or -errno. */
-static int turn(struct engine_vcpu *v, struct err *e)
+int kvm_run_turn(struct engine_vcpu *v, struct err *e)
 {
     const struct engine_host *host = v->engine->soft.host;
     struct kvm_run *run = v->run;
-    uint64_t cr8 = host->cr8_read(v->soft.cpu);
+    bool has_apic = v->engine->has_apics;
+    uint64_t cr8 = has_apic ? 0 : host->cr8_read(v->soft.cpu);
     int ret;
 
     run->cr8 = cr8;
@@ -89,7 +89,8 @@ static int turn(struct engine_vcpu *v, struct err *e)
     v->stats.runs++;
     v->valid = CPU_GROUP_TSC;
     v->is_inject_ready = true;
-    if (run->cr8 != cr8)
+    v->has_entered = true;
+    if (!has_apic && run->cr8 != cr8)
         host->cr8_write(v->soft.cpu, run->cr8);
     if (ret == -EINTR || ret == -EAGAIN) {
         v->is_incomplete = false;
@@ -111,7 +112,7 @@ static int complete(struct engine_vcpu *v, struct err *e)
 
     while (ret == 0 && v->is_incomplete) {
         __atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-        ret = turn(v, e);
+        ret = kvm_run_turn(v, e);
         if (ret == 0)
             ret = kvm_exit_serve(v, e);
     }
@@ -153,11 +154,40 @@ static int inject_interrupt(struct engine_vcpu *v, struct err *e)
 
 /* ---- the loop ---- */
 
+/*
+ * Is something due that KVM is not told of? General registers are never stored without events:
+ * what KVM holds of those would be lost.
+ */
+static bool has_pending(struct engine_vcpu *v)
+{
+    const struct cpu_state *st = &v->soft.st;
+
+    return (v->valid & CPU_GROUP_EVENT) &&
+           (st->is_exception_pending || st->pending_dbg != 0 || v->injected_vector >= 0);
+}
+
+/* What KVM has put off for the next entry is done now; it has to know everything for that. */
+static int settle_apic(struct engine_vcpu *v, struct err *e)
+{
+    int ret = 0;
+
+    if (v->dirty & (CPU_GROUP_GPR | CPU_GROUP_EVENT))
+        ret = kvm_state_fetch(v, CPU_GROUP_GPR | CPU_GROUP_EVENT, e);
+    if (ret == 0 && has_pending(v))
+        ret = kvm_deliver_pending(v, e);
+    if (ret == 0)
+        ret = kvm_state_store(v, e);
+    v->run->request_interrupt_window = 0;
+    return ret == 0 ? kvm_apic_settle(v, e) : ret;
+}
+
 /* Leave nothing that only KVM knows how to finish. */
 static int settle(struct engine_vcpu *v, struct err *e)
 {
     int ret = complete(v, e);
 
+    if (ret == 0 && v->engine->has_apics)
+        ret = settle_apic(v, e);
     if (ret == 0)
         ret = kvm_state_fetch(v, CPU_GROUP_EVENT, e);
     if (ret == 0 && v->injected_vector >= 0)
@@ -194,24 +224,14 @@ static int must_stop(struct engine_vcpu *v, enum engine_stop *stop, struct err *
         ret = settle(v, e);
         return ret != 0 ? ret : 1;
     }
+    if (v->engine->has_apics) /* where HLT and SIPI are waited for */
+        return 0;
     if (st->run_state == CPU_HALTED)
         ret = wake(v, e);
     if (ret != 0 || st->run_state == CPU_RUNNING)
         return ret;
     *stop = st->run_state == CPU_SHUTDOWN ? ENGINE_STOP_SHUTDOWN : ENGINE_STOP_HALT;
     return 1;
-}
-
-/*
- * Is something due that KVM is not told of? General registers are never stored without events:
- * what KVM holds of those would be lost.
- */
-static bool has_pending(struct engine_vcpu *v)
-{
-    const struct cpu_state *st = &v->soft.st;
-
-    return (v->valid & CPU_GROUP_EVENT) &&
-           (st->is_exception_pending || st->pending_dbg != 0 || v->injected_vector >= 0);
 }
 
 /* All that KVM has to know before the guest is entered. */
@@ -264,7 +284,7 @@ static int loop(struct engine_vcpu *v, enum engine_stop *stop, struct err *e)
             ret = kvm_deliver_pending(v, e);
         else if (ret == 0 && take_over(v, &ret, e))
             ;
-        else if (ret == 0 && (ret = prepare(v, e)) == 0 && (ret = turn(v, e)) == 0)
+        else if (ret == 0 && (ret = prepare(v, e)) == 0 && (ret = kvm_run_turn(v, e)) == 0)
             ret = kvm_exit_serve(v, e);
         if (ret < 0)
             return ret;

@@ -118,10 +118,18 @@ static void sregs_from_kvm(struct cpu_state *st, const struct kvm_sregs2 *s)
     st->efer = s->efer;
 }
 
+/* The local APIC is a device of the machine: KVM only derives CPUID's APIC bit from its base. */
+static uint64_t machines_apic_base(const struct engine_vcpu *v)
+{
+    uint64_t base = 0;
+
+    v->engine->soft.host->msr_read(v->soft.cpu, MSR_APIC_BASE, &base);
+    return base & ~APIC_BASE_EXTD;
+}
+
 static void sregs_to_kvm(const struct engine_vcpu *v, struct kvm_sregs2 *s)
 {
     const struct cpu_state *st = &v->soft.st;
-    uint64_t apic_base;
     struct kvm_segment *segs[CPU_SEG_COUNT] = {
         [CPU_ES] = &s->es, [CPU_CS] = &s->cs, [CPU_SS] = &s->ss,    [CPU_DS] = &s->ds,
         [CPU_FS] = &s->fs, [CPU_GS] = &s->gs, [CPU_LDTR] = &s->ldt, [CPU_TR] = &s->tr,
@@ -135,11 +143,9 @@ static void sregs_to_kvm(const struct engine_vcpu *v, struct kvm_sregs2 *s)
     s->cr2 = st->cr2;
     s->cr3 = st->cr3;
     s->cr4 = st->cr4;
-    s->cr8 = v->run->cr8;
+    s->cr8 = v->engine->has_apics ? v->cr8 : v->run->cr8;
     s->efer = st->efer;
-    /* the local APIC is a device of the machine: KVM only derives CPUID's APIC bit from this */
-    if (v->engine->soft.host->msr_read(v->soft.cpu, MSR_APIC_BASE, &apic_base))
-        s->apic_base = apic_base & ~APIC_BASE_EXTD;
+    s->apic_base = v->engine->has_apics ? v->apic_base : machines_apic_base(v);
 }
 
 static bool is_pae_paging(const struct cpu_state *st)
@@ -176,6 +182,8 @@ static int sregs_fetch(struct engine_vcpu *v, struct err *e)
     if (ret < 0)
         return ret;
     sregs_from_kvm(st, &s2);
+    v->apic_base = s2.apic_base;
+    v->cr8 = s2.cr8;
     if (s2.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID)
         memcpy(st->pae_pdpte, s2.pdptrs, sizeof(st->pae_pdpte));
     else if (is_pae_paging(st))
@@ -319,7 +327,10 @@ static int events_fetch(struct engine_vcpu *v, struct err *e)
     return 0;
 }
 
-/* What is pending was delivered in software before: only blocking is left. */
+/*
+ * What is pending was delivered in software before: only blocking is left. MP state comes last:
+ * KVM acts on nothing that waits before it is entered.
+ */
 static int events_store(struct engine_vcpu *v, struct err *e)
 {
     const struct cpu_state *st = &v->soft.st;
@@ -327,6 +338,7 @@ static int events_store(struct engine_vcpu *v, struct err *e)
         .flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         .nmi.masked = st->is_nmi_blocked,
     };
+    int ret;
 
     /* the entry checks take one of the two only, and blocking by STI only with IF set */
     if (st->shadow & SHADOW_MOV_SS)
@@ -335,12 +347,13 @@ static int events_store(struct engine_vcpu *v, struct err *e)
         ev.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
     if (v->engine->caps.has_triple_fault_event)
         ev.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
-    return KVM_CALL(v->engine->sys, v->fd, KVM_SET_VCPU_EVENTS, &ev, e);
+    ret = KVM_CALL(v->engine->sys, v->fd, KVM_SET_VCPU_EVENTS, &ev, e);
+    return ret >= 0 && v->engine->has_apics ? kvm_apic_store_mp_state(v, e) : ret;
 }
 
 /* ---- TSC ---- */
 
-static int tsc_store(struct engine_vcpu *v, struct err *e)
+static int offset_store(struct engine_vcpu *v, struct err *e)
 {
     uint64_t offset = v->soft.st.tsc_offset;
     struct kvm_device_attr attr = {
@@ -357,6 +370,13 @@ static int tsc_store(struct engine_vcpu *v, struct err *e)
         return KVM_CALL(v->engine->sys, v->fd, KVM_SET_DEVICE_ATTR, &attr, e);
     msrs.entry.data = tsc_read() + offset;
     return KVM_CALL(v->engine->sys, v->fd, KVM_SET_MSRS, &msrs, e);
+}
+
+static int tsc_store(struct engine_vcpu *v, struct err *e)
+{
+    int ret = offset_store(v, e);
+
+    return ret >= 0 && v->engine->has_apics ? kvm_apic_tsc_changed(v, e) : ret;
 }
 
 /* ---- all of it ---- */
@@ -379,14 +399,22 @@ static const struct exchange exchanges[] = {
 
 int kvm_state_fetch(struct engine_vcpu *v, uint32_t groups, struct err *e)
 {
+    int ret;
+
     /* one ioctl serves three groups, which therefore become valid together */
     if (groups & ~v->valid & GROUPS_SREGS)
         groups |= GROUPS_SREGS;
     groups &= ~v->valid;
     if (groups == 0)
         return 0;
+    if (v->engine->has_apics && !(v->valid & CPU_GROUP_EVENT)) {
+        groups |= CPU_GROUP_EVENT;
+        ret = kvm_apic_fetch_mp_state(v, e);
+        if (ret < 0)
+            return err_prefix(e, "read the state of CPU %u", v->soft.index);
+    }
     for (unsigned i = 0; i < ARRAY_SIZE(exchanges); i++) {
-        int ret = groups & exchanges[i].groups ? exchanges[i].fetch(v, e) : 0;
+        ret = groups & exchanges[i].groups ? exchanges[i].fetch(v, e) : 0;
         if (ret < 0)
             return err_prefix(e, "read the registers of CPU %u", v->soft.index);
     }
@@ -400,6 +428,17 @@ void kvm_state_changed(struct engine_vcpu *v, uint32_t groups)
 {
     v->valid |= groups;
     v->dirty |= groups;
+}
+
+int kvm_state_set_apic_base(struct engine_vcpu *v, uint64_t base, uint64_t cr8, struct err *e)
+{
+    int ret = kvm_state_fetch(v, GROUPS_SREGS, e);
+
+    v->apic_base = base;
+    v->cr8 = cr8;
+    if (ret == 0)
+        ret = sregs_store(v, e);
+    return MIN(ret, 0);
 }
 
 void kvm_state_changed_later(struct engine_vcpu *v, uint32_t groups)

@@ -16,6 +16,7 @@ static const struct {
     [KVM_COUNT_MMIO_WRITE] = {"mmio_writes", "MMIO writes"},
     [KVM_COUNT_MSR_READ] = {"msr_reads", "MSR reads"},
     [KVM_COUNT_MSR_WRITE] = {"msr_writes", "MSR writes"},
+    [KVM_COUNT_EOI] = {"level_eois", "EOIs of level-triggered interrupts"},
     [KVM_COUNT_HALT] = {"halts", "halts"},
     [KVM_COUNT_WINDOW] = {"interrupt_windows", "interrupt windows"},
     [KVM_COUNT_TPR] = {"tpr_lowered", "task priority lowered"},
