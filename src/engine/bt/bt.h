@@ -73,15 +73,18 @@
 #define BT_MODE_SMAP 0x10000u /* CPL < 3 and CR4.SMAP: the set says what RFLAGS.AC is */
 #define BT_MODE_FSGSBASE 0x20000u
 
+/* Large: programs of many megabytes return to more places than a processor's own tables hold. */
 #define BT_JC_BITS 14
 #define BT_JC_SIZE (1u << BT_JC_BITS)
+#define BT_JC_GROUP 64u /* slots that are cleared together */
 
 /* Direct-mapped guess from a linear address to a block's guard entry; one per TLB set. */
 struct bt_jump_cache {
     uint64_t minus_rip[BT_JC_SIZE];
     uint64_t host[BT_JC_SIZE];
-    const struct bt_block *block[BT_JC_SIZE]; /* for C; valid where minus_rip matches */
-    uint32_t mode;                            /* of every block in it */
+    uint32_t block[BT_JC_SIZE]; /* number; for C; valid where minus_rip matches */
+    uint64_t filled[BT_JC_SIZE / BT_JC_GROUP / 64]; /* groups that may hold any */
+    uint32_t mode;                                  /* of every block in it */
 };
 
 /* What a vCPU's time goes to, beside translating, devices and exclusive sections. */
@@ -251,6 +254,8 @@ void bt_cache_empty(struct bt_engine *be);
 bool bt_cache_has_room(const struct bt_engine *be);
 /* Bytes of the tables that are in use. With the lock held, or for a figure. */
 size_t bt_cache_tables_size(const struct bt_engine *be);
+void bt_jump_cache_init(struct bt_jump_cache *jc);
+/* Forget all; costs what was filled. */
 void bt_jump_cache_clear(struct bt_jump_cache *jc);
 
 /* stubs.c: hand-written glue between generated code and C, made once at open. */

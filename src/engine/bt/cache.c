@@ -147,11 +147,27 @@ bool bt_cache_has_room(const struct bt_engine *be)
            be->page_count + 2 <= be->page_max && be->view_count + 3 < be->view_max;
 }
 
-void bt_jump_cache_clear(struct bt_jump_cache *jc)
+static void jump_cache_clear_group(struct bt_jump_cache *jc, unsigned group)
 {
     /* an address of another slot: nothing that selects this one can equal it */
-    for (unsigned i = 0; i < BT_JC_SIZE; i++)
+    for (unsigned i = group * BT_JC_GROUP; i < (group + 1) * BT_JC_GROUP; i++)
         jc->minus_rip[i] = i == 0 ? -UINT64_C(2) : 0;
+}
+
+void bt_jump_cache_init(struct bt_jump_cache *jc)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(jc->filled); i++)
+        jc->filled[i] = ~UINT64_C(0);
+    bt_jump_cache_clear(jc);
+}
+
+void bt_jump_cache_clear(struct bt_jump_cache *jc)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(jc->filled); i++) {
+        for (uint64_t filled = jc->filled[i]; filled != 0; filled &= filled - 1)
+            jump_cache_clear_group(jc, 64 * i + (unsigned)__builtin_ctzll(filled));
+        jc->filled[i] = 0;
+    }
 }
 
 /*

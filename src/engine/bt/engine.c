@@ -91,7 +91,7 @@ static int bt_attach(struct engine *engine, unsigned index, void *cpu, struct en
         b->clear_bit_1[i] = (uint8_t)(i & ~2u);
     }
     for (unsigned set = 0; set < SOFT_TLB_SETS; set++)
-        bt_jump_cache_clear(&b->jc[set]);
+        bt_jump_cache_init(&b->jc[set]);
     int r = soft_vcpu_init(&b->soft, &be->soft, index, cpu, pins, e);
     if (r != 0) {
         free(b);

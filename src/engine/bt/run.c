@@ -279,11 +279,12 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
      * A guess is good when the page is mapped as its guard wants it and its body goes on. Where
      * exec_tag does not hold the page the cookie says nothing.
      */
-    const struct bt_block *guess = jc->block[jc_slot];
     *block = NULL;
-    if (jc->minus_rip[jc_slot] + rip == 0 && soft_tlb_find_exec(v, b->set, rip) != NULL &&
-        tlb->code_cookie[slot] == guess->cookie && !guess->is_dead && !guess->has_tail)
-        return bt_block_body(be, guess);
+    if (jc->minus_rip[jc_slot] + rip == 0 && soft_tlb_find_exec(v, b->set, rip) != NULL) {
+        const struct bt_block *guess = bt_block(be, jc->block[jc_slot]);
+        if (tlb->code_cookie[slot] == guess->cookie && !guess->is_dead && !guess->has_tail)
+            return bt_block_body(be, guess);
+    }
 
     v->next_rip = rip;
     if (soft_translate(v, rip, SOFT_FETCH, SOFT_AS_CPL, &place) != 0) {
@@ -303,7 +304,8 @@ static const uint8_t *find_code(struct bt_vcpu *b, struct bt_block **block)
         return bt_block_body(be, found);
     jc->minus_rip[jc_slot] = -rip;
     jc->host[jc_slot] = (uintptr_t)bt_block_guard(be, found);
-    jc->block[jc_slot] = found;
+    jc->block[jc_slot] = bt_block_number(be, found);
+    jc->filled[jc_slot / BT_JC_GROUP / 64] |= BIT(jc_slot / BT_JC_GROUP % 64);
     return bt_block_body(be, found);
 }
 
