@@ -315,6 +315,36 @@ static void test_share(void **state)
     assert_non_null(strstr(e.msg, "two folders"));
 }
 
+static void test_vhost_user(void **state)
+{
+    struct options o;
+    struct err e;
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "vhost-user:/a,,b", "--net",
+                           "vhost-user:/n,mac=52:54:00:01:02:03", "--share", "vhost-user:/s,tag=x"),
+                     0);
+    assert_true(o.disks[0].is_vhost_user && o.shares[0].is_vhost_user);
+    assert_string_equal(o.disks[0].path, "/a,b");
+    assert_string_equal(o.shares[0].path, "/s");
+    assert_int_equal(o.net.kind, VM_NET_VHOST_USER);
+    assert_string_equal(o.net.path, "/n");
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "./vhost-user:/a"), 0);
+    assert_false(o.disks[0].is_vhost_user);
+    static const char *const bad[][2] = {
+        {"--disk", "vhost-user:"},
+        {"--disk", "vhost-user:/a,ro"},
+        {"--net", "vhost-user:"},
+        {"--net", "vhost-user:/n,restrict"},
+        {"--net", "vhost-user:/n,mtu=1500"},
+        {"--share", "vhost-user:/s"},
+        {"--share", "vhost-user:,tag=x"},
+        {"--share", "vhost-user:/s,tag=x,ro"},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(PARSE(&o, &e, "--kernel", "k", bad[i][0], bad[i][1]), -EINVAL);
+        assert_non_null(strstr(e.msg, bad[i][0]));
+    }
+}
+
 static void test_help_needs_no_kernel(void **state)
 {
     struct options o;
@@ -479,6 +509,7 @@ int main(void)
         cmocka_unit_test(test_networks),
         cmocka_unit_test(test_ports_and_more),
         cmocka_unit_test(test_share),
+        cmocka_unit_test(test_vhost_user),
         cmocka_unit_test(test_help_needs_no_kernel),
         cmocka_unit_test(test_suggest),
         cmocka_unit_test(test_keys),

@@ -61,6 +61,17 @@ int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out
     const char *rest = props_take(value, &to);
     if (text[0] == '\0')
         return err_set(e, 0, "--disk: the file's name is empty");
+    const char *socket = props_vhost_user(text);
+    if (socket != NULL) {
+        *out = (struct vm_disk){.path = socket, .is_vhost_user = true};
+        if (socket[0] == '\0')
+            return err_set(e, 0, "--disk: vhost-user: lacks the path of a socket");
+        if (rest != NULL)
+            return err_set(e, 0,
+                           "--disk: what serves 'vhost-user:%s' sets its properties; there are "
+                           "none here",
+                           socket);
+    }
     while (rest != NULL) {
         const char *part = to;
         rest = props_take(rest, &to);

@@ -110,6 +110,8 @@ static int take_property(const char *part, struct vm_net *out, struct err *e)
 
     if ((value = props_value(part, "mac")) != NULL)
         return take_mac(value, out, e);
+    if (out->kind == VM_NET_VHOST_USER)
+        return props_unknown("--net", part, names, 1, "there is mac=", e);
     if ((value = props_value(part, "mtu")) != NULL)
         return take_mtu(value, out, e);
     if (out->kind == VM_NET_USER && (value = props_value(part, "hostfwd")) != NULL)
@@ -136,8 +138,12 @@ int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, s
         out->kind = VM_NET_USER;
     else if (strncmp(text, "socket:", 7) == 0)
         out->kind = VM_NET_SOCKET;
+    else if ((out->path = props_vhost_user(text)) != NULL)
+        out->kind = VM_NET_VHOST_USER;
     else if (strcmp(text, "none") != 0)
-        return err_set(e, 0, "--net: unknown network '%s' (choose from user, socket:PATH, none)",
+        return err_set(e, 0,
+                       "--net: unknown network '%s' (choose from user, socket:PATH, "
+                       "vhost-user:PATH, none)",
                        text);
     if (out->kind == VM_NET_SOCKET)
         out->path = text + 7;

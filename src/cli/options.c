@@ -102,12 +102,14 @@ static const struct option_spec {
         "A virtio disk in a raw file or on a block device, up to\n"
         "16 times. Properties: ro (read-only), serial=TEXT, and\n"
         "cache=writeback (the default), none (past the page cache)\n"
-        "or unsafe (the guest's flushes are ignored)"},
+        "or unsafe (the guest's flushes are ignored). With\n"
+        "vhost-user:PATH for FILE, another process serves it"},
     [OPTION_NET] = {"net", "NETWORK[,PROPERTY...]", NULL,
         "Network interface: none (the default); user (that with\n"
         "IMAGE), a network of the guest's own that needs no rights;\n"
-        "or socket:PATH, one with other machines, by\n"
-        "'doppel switch PATH'. Properties:\n"
+        "socket:PATH, one with other machines, by 'doppel switch\n"
+        "PATH'; or vhost-user:PATH, served by another process.\n"
+        "Properties:\n"
         "mac=ADDRESS (default: by the machine's name), mtu=BYTES;\n"
         "for user: restrict (no way out) and\n"
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
@@ -115,7 +117,8 @@ static const struct option_spec {
     [OPTION_SHARE] = {"share", "PATH,tag=NAME[,ro]", NULL,
         "Share a folder of the host with the guest, up to 8 times;\n"
         "in a Linux guest: mount -t virtiofs NAME /where. With ro\n"
-        "it can only be read"},
+        "it can only be read. With vhost-user:PATH for PATH, another\n"
+        "process (virtiofsd) serves it"},
     [OPTION_SERIAL] = {"serial", "DEVICE", NULL,
         "First serial port: stdio (the default), file:PATH,\n"
         "unix:PATH (a listening socket), pty:PATH (a link to a\n"

@@ -20,6 +20,13 @@ const char *props_take(const char *from, char **to)
     return *from == ',' ? from + 1 : NULL;
 }
 
+const char *props_vhost_user(const char *part)
+{
+    static const char prefix[] = "vhost-user:";
+
+    return strncmp(part, prefix, strlen(prefix)) == 0 ? part + strlen(prefix) : NULL;
+}
+
 const char *props_value(const char *part, const char *name)
 {
     size_t len = strlen(name);

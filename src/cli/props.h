@@ -16,6 +16,9 @@
  */
 const char *props_take(const char *from, char **to);
 
+/* The socket's path of a part "vhost-user:PATH", or NULL when it is none. */
+const char *props_vhost_user(const char *part);
+
 /* The value of a part "NAME=VALUE", or NULL when it is not of that name. */
 const char *props_value(const char *part, const char *name);
 

@@ -22,6 +22,9 @@ static int take_property(const char *part, struct vm_share *out, struct err *e)
     static const char *const names[] = {"ro", "tag"};
     const char *value;
 
+    if (strcmp(part, "ro") == 0 && out->is_vhost_user)
+        return err_set(e, 0, "--share: what serves 'vhost-user:%s' says if it is read-only",
+                       out->path);
     if (strcmp(part, "ro") == 0) {
         out->is_read_only = true;
         return 0;
@@ -43,6 +46,12 @@ int share_parse(const char *value, char text[SHARE_TEXT_SIZE], struct vm_share *
     const char *rest = props_take(value, &to);
     if (text[0] == '\0')
         return err_set(e, 0, "--share: the folder's name is empty");
+    const char *socket = props_vhost_user(text);
+    if (socket != NULL) {
+        *out = (struct vm_share){.path = socket, .is_vhost_user = true};
+        if (socket[0] == '\0')
+            return err_set(e, 0, "--share: vhost-user: lacks the path of a socket");
+    }
     while (rest != NULL) {
         const char *part = to;
         rest = props_take(rest, &to);

@@ -1,5 +1,5 @@
 /*
- * share.h - the value of --share: PATH,tag=NAME[,ro]
+ * share.h - the value of --share: PATH|vhost-user:PATH,tag=NAME[,ro]
  */
 #ifndef DOPPEL_CLI_SHARE_H
 #define DOPPEL_CLI_SHARE_H

@@ -39,6 +39,7 @@
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
 #include "dev/virtio/virtio_vsock.h"
+#include "dev/virtio/virtio_vhost.h"
 #include "mem/space.h"
 #include "os/vclock.h"
 #include "vm/acpi.h"
@@ -113,6 +114,13 @@ static int board_create_memory(struct board *b, struct err *e)
                             low_end - MAP_EXTENDED_ADDR, false, e);
     if (ret == 0 && size > low_end)
         ret = space_add_ram(b->memory, MAP_HIGH_RAM_ADDR, host + low_end, size - low_end, false, e);
+    b->ram_regions[0] = (struct vhost_user_region){.size = low_end, .host = host, .fd = b->ram.fd};
+    b->ram_regions[1] = (struct vhost_user_region){.guest_addr = MAP_HIGH_RAM_ADDR,
+                                                   .size = size - low_end,
+                                                   .host = host + low_end,
+                                                   .fd = b->ram.fd,
+                                                   .fd_offset = low_end};
+    b->ram_region_count = size > low_end ? 2 : 1;
     return ret;
 }
 
@@ -541,10 +549,22 @@ static int board_create_rng(struct board *b, struct err *e)
     return ret;
 }
 
+/* A device that another process serves. */
+static int board_create_vhost(struct board *b, struct virtio_vhost_config *config,
+                              uint16_t class_device, struct virtio_vhost **out,
+                              struct virtio_pci **function, struct err *e)
+{
+    config->memory = b->memory;
+    config->regions = b->ram_regions;
+    config->region_count = b->ram_region_count;
+    int ret = virtio_vhost_create(config, out, e);
+    return ret == 0 ? virtio_pci_create(virtio_vhost_device(*out), class_device, function, e) : ret;
+}
+
 #define PCI_CLASS_STORAGE_OTHER 0x0180
 #define DISK_QUEUES_MAX 4u
 
-static int board_create_disk(struct board *b, unsigned index, struct err *e)
+static int board_create_image(struct board *b, unsigned index, struct err *e)
 {
     static const enum block_cache caches[] = {
         [VM_DISK_WRITEBACK] = BLOCK_CACHE_WRITEBACK,
@@ -573,9 +593,23 @@ static int board_create_disk(struct board *b, unsigned index, struct err *e)
     if (ret == 0)
         ret =
             virtio_pci_create(virtio_blk_device(d->blk), PCI_CLASS_STORAGE_OTHER, &d->function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(d->function, b->pci, MAP_DISK_SLOT + index, e);
     return ret;
+}
+
+static int board_create_disk(struct board *b, unsigned index, struct err *e)
+{
+    const struct vm_disk *disk = &b->vm->config.disks[index];
+    struct board_disk *d = &b->disks[index];
+    struct virtio_vhost_config config = {
+        .kind = VIRTIO_VHOST_DISK,
+        .path = disk->path,
+        .queues_wanted = MIN(b->vm->config.cpu_count, DISK_QUEUES_MAX),
+    };
+    int ret = disk->is_vhost_user ? board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER,
+                                                       &d->vhost, &d->function, e)
+                                  : board_create_image(b, index, e);
+
+    return ret == 0 ? virtio_pci_attach(d->function, b->pci, MAP_DISK_SLOT + index, e) : ret;
 }
 
 static int board_create_disks(struct board *b, struct err *e)
@@ -591,12 +625,24 @@ static void board_destroy_disk(struct board_disk *d)
 {
     /* requests under way come back first: they signal through the function */
     block_close(d->block);
+    virtio_vhost_close(d->vhost);
     virtio_pci_destroy(d->function);
     virtio_blk_destroy(d->blk);
+    virtio_vhost_destroy(d->vhost);
 }
 
 #define PCI_CLASS_ETHERNET 0x0200
 #define NET_PAIRS_MAX 4u
+
+static int board_create_net_vhost(struct board *b, const uint8_t mac[6], struct err *e)
+{
+    struct virtio_vhost_config config = {.kind = VIRTIO_VHOST_NET, .path = b->vm->config.net.path};
+
+    memcpy(config.mac, mac, 6);
+    int ret =
+        board_create_vhost(b, &config, PCI_CLASS_ETHERNET, &b->net_vhost, &b->net_function, e);
+    return ret == 0 ? virtio_pci_attach(b->net_function, b->pci, MAP_NET_SLOT, e) : ret;
+}
 
 static int board_create_net(struct board *b, struct err *e)
 {
@@ -612,6 +658,8 @@ static int board_create_net(struct board *b, struct err *e)
 
     if (net->kind == VM_NET_NONE)
         return 0;
+    if (net->kind == VM_NET_VHOST_USER)
+        return board_create_net_vhost(b, net->has_mac ? net->mac : made_up, e);
     if (net->kind == VM_NET_USER)
         ret = netdev_user_open(&net->user, net->mtu, &b->netdev, e);
     else
@@ -630,7 +678,7 @@ static int board_create_net(struct board *b, struct err *e)
     return ret;
 }
 
-static int board_create_share(struct board *b, unsigned index, struct err *e)
+static int board_create_folder(struct board *b, unsigned index, struct err *e)
 {
     const struct vm_share *share = &b->vm->config.shares[index];
     struct board_share *s = &b->shares[index];
@@ -648,9 +696,20 @@ static int board_create_share(struct board *b, unsigned index, struct err *e)
     ret = virtio_fs_create(&config, &s->fs, e);
     if (ret == 0)
         ret = virtio_pci_create(virtio_fs_device(s->fs), PCI_CLASS_STORAGE_OTHER, &s->function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(s->function, b->pci, MAP_SHARE_SLOT + index, e);
     return ret;
+}
+
+static int board_create_share(struct board *b, unsigned index, struct err *e)
+{
+    const struct vm_share *share = &b->vm->config.shares[index];
+    struct board_share *s = &b->shares[index];
+    struct virtio_vhost_config config = {
+        .kind = VIRTIO_VHOST_SHARE, .path = share->path, .tag = share->tag};
+    int ret = share->is_vhost_user ? board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER,
+                                                        &s->vhost, &s->function, e)
+                                   : board_create_folder(b, index, e);
+
+    return ret == 0 ? virtio_pci_attach(s->function, b->pci, MAP_SHARE_SLOT + index, e) : ret;
 }
 
 static int board_create_shares(struct board *b, struct err *e)
@@ -666,8 +725,10 @@ static void board_destroy_share(struct board_share *s)
 {
     /* as for disks */
     share_close(s->share);
+    virtio_vhost_close(s->vhost);
     virtio_pci_destroy(s->function);
     virtio_fs_destroy(s->fs);
+    virtio_vhost_destroy(s->vhost);
 }
 
 #define PCI_CLASS_COMMUNICATION_OTHER 0x0780
@@ -785,8 +846,10 @@ void board_destroy(struct board *b)
     for (unsigned i = 0; i < VM_SHARES_MAX; i++)
         board_destroy_share(&b->shares[i]);
     netdev_close(b->netdev);
+    virtio_vhost_close(b->net_vhost);
     virtio_pci_destroy(b->net_function);
     virtio_net_destroy(b->net);
+    virtio_vhost_destroy(b->net_vhost);
     virtio_pci_destroy(b->vsock_function);
     virtio_vsock_destroy(b->vsock);
     virtio_pci_destroy(b->balloon_function);

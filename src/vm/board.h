@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "backend/vhost/vhost_user.h"
 #include "base/err.h"
 #include "dev/irq.h"
 #include "mem/ram.h"
@@ -28,7 +29,9 @@ struct board {
     struct vm *vm;
 
     struct ram ram;
-    struct boot_map map;           /* what the guest is told of RAM */
+    struct vhost_user_region ram_regions[2]; /* for other processes */
+    unsigned ram_region_count;
+    struct boot_map map; /* what the guest is told of RAM */
     struct space *memory, *ports;
     struct shadow shadow; /* 0xc0000 to 0xfffff */
     struct vclock *clock;
@@ -40,7 +43,7 @@ struct board {
     struct ioapic *ioapic;
     struct i8259 *pic;
     struct board_wire isa_wires[16];
-    struct irq_line isa[16];       /* interrupt n of the ISA bus: 8259 and IOAPIC */
+    struct irq_line isa[16]; /* interrupt n of the ISA bus: 8259 and IOAPIC */
 
     struct i8254 *pit;
     struct hpet *hpet;
@@ -65,14 +68,17 @@ struct board {
     struct board_disk {
         struct block *block;
         struct virtio_blk *blk;
+        struct virtio_vhost *vhost; /* instead of the two */
         struct virtio_pci *function;
     } disks[VM_DISKS_MAX];
     struct netdev *netdev;
     struct virtio_net *net;
+    struct virtio_vhost *net_vhost; /* instead of the two */
     struct virtio_pci *net_function;
     struct board_share {
         struct share *share;
         struct virtio_fs *fs;
+        struct virtio_vhost *vhost; /* instead of the two */
         struct virtio_pci *function;
     } shares[VM_SHARES_MAX];
     struct virtio_console *console; /* NULL: no ports */

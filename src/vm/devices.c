@@ -52,6 +52,9 @@ int vm_set_balloon(struct vm *vm, uint64_t bytes, struct err *e)
 
 int vm_set_link(struct vm *vm, bool is_up, struct err *e)
 {
+    if (vm->board.net_vhost != NULL)
+        return err_set(e, ENOTSUP, "the link of '%s' is the business of the process that serves it",
+                       vm->config.net.path);
     if (vm->board.net == NULL)
         return err_set(e, ENODEV, "the machine has no network interface: start it with --net");
     virtio_net_set_link(vm->board.net, is_up);
@@ -87,6 +90,10 @@ int vm_resize_disk(struct vm *vm, const char *disk, uint64_t *bytes, struct err 
     unsigned index = 0;
     int rc = find_disk(vm, disk, &index, e);
 
+    if (rc == 0 && vm->config.disks[index].is_vhost_user)
+        rc = err_set(e, ENOTSUP,
+                     "resize '%s': another process serves this disk, and says what its size is",
+                     vm->config.disks[index].path);
     if (rc == 0)
         rc = block_resize(vm->board.disks[index].block, *bytes, e);
     if (rc != 0)

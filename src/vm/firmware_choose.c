@@ -116,7 +116,7 @@ const char *firmware_choose(const struct vm_disk *disks, unsigned count)
     struct err e;
     size_t size;
 
-    if (count == 0)
+    if (count == 0 || disks[0].is_vhost_user)
         return name;
     config.path = disks[0].path;
     if (block_open(&config, &block, &e) != 0)

@@ -34,9 +34,10 @@ enum vm_disk_cache {
     VM_DISK_UNSAFE,    /* flushes are ignored: for disks that may be lost */
 };
 
-/* A virtio disk, kept in a file or on a block device of the host. */
+/* A virtio disk, kept in a file or on a block device of the host, or by another process. */
 struct vm_disk {
     const char *path;
+    bool is_vhost_user; /* `path` is the other process's socket, and the rest its business */
     bool is_read_only;
     enum vm_disk_cache cache;
     const char *serial; /* as the guest sees it, up to 20 characters; NULL: none */
@@ -77,7 +78,7 @@ enum vm_irqchip {
     VM_IRQCHIP_ON,     /* where KVM has them, or the machine cannot be made */
 };
 
-enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET };
+enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET, VM_NET_VHOST_USER };
 
 /* A virtio network interface. */
 struct vm_net {
@@ -86,12 +87,13 @@ struct vm_net {
     uint8_t mac[6]; /* has_mac: else one that is made up, the same for every start */
     unsigned mtu;   /* the largest IP packet, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0: the usual */
     struct netdev_user_config user;
-    const char *path; /* VM_NET_SOCKET: where the switch is */
+    const char *path; /* SOCKET: where the switch is; VHOST_USER: who serves the interface */
 };
 
 /* A folder of the host, which the guest mounts by its tag (virtio-fs). */
 struct vm_share {
     const char *path;
+    bool is_vhost_user; /* as for disks */
     const char *tag; /* 1 to VM_SHARE_TAG_MAX bytes */
     bool is_read_only;
 };

@@ -1,0 +1,580 @@
+/*
+ * virtio_vhost.c - a virtio device that another process serves
+ *
+ * Invariants: `backend` belongs to the device's thread, which starts and stops its rings as the
+ * driver starts and resets the device. Chains go into the rings while is_live, under the lock.
+ * is_up lasts from when the driver starts the device until the thread has taken all back that
+ * the back end had: until then a reset is not complete.
+ */
+#include "dev/virtio/virtio_vhost.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "backend/vhost/vhost_user.h"
+#include "base/log.h"
+#include "dev/virtio/vhost_ring.h"
+#include "dev/virtio/virtio.h"
+#include "mem/space.h"
+#include "os/memfd.h"
+
+/* Where the back end finds the rings: far from any guest's RAM. */
+#define RINGS_ADDR BIT(51)
+#define QUEUES_MAX 8u
+
+#define BLK_F_MQ BIT(12)
+#define BLK_QUEUE_COUNT_AT 34 /* in the configuration (5.2.4) */
+#define NET_F_MAC BIT(5)
+
+/* What the kinds of devices differ in. */
+static const struct kind {
+    uint16_t id, queue_size;
+    unsigned queue_count; /* 0: as many as wanted and there */
+    unsigned config_size;
+    bool has_config; /* the back end tells it */
+    uint64_t passed; /* features that are the back end's, if it has them */
+    uint64_t own;    /* features of ours */
+} kinds[] = {
+    [VIRTIO_VHOST_DISK] =
+        {
+            .id = VIRTIO_ID_BLOCK,
+            .queue_size = 128,
+            .config_size = 60,
+            .has_config = true,
+            /* SIZE_MAX, SEG_MAX, GEOMETRY, RO, BLK_SIZE, FLUSH, TOPOLOGY, MQ, DISCARD, WRITE_ZEROES
+             */
+            .passed = BIT(1) | BIT(2) | BIT(4) | BIT(5) | BIT(6) | BIT(9) | BIT(10) | BLK_F_MQ |
+                      BIT(13) | BIT(14),
+        },
+    [VIRTIO_VHOST_NET] =
+        {
+            .id = VIRTIO_ID_NET,
+            .queue_size = 256,
+            .queue_count = 2,
+            .config_size = 12,
+            /* checksums, segments of the guest's and the host's, mergeable buffers */
+            .passed = BIT(0) | BIT(1) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) |
+                      BIT(13) | BIT(14) | BIT(15),
+            .own = NET_F_MAC,
+        },
+    [VIRTIO_VHOST_SHARE] =
+        {
+            .id = VIRTIO_ID_FS,
+            .queue_size = 1024,
+            .queue_count = 2,
+            .config_size = 40,
+        },
+};
+
+struct virtio_vhost {
+    struct virtio_device dev;
+    struct virtio_vhost_config config;
+    const struct kind *kind;
+
+    int memory_fd; /* of the rings */
+    void *memory;
+    size_t memory_size, ring_stride;
+    int kick_fds[QUEUES_MAX], call_fds[QUEUES_MAX], wake_fd;
+    pthread_t thread;
+    bool is_started; /* the thread has been */
+
+    /* the thread's own, once it runs */
+    struct vhost_user *backend; /* NULL: gone */
+    bool is_ring_started[QUEUES_MAX];
+
+    /* under dev.lock */
+    struct vhost_ring rings[QUEUES_MAX];
+    bool wants_start, wants_stop, is_up, is_live, is_closing;
+};
+
+/* ---- requests; under the lock ---- */
+
+static void wake(int fd)
+{
+    uint64_t one = 1;
+
+    /* EAGAIN: it is as awake as can be */
+    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+        ;
+}
+
+static void take_chains(struct virtio_vhost *v, unsigned index)
+{
+    struct virtqueue *q = &v->dev.queues[index];
+    struct vhost_ring *ring = &v->rings[index];
+    struct virtqueue_chain *chain;
+    bool is_new = false;
+
+    if (!v->is_live || !q->is_enabled)
+        return;
+    do {
+        virtqueue_set_notify(q, false);
+        while ((chain = vhost_ring_room(ring)) != NULL && virtio_pop(&v->dev, index, chain)) {
+            vhost_ring_add(ring);
+            is_new = true;
+        }
+        /* when all are out, what comes back goes on here */
+    } while (chain != NULL && virtio_is_running(&v->dev) && virtqueue_set_notify(q, true));
+    if (is_new && vhost_ring_wants_kick(ring))
+        wake(v->kick_fds[index]);
+}
+
+/* The back end may have written all of it, whatever it says. */
+static void note_written(struct virtio_vhost *v, const struct virtqueue_chain *chain)
+{
+    const struct virtqueue_buffer *in = chain->buffers + chain->out_count;
+
+    for (unsigned i = 0; i < chain->in_count; i++)
+        space_note_written(v->dev.memory, in[i].addr, in[i].len);
+}
+
+/* False when the back end broke the ring. */
+static bool give_back(struct virtio_vhost *v, unsigned index)
+{
+    const struct virtqueue_chain *chain;
+    uint32_t written;
+    int rc;
+
+    if (!v->is_live)
+        return true;
+    while ((rc = vhost_ring_take(&v->rings[index], &chain, &written)) > 0) {
+        note_written(v, chain);
+        virtqueue_push(&v->dev.queues[index], chain, (uint32_t)MIN(written, chain->in_size));
+    }
+    virtio_signal_queue(&v->dev, index);
+    take_chains(v, index);
+    return rc == 0;
+}
+
+/* Chains that will not come back; the back end has let go of them, or is gone. */
+static void drop_chains(struct virtio_vhost *v)
+{
+    v->is_live = false;
+    for (unsigned i = 0; i < v->dev.queue_count; i++) {
+        struct vhost_ring *ring = &v->rings[i];
+        for (unsigned n = 0; n < VHOST_RING_SIZE && ring->out_count != 0; n++)
+            if (ring->slots[n].is_out)
+                note_written(v, &ring->slots[n].chain);
+        vhost_ring_reset(ring);
+    }
+}
+
+/* ---- the device's thread ---- */
+
+static void lose_backend(struct virtio_vhost *v, const char *why)
+{
+    static struct log_limit limit;
+
+    if (log_limit_allows(&limit))
+        log_warn("%s; when the guest resets the device, a back end is looked for again", why);
+    vhost_user_close(v->backend);
+    v->backend = NULL;
+    memset(v->is_ring_started, 0, sizeof(v->is_ring_started));
+    pthread_mutex_lock(&v->dev.lock);
+    drop_chains(v);
+    if (v->is_up && !v->dev.is_resetting)
+        virtio_needs_reset(&v->dev, "its back end is gone");
+    pthread_mutex_unlock(&v->dev.lock);
+}
+
+static int give_memory(struct virtio_vhost *v, struct err *e)
+{
+    struct vhost_user_region regions[VHOST_USER_REGIONS_MAX];
+    unsigned count = v->config.region_count;
+
+    assert(count < ARRAY_SIZE(regions));
+    memcpy(regions, v->config.regions, count * sizeof(*regions));
+    regions[count++] = (struct vhost_user_region){
+        .guest_addr = RINGS_ADDR, .size = v->memory_size, .host = v->memory, .fd = v->memory_fd};
+    return vhost_user_set_memory(v->backend, regions, count, e);
+}
+
+static int start_ring(struct virtio_vhost *v, unsigned index, struct err *e)
+{
+    const struct vhost_ring *ring = &v->rings[index];
+    struct vhost_user_ring r = {.size = VHOST_RING_SIZE,
+                                .descriptors = ring->descriptors,
+                                .avail = ring->avail,
+                                .used = ring->used,
+                                .kick_fd = v->kick_fds[index],
+                                .call_fd = v->call_fds[index]};
+    int rc = vhost_user_start_ring(v->backend, index, &r, e);
+
+    v->is_ring_started[index] = rc == 0;
+    return rc;
+}
+
+/* Can this back end serve what the first one promised? */
+static int check_backend(const struct virtio_vhost *v, const struct vhost_user *u, struct err *e)
+{
+    uint64_t needed = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC;
+    uint64_t offered = vhost_user_features(u);
+
+    if ((offered & needed) != needed)
+        return err_set(e, 0,
+                       "the vhost-user back end at '%s' is too old: it does not do virtio 1 with "
+                       "indirect descriptors",
+                       v->config.path);
+    if (v->dev.offered & v->kind->passed & ~offered)
+        return err_set(e, 0, "the vhost-user back end at '%s' does less than the one before",
+                       v->config.path);
+    if (vhost_user_queues_max(u) < v->dev.queue_count)
+        return err_set(e, 0, "the vhost-user back end at '%s' has %u queues, and %u are needed",
+                       v->config.path, vhost_user_queues_max(u), v->dev.queue_count);
+    return 0;
+}
+
+static int start_rings(struct virtio_vhost *v, uint64_t features, const bool *is_enabled,
+                       struct err *e)
+{
+    int rc = 0;
+
+    if (v->backend == NULL) {
+        rc = vhost_user_open(v->config.path, &v->backend, e);
+        if (rc == 0)
+            rc = check_backend(v, v->backend, e);
+    }
+    if (rc == 0)
+        rc = vhost_user_set_features(
+            v->backend, (features & v->kind->passed) | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC,
+            e);
+    if (rc == 0)
+        rc = give_memory(v, e);
+    for (unsigned i = 0; rc == 0 && i < v->dev.queue_count; i++)
+        if (is_enabled[i])
+            rc = start_ring(v, i, e);
+    return rc;
+}
+
+static void start(struct virtio_vhost *v)
+{
+    bool is_enabled[QUEUES_MAX];
+    struct err e;
+
+    pthread_mutex_lock(&v->dev.lock);
+    uint64_t features = v->dev.features;
+    for (unsigned i = 0; i < v->dev.queue_count; i++)
+        is_enabled[i] = v->dev.queues[i].is_enabled;
+    pthread_mutex_unlock(&v->dev.lock);
+    if (start_rings(v, features, is_enabled, &e) != 0) {
+        lose_backend(v, e.msg);
+        return;
+    }
+    pthread_mutex_lock(&v->dev.lock);
+    if (!v->wants_stop) {
+        v->is_live = true;
+        for (unsigned i = 0; i < v->dev.queue_count; i++)
+            take_chains(v, i);
+    }
+    pthread_mutex_unlock(&v->dev.lock);
+}
+
+static void stop(struct virtio_vhost *v)
+{
+    struct err e;
+
+    for (unsigned i = 0; i < v->dev.queue_count && v->backend != NULL; i++) {
+        if (v->is_ring_started[i] && vhost_user_stop_ring(v->backend, i, &e) != 0)
+            lose_backend(v, e.msg);
+        v->is_ring_started[i] = false;
+    }
+    pthread_mutex_lock(&v->dev.lock);
+    drop_chains(v);
+    v->wants_stop = v->is_up = false;
+    virtio_reset_done(&v->dev);
+    pthread_mutex_unlock(&v->dev.lock);
+}
+
+/* The configuration as the guest sees it. */
+static int read_config(struct virtio_vhost *v, uint8_t *config, struct err *e)
+{
+    int rc = vhost_user_get_config(v->backend, config, v->kind->config_size, e);
+
+    if (rc == 0 && v->dev.queue_count != 0)
+        store_le16(config + BLK_QUEUE_COUNT_AT, (uint16_t)v->dev.queue_count);
+    return rc;
+}
+
+static void take_message(struct virtio_vhost *v)
+{
+    uint8_t config[VIRTIO_CONFIG_MAX];
+    struct err e;
+    int rc = vhost_user_take_message(v->backend, &e);
+
+    if (rc > 0 && v->kind->has_config) {
+        rc = read_config(v, config, &e);
+        if (rc == 0) {
+            pthread_mutex_lock(&v->dev.lock);
+            memcpy(v->dev.config, config, v->kind->config_size);
+            virtio_signal_config(&v->dev);
+            pthread_mutex_unlock(&v->dev.lock);
+        }
+    }
+    if (rc < 0)
+        lose_backend(v, e.msg);
+}
+
+enum { POLL_WAKE, POLL_BACKEND, POLL_MESSAGE, POLL_CALLS };
+
+static void clear_event(int fd)
+{
+    uint64_t count;
+
+    while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
+        ;
+}
+
+static void wait_for_work(struct virtio_vhost *v)
+{
+    struct pollfd fds[POLL_CALLS + QUEUES_MAX] = {
+        [POLL_WAKE] = {.fd = v->wake_fd, .events = POLLIN},
+        [POLL_BACKEND] = {.fd = v->backend != NULL ? vhost_user_fd(v->backend) : -1,
+                          .events = POLLIN},
+        [POLL_MESSAGE] = {.fd = v->backend != NULL ? vhost_user_message_fd(v->backend) : -1,
+                          .events = POLLIN},
+    };
+    char why[ERR_MSG_SIZE];
+
+    for (unsigned i = 0; i < v->dev.queue_count; i++)
+        fds[POLL_CALLS + i] = (struct pollfd){.fd = v->call_fds[i], .events = POLLIN};
+    if (poll(fds, POLL_CALLS + v->dev.queue_count, -1) < 0)
+        return;
+    if (fds[POLL_WAKE].revents)
+        clear_event(v->wake_fd);
+    for (unsigned i = 0; i < v->dev.queue_count; i++) {
+        if (!fds[POLL_CALLS + i].revents)
+            continue;
+        clear_event(v->call_fds[i]);
+        pthread_mutex_lock(&v->dev.lock);
+        bool is_good = give_back(v, i);
+        pthread_mutex_unlock(&v->dev.lock);
+        if (!is_good && v->backend != NULL) {
+            snprintf(why, sizeof(why), "the vhost-user back end at '%s' broke its ring",
+                     v->config.path);
+            lose_backend(v, why);
+        }
+    }
+    if (fds[POLL_BACKEND].revents && v->backend != NULL) {
+        snprintf(why, sizeof(why), "the vhost-user back end at '%s' has left", v->config.path);
+        lose_backend(v, why);
+    } else if (fds[POLL_MESSAGE].revents && v->backend != NULL) {
+        take_message(v);
+    }
+}
+
+static void *vhost_run(void *ctx)
+{
+    struct virtio_vhost *v = ctx;
+
+    for (;;) {
+        pthread_mutex_lock(&v->dev.lock);
+        bool wants_stop = v->wants_stop, wants_start = v->wants_start, is_closing = v->is_closing;
+        v->wants_start = false;
+        pthread_mutex_unlock(&v->dev.lock);
+        if (wants_stop || is_closing)
+            stop(v);
+        else if (wants_start)
+            start(v);
+        if (is_closing)
+            return NULL;
+        if (!wants_stop) /* else the driver may have started it meanwhile */
+            wait_for_work(v);
+    }
+}
+
+/* ---- the driver's side; under the lock ---- */
+
+static void vhost_start(struct virtio_device *dev)
+{
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    v->wants_start = v->is_up = true;
+    wake(v->wake_fd);
+}
+
+static void vhost_notify(struct virtio_device *dev, unsigned index)
+{
+    take_chains(CONTAINER_OF(dev, struct virtio_vhost, dev), index);
+}
+
+static bool vhost_reset(struct virtio_device *dev)
+{
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    v->wants_start = v->is_live = false;
+    if (!v->is_up)
+        return true;
+    v->wants_stop = true;
+    wake(v->wake_fd);
+    return false;
+}
+
+static const struct virtio_ops vhost_ops = {
+    .start = vhost_start, .notify = vhost_notify, .reset = vhost_reset};
+
+/* ---- set-up ---- */
+
+/* How many queues the device has. 0: too many are needed. */
+static unsigned count_queues(const struct virtio_vhost *v, const uint8_t *config)
+{
+    unsigned count = v->kind->queue_count;
+
+    if (count == 0) {
+        bool has_many = (vhost_user_features(v->backend) & BLK_F_MQ) != 0;
+        count = has_many ? MAX(load_le16(config + BLK_QUEUE_COUNT_AT), 1) : 1;
+        count = MIN(count, v->config.queues_wanted);
+        count = MIN(count, vhost_user_queues_max(v->backend));
+    }
+    return MIN(MAX(count, 1u), QUEUES_MAX);
+}
+
+static void fill_config(struct virtio_vhost *v)
+{
+    uint8_t *config = v->dev.config;
+
+    if (v->config.kind == VIRTIO_VHOST_NET) {
+        memcpy(config, v->config.mac, 6);
+    } else if (v->config.kind == VIRTIO_VHOST_SHARE) {
+        memcpy(config, v->config.tag, MIN(strlen(v->config.tag), (size_t)36));
+        store_le32(config + 36, 1);
+    }
+}
+
+static int fill_device(struct virtio_vhost *v, struct err *e)
+{
+    struct virtio_device *dev = &v->dev;
+    int rc = v->kind->has_config ? read_config(v, dev->config, e) : 0;
+
+    if (rc != 0)
+        return rc;
+    fill_config(v);
+    dev->ops = &vhost_ops;
+    dev->name = v->config.path;
+    dev->id = v->kind->id;
+    dev->offered =
+        VIRTIO_FEATURES_COMMON | v->kind->own | (vhost_user_features(v->backend) & v->kind->passed);
+    dev->queue_count = count_queues(v, dev->config);
+    if (v->kind->has_config)
+        store_le16(dev->config + BLK_QUEUE_COUNT_AT, (uint16_t)dev->queue_count);
+    dev->queue_size = v->kind->queue_size;
+    dev->config_size = v->kind->config_size;
+    dev->memory = v->config.memory;
+    return check_backend(v, v->backend, e);
+}
+
+static int make_rings(struct virtio_vhost *v, struct err *e)
+{
+    v->ring_stride = vhost_ring_memory(v->dev.queue_size);
+    v->memory_size = v->ring_stride * v->dev.queue_count;
+    v->memory_fd = memfd_make("doppel-vhost", v->memory_size, e);
+    if (v->memory_fd < 0)
+        return v->memory_fd;
+    int rc = memfd_map(v->memory_fd, 0, v->memory_size, MEMFD_READ | MEMFD_WRITE, &v->memory, e);
+    for (unsigned i = 0; rc == 0 && i < v->dev.queue_count; i++) {
+        rc = vhost_ring_init(&v->rings[i], (uint8_t *)v->memory + i * v->ring_stride,
+                             RINGS_ADDR + i * v->ring_stride, v->dev.queue_size);
+        if (rc != 0)
+            return err_set(e, -rc, "make the rings for '%s'", v->config.path);
+        v->kick_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        v->call_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (v->kick_fds[i] < 0 || v->call_fds[i] < 0)
+            return err_set(e, errno, "make event descriptors for '%s'", v->config.path);
+    }
+    return rc;
+}
+
+static int start_thread(struct virtio_vhost *v, struct err *e)
+{
+    sigset_t all, old;
+
+    v->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (v->wake_fd < 0)
+        return err_set(e, errno, "make an event descriptor for '%s'", v->config.path);
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    int code = pthread_create(&v->thread, NULL, vhost_run, v);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (code != 0)
+        return err_set(e, code, "start the thread for '%s'", v->config.path);
+    pthread_setname_np(v->thread, "doppel-vhost");
+    v->is_started = true;
+    return 0;
+}
+
+int virtio_vhost_create(const struct virtio_vhost_config *config, struct virtio_vhost **out,
+                        struct err *e)
+{
+    struct virtio_vhost *v = calloc(1, sizeof(*v));
+
+    if (v == NULL)
+        return err_set(e, ENOMEM, "make the device of '%s'", config->path);
+    v->config = *config;
+    v->kind = &kinds[config->kind];
+    v->memory_fd = v->wake_fd = -1;
+    for (unsigned i = 0; i < QUEUES_MAX; i++)
+        v->kick_fds[i] = v->call_fds[i] = -1;
+    int rc = vhost_user_open(config->path, &v->backend, e);
+    if (rc == 0)
+        rc = fill_device(v, e);
+    virtio_init(&v->dev);
+    if (rc == 0)
+        rc = make_rings(v, e);
+    if (rc == 0)
+        rc = start_thread(v, e);
+    if (rc != 0) {
+        virtio_vhost_destroy(v);
+        return rc;
+    }
+    *out = v;
+    return 0;
+}
+
+void virtio_vhost_close(struct virtio_vhost *v)
+{
+    if (v == NULL || !v->is_started)
+        return;
+    pthread_mutex_lock(&v->dev.lock);
+    v->is_closing = true;
+    v->is_live = false;
+    pthread_mutex_unlock(&v->dev.lock);
+    wake(v->wake_fd);
+    pthread_join(v->thread, NULL);
+    v->is_started = false;
+}
+
+static void close_if_open(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+void virtio_vhost_destroy(struct virtio_vhost *v)
+{
+    if (v == NULL)
+        return;
+    assert(!v->is_started);
+    vhost_user_close(v->backend);
+    for (unsigned i = 0; i < QUEUES_MAX; i++) {
+        close_if_open(v->kick_fds[i]);
+        close_if_open(v->call_fds[i]);
+        vhost_ring_fini(&v->rings[i]);
+    }
+    close_if_open(v->wake_fd);
+    if (v->memory != NULL)
+        memfd_unmap(v->memory, v->memory_size);
+    close_if_open(v->memory_fd);
+    virtio_fini(&v->dev);
+    free(v);
+}
+
+struct virtio_device *virtio_vhost_device(struct virtio_vhost *v)
+{
+    return &v->dev;
+}
