@@ -43,14 +43,15 @@ unsigned share_descriptors(unsigned count)
 static void *share_run(void *ctx)
 {
     struct share *share = ctx;
-    struct share_call *call = malloc(sizeof(*call));
     struct err e;
+    int rc = share_creds_thread(&e);
 
-    /* tried by share_open: what worked there works here */
-    bool is_good = call != NULL && share_creds_thread(&e) == 0;
-    umask(0);
     pthread_mutex_lock(&share->lock);
-    for (;;) {
+    struct share_call *call = &share->calls[share->ready_count++];
+    if (rc != 0)
+        share->failure = e;
+    pthread_cond_signal(&share->is_ready);
+    while (rc == 0) {
         struct share_request *r = share->first;
         if (r == NULL) {
             if (share->is_stopping)
@@ -62,11 +63,10 @@ static void *share_run(void *ctx)
         if (share->first == NULL)
             share->last = &share->first;
         pthread_mutex_unlock(&share->lock);
-        r->done(r, is_good ? share_serve(share, r, call) : 0);
+        r->done(r, share_serve(share, r, call));
         pthread_mutex_lock(&share->lock);
     }
     pthread_mutex_unlock(&share->lock);
-    free(call);
     return NULL;
 }
 
@@ -106,8 +106,16 @@ static int start_threads(struct share *share, struct err *e)
         }
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return code == 0 ? 0
-                     : err_set(e, code, "start the threads of the folder '%s'", share->config.path);
+    if (code != 0)
+        return err_set(e, code, "start the threads of the folder '%s'", share->config.path);
+    pthread_mutex_lock(&share->lock);
+    while (share->ready_count < share->thread_count)
+        pthread_cond_wait(&share->is_ready, &share->lock);
+    int rc = -share->failure.code;
+    if (rc != 0 && e != NULL)
+        *e = share->failure;
+    pthread_mutex_unlock(&share->lock);
+    return rc;
 }
 
 static void stop_threads(struct share *share)
@@ -175,6 +183,8 @@ static int try_host(struct share *share, struct err *e)
 
 static int open_parts(struct share *share, struct err *e)
 {
+    if (share->calls == NULL)
+        return err_set(e, ENOMEM, "share the folder '%s'", share->config.path);
     share->proc_fd = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (share->proc_fd < 0)
         return err_set(e, errno, "share the folder '%s': it takes /proc, open /proc/self/fd",
@@ -197,6 +207,8 @@ int share_open(const struct share_config *config, struct share **out, struct err
     share->proc_fd = -1;
     pthread_mutex_init(&share->lock, NULL);
     pthread_cond_init(&share->has_work, NULL);
+    pthread_cond_init(&share->is_ready, NULL);
+    share->calls = calloc(SHARE_THREADS, sizeof(*share->calls));
     share_tables_init(&share->tables, config->descriptors_max);
     int rc = open_parts(share, e);
     if (rc != 0) {
@@ -221,6 +233,8 @@ void share_close(struct share *share)
     share_tables_fini(&share->tables);
     if (share->proc_fd >= 0)
         close(share->proc_fd);
+    free(share->calls);
+    pthread_cond_destroy(&share->is_ready);
     pthread_cond_destroy(&share->has_work);
     pthread_mutex_destroy(&share->lock);
     free(share);

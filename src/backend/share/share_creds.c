@@ -61,6 +61,7 @@ int share_creds_thread(struct err *e)
     /* the umask is a part of what threads share under CLONE_FS */
     if (unshare(CLONE_FS) != 0)
         return err_set(e, errno, "give a thread of a shared folder an umask of its own");
+    umask(0);
     return 0;
 }
 
@@ -80,7 +81,10 @@ int share_creds_enter(const struct share_call *c, uint32_t mask)
         return -EOVERFLOW;
     }
     /* a user other than 0 loses what is for files */
-    return uid == 0 ? 0 : cap_set_effective(CAP_DAC_OVERRIDE, true);
+    int rc = uid == 0 ? 0 : cap_set_effective(CAP_DAC_OVERRIDE, true);
+    if (rc != 0)
+        share_creds_leave(c);
+    return rc;
 }
 
 void share_creds_leave(const struct share_call *c)

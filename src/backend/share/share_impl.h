@@ -79,6 +79,8 @@ struct share_creds {
     bool keeps_ids; /* the process may act as any user: files belong to whom the guest says */
 };
 
+#define SHARE_THREADS 4
+
 struct share {
     struct share_config config;
     int proc_fd; /* /proc/self/fd */
@@ -90,8 +92,13 @@ struct share {
     pthread_cond_t has_work;
     struct share_request *first, **last; /* under lock, as the rest */
     bool is_stopping;
-    pthread_t threads[4];
+    pthread_t threads[SHARE_THREADS];
+    struct share_call *calls; /* one for each thread */
     unsigned thread_count;
+    /* under lock, while it is opened: threads that can serve, and why one cannot */
+    pthread_cond_t is_ready;
+    unsigned ready_count;
+    struct err failure; /* code 0: none */
 };
 
 /* ---- share_dispatch.c ---- */
