@@ -82,8 +82,14 @@ static bool control_mq(struct virtio_net *n, unsigned command, const struct virt
     unsigned count = load_le16(bytes);
     if (count < 1 || count > n->pair_count)
         return false;
+    /* whoever is not looked at any more has to notify when it is again */
+    for (unsigned i = 0; i < n->pair_count; i++)
+        if (n->is_quiet[i])
+            virtqueue_set_notify(&n->dev.queues[2 * i + 1], true);
+    memset(n->is_quiet, 0, sizeof(n->is_quiet));
     n->active_pairs = count;
     n->turn = 0;
+    netdev_wake(n->net); /* for what came without a notification */
     /* flows learn their pairs anew */
     memset(n->flows, 0, sizeof(n->flows));
     return true;

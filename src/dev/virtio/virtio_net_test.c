@@ -237,6 +237,25 @@ static void flows_keep_to_their_pair(void **state)
     teardown(f);
 }
 
+/* A pair that is left in the midst of sending may notify when it is used again. */
+static void a_pair_comes_back(void **state)
+{
+    struct fixture *f = setup(F_MQ | F_CTRL);
+    struct netdev_header got;
+    uint8_t pairs[2] = {2, 0};
+    size_t len;
+    assert_int_equal(command(f, 6, 4, 0, pairs, 2), 0);
+    transmit(f, 3, &none, 80, 100);
+    assert_true(pull(f, &got, &len)); /* and would go on */
+    assert_true(f->driver.dev->queues[3].is_quiet);
+    pairs[0] = 1;
+    f->netdev.wakes = 0;
+    assert_int_equal(command(f, 6, 4, 0, pairs, 2), 0);
+    assert_false(f->driver.dev->queues[3].is_quiet);
+    assert_int_equal(f->netdev.wakes, 1);
+    teardown(f);
+}
+
 static void control_commands(void **state)
 {
     struct fixture *f = setup(F_CTRL | F_CTRL_OFFLOADS | F_GUEST_CSUM | F_GUEST_TSO4);
@@ -310,11 +329,9 @@ static void hostile_drivers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers_pass_through),
-        cmocka_unit_test(what_the_guest_takes),
-        cmocka_unit_test(flows_keep_to_their_pair),
-        cmocka_unit_test(control_commands),
-        cmocka_unit_test(no_cable),
+        cmocka_unit_test(headers_pass_through),     cmocka_unit_test(what_the_guest_takes),
+        cmocka_unit_test(flows_keep_to_their_pair), cmocka_unit_test(a_pair_comes_back),
+        cmocka_unit_test(control_commands),         cmocka_unit_test(no_cable),
         cmocka_unit_test(hostile_drivers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
