@@ -25,6 +25,7 @@
 #include "engine/kvm/kvm.h"
 
 #define REG_STRIDE 16
+#define SVR_EOI_SUPPRESS BIT(12)
 #define APIC_COUNT_NS_MIN 1u /* the bus clock that KVM's timers count: 1 GHz */
 
 _Static_assert(CPU_APIC_REGS *REG_STRIDE == sizeof(((struct kvm_lapic_state *)NULL)->regs),
@@ -319,6 +320,17 @@ static int run_in_place(struct engine_vcpu *v, struct err *e)
     sigtimedwait(&kick, NULL, &now);
     pthread_sigmask(SIG_SETMASK, &blocked, NULL);
     return ret < 0 ? ret : MIN(after, 0);
+}
+
+/* KVM offers the guest to suppress EOI broadcasts, and tells of every EOI all the same. */
+int kvm_apic_eoi(struct engine_vcpu *v, uint8_t vector, struct err *e)
+{
+    struct kvm_lapic_state page;
+    int ret = page_fetch(v, &page, e);
+
+    if (ret >= 0 && !(page_get(&page, CPU_APIC_SVR) & SVR_EOI_SUPPRESS))
+        v->engine->soft.host->apic_eoi(v->soft.cpu, vector);
+    return MIN(ret, 0);
 }
 
 int kvm_apic_settle(struct engine_vcpu *v, struct err *e)

@@ -107,8 +107,7 @@ int kvm_exit_serve(struct engine_vcpu *v, struct err *e)
         return 0;
     case KVM_EXIT_IOAPIC_EOI:
         v->stats.counts[KVM_COUNT_EOI]++;
-        v->engine->soft.host->apic_eoi(v->soft.cpu, v->run->eoi.vector);
-        return 0;
+        return kvm_apic_eoi(v, v->run->eoi.vector, e);
     case KVM_EXIT_INTR:
         return 0;
     case KVM_EXIT_SHUTDOWN:

@@ -204,6 +204,8 @@ int kvm_apic_watch_eoi(struct engine *engine, const struct cpu_msi *messages, st
 /* soft.st.run_state from and to KVM */
 int kvm_apic_fetch_mp_state(struct engine_vcpu *v, struct err *e);
 int kvm_apic_store_mp_state(struct engine_vcpu *v, struct err *e);
+/* KVM_EXIT_IOAPIC_EOI */
+int kvm_apic_eoi(struct engine_vcpu *v, uint8_t vector, struct err *e);
 int kvm_apic_tsc_changed(struct engine_vcpu *v, struct err *e);
 /* On the vCPU's thread, with nothing to be stored: leave nothing that KVM puts off to an entry. */
 int kvm_apic_settle(struct engine_vcpu *v, struct err *e);

@@ -835,6 +835,20 @@ static void an_eoi_is_not_left_behind(void **state)
     machine_free(m);
 }
 
+static void a_suppressed_eoi_stays_inside(void **state)
+{
+    struct fake f = {.put_off = put_off_eoi};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+
+    *lapic_reg(&f, CPU_APIC_SVR) = 0x11ff;
+    atomic_store(&m->pins.bits, PIN_STOP);
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(f.in_place, 2);
+    assert_int_equal(m->eois, 0);
+    machine_free(m);
+}
+
 /* The timer expires between two looks at it: KVM's interrupt may still be on its way into IRR. */
 static int put_off_expiry(struct fake *f)
 {
@@ -1109,6 +1123,7 @@ int main(void)
         cmocka_unit_test(halts_in_the_kernel),
         cmocka_unit_test(waits_for_sipi_in_the_kernel),
         cmocka_unit_test(an_eoi_is_not_left_behind),
+        cmocka_unit_test(a_suppressed_eoi_stays_inside),
         cmocka_unit_test(a_one_shot_is_not_left_behind),
         cmocka_unit_test(keeps_out_of_the_kernels_apic),
         cmocka_unit_test(does_without_apics_in_the_kernel),
