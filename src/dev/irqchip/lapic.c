@@ -420,7 +420,7 @@ bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *value)
 bool lapic_msr_write(struct lapic *lapic, uint32_t index, uint64_t value)
 {
     if (lapic->is_lent)
-        return true;
+        return false;
     if (index == LAPIC_MSR_APIC_BASE)
         return lapic_write_base(lapic, value);
     if (index != LAPIC_MSR_TSC_DEADLINE) {

@@ -744,6 +744,32 @@ static void gives_and_takes_local_apics(void **state)
     machine_free(m);
 }
 
+/* KVM's own local APIC refused a write: that of the machine is not asked. */
+static int turn_write_bad_x2apic(struct fake *f)
+{
+    turn_msr(f, KVM_EXIT_X86_WRMSR, 0x808, 0x100);
+    f->run->msr.reason = KVM_MSR_EXIT_REASON_INVAL;
+    return 0;
+}
+
+static int turn_after_x2apic(struct fake *f)
+{
+    assert_int_equal(f->run->msr.error, 1);
+    return turn_mmio_read(f);
+}
+
+static void what_the_kernels_apic_refuses_faults(void **state)
+{
+    struct fake f = {.turns = {turn_write_bad_x2apic, turn_after_x2apic}};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_with_apics(&sys);
+
+    m->raise = PIN_STOP;
+    assert_int_equal(machine_run(m), ENGINE_STOP_PIN);
+    assert_int_equal(m->logged, 1); /* the device's read */
+    machine_free(m);
+}
+
 /* HLT and SIPI are waited for inside of KVM_RUN; what it says goes out and in as run state. */
 static int turn_halted(struct fake *f)
 {
@@ -1120,6 +1146,7 @@ int main(void)
         cmocka_unit_test(takes_over_from_an_interpreter),
         cmocka_unit_test(logs_writes),
         cmocka_unit_test(gives_and_takes_local_apics),
+        cmocka_unit_test(what_the_kernels_apic_refuses_faults),
         cmocka_unit_test(halts_in_the_kernel),
         cmocka_unit_test(waits_for_sipi_in_the_kernel),
         cmocka_unit_test(an_eoi_is_not_left_behind),

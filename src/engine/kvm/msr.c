@@ -188,6 +188,9 @@ int kvm_msr_store(struct engine_vcpu *v, struct err *e)
 /* A register that KVM keeps, and refused: what it decided stands. */
 static bool is_kept(const struct engine_vcpu *v, uint32_t index)
 {
+    /* not in the table: no filter applies to them */
+    if (v->engine->has_apics && index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST)
+        return true;
     for (unsigned i = 0; i < ARRAY_SIZE(kept_msrs); i++)
         if (kept_msrs[i].index == index)
             return is_kept_by(v->engine, &kept_msrs[i]);
