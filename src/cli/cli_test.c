@@ -265,10 +265,16 @@ static void test_networks(void **state)
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "socket:x"), 0);
     assert_true(o.net.has_mac);
     assert_memory_not_equal(o.net.mac, first.mac, 6);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "tap,ifname=tap0,mtu=9000"), 0);
+    assert_int_equal(o.net.kind, VM_NET_TAP);
+    assert_string_equal(o.net.path, "tap0");
+    assert_int_equal(o.net.mtu, 9000);
     static const char *const bad[] = {"bridge",
                                       "socket",
                                       "socket:",
                                       "socket:x,restrict",
+                                      "tap,restrict",
+                                      "tap0",
                                       "socket:x,hostfwd=tcp::1-:22",
                                       "none,restrict",
                                       "user,hostfwd=tcp:1.2.3:1-:1",

@@ -106,6 +106,7 @@ static int take_mtu(const char *text, struct vm_net *out, struct err *e)
 static int take_property(const char *part, struct vm_net *out, struct err *e)
 {
     static const char *const names[] = {"mac", "mtu", "hostfwd", "restrict"};
+    static const char *const tap_names[] = {"mac", "mtu", "ifname"};
     const char *value;
 
     if ((value = props_value(part, "mac")) != NULL)
@@ -120,6 +121,13 @@ static int take_property(const char *part, struct vm_net *out, struct err *e)
         out->user.is_restricted = true;
         return 0;
     }
+    if (out->kind == VM_NET_TAP && (value = props_value(part, "ifname")) != NULL) {
+        out->path = value;
+        return 0;
+    }
+    if (out->kind == VM_NET_TAP)
+        return props_unknown("--net", part, tap_names, ARRAY_SIZE(tap_names),
+                             "there are ifname=, mac= and mtu=", e);
     if (out->kind != VM_NET_USER)
         return props_unknown("--net", part, names, 2, "there are mac= and mtu=", e);
     return props_unknown("--net", part, names, ARRAY_SIZE(names),
@@ -138,11 +146,13 @@ int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, s
         out->kind = VM_NET_USER;
     else if (strncmp(text, "socket:", 7) == 0)
         out->kind = VM_NET_SOCKET;
+    else if (strcmp(text, "tap") == 0)
+        out->kind = VM_NET_TAP;
     else if ((out->path = props_vhost_user(text)) != NULL)
         out->kind = VM_NET_VHOST_USER;
     else if (strcmp(text, "none") != 0)
         return err_set(e, 0,
-                       "--net: unknown network '%s' (choose from user, socket:PATH, "
+                       "--net: unknown network '%s' (choose from user, tap, socket:PATH, "
                        "vhost-user:PATH, none)",
                        text);
     if (out->kind == VM_NET_SOCKET)

@@ -1,6 +1,6 @@
 /*
- * net.h - the value of --net: none, user[,hostfwd=RULE...][,restrict][,mac=ADDRESS], or
- * socket:PATH[,mac=ADDRESS]
+ * net.h - the value of --net: none, user[,hostfwd=RULE...][,restrict][,mac=ADDRESS],
+ * tap[,ifname=NAME]..., or socket:PATH...
  */
 #ifndef DOPPEL_CLI_NET_H
 #define DOPPEL_CLI_NET_H

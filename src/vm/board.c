@@ -662,6 +662,8 @@ static int board_create_net(struct board *b, struct err *e)
         return board_create_net_vhost(b, net->has_mac ? net->mac : made_up, e);
     if (net->kind == VM_NET_USER)
         ret = netdev_user_open(&net->user, net->mtu, &b->netdev, e);
+    else if (net->kind == VM_NET_TAP)
+        ret = netdev_tap_open(net->path, net->mtu, &b->netdev, e);
     else
         ret = netdev_socket_open(net->path, net->mtu, &b->netdev, e);
     if (ret != 0)

@@ -78,7 +78,7 @@ enum vm_irqchip {
     VM_IRQCHIP_ON,     /* where KVM has them, or the machine cannot be made */
 };
 
-enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET, VM_NET_VHOST_USER };
+enum vm_net_kind { VM_NET_NONE, VM_NET_USER, VM_NET_SOCKET, VM_NET_VHOST_USER, VM_NET_TAP };
 
 /* A virtio network interface. */
 struct vm_net {
@@ -87,7 +87,7 @@ struct vm_net {
     uint8_t mac[6]; /* has_mac: else one that is made up, the same for every start */
     unsigned mtu;   /* the largest IP packet, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0: the usual */
     struct netdev_user_config user;
-    const char *path; /* SOCKET: where the switch is; VHOST_USER: who serves the interface */
+    const char *path; /* of the socket; VM_NET_TAP: the interface's name, NULL: a new one */
 };
 
 /* A folder of the host, which the guest mounts by its tag (virtio-fs). */

@@ -133,4 +133,11 @@ int netdev_user_open(const struct netdev_user_config *config, unsigned mtu, stru
  */
 int netdev_socket_open(const char *path, unsigned mtu, struct netdev **out, struct err *e);
 
+/*
+ * The host's tap interface `name`, or a new one (NULL) for as long as it is open. A new one takes
+ * CAP_NET_ADMIN, and so does to change the MTU (`mtu` 0: the guest's is the interface's); one
+ * that root made for the user takes nothing. It is brought up if that is allowed.
+ */
+int netdev_tap_open(const char *name, unsigned mtu, struct netdev **out, struct err *e);
+
 #endif
