@@ -9,10 +9,10 @@ die() {
     exit 1
 }
 
-# One script at a time works in the cache.
+# One script at a time works in the cache; or of those that give a name, one of that name.
 lock_guest_dir() {
     mkdir -p "$guest_dir"
-    exec 9>"$guest_dir/.lock"
+    exec 9>"$guest_dir/.lock${1:+-$1}"
     flock 9
 }
 
