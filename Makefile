@@ -30,7 +30,7 @@ BENCH ?=
 # Warnings are errors where somebody looks at the result, not on a user's future compiler.
 WERROR := $(if $(CI),true,false)
 
-.PHONY: build run test test-nested bench soak install uninstall format fuzz sanitize clean help
+.PHONY: build run test test-nested bench bench-io soak install uninstall format fuzz sanitize clean help
 
 $(BUILD)/build.ninja:
 	@tools/deps build
@@ -58,6 +58,11 @@ bench: $(BUILD)/build.ninja
 	@tools/deps build run bench
 	ninja -C $(BUILD)
 	@bench/run $(BUILD) $(BENCH)
+
+bench-io: $(BUILD)/build.ninja
+	@tools/deps build run test bench guests
+	ninja -C $(BUILD) doppel
+	@bench/io.py --doppel $(BUILD)/doppel $(BENCH)
 
 soak: $(BUILD)/build.ninja
 	@tools/deps build run test
@@ -97,6 +102,7 @@ help:
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
 	'make test-nested of these, those under kvm on a host that QEMU makes' \
 	'make bench      measure against QEMU and the bare host (BENCH=--list, BENCH="--rows boot,sqlite")' \
+	'make bench-io   disk and network of a Debian guest beside QEMU'"'"'s (BENCH="--rows read4k,net-in")' \
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
 	'make format     clang-format over all C files' \
