@@ -188,6 +188,10 @@ def rss_kib(pid):
 class Test:
     def __init__(self, doppel, work):
         self.doppel, self.work = doppel, work
+        self.listener = socket.socket(socket.AF_UNIX)  # there before the guest connects
+        self.listener.bind(self.path("vsock_6000"))
+        self.listener.listen()
+        self.listener.settimeout(LIMIT)
 
     def path(self, name):
         return os.path.join(self.work, name)
@@ -282,11 +286,7 @@ class Test:
             expect(receive(peer, len(data)) == data, "an echo has other bytes")
             expect(peer.recv(1) == b"", "there is more than was sent")
             peer.close()
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(self.path("vsock_6000"))
-        listener.listen()
-        listener.settimeout(LIMIT)
-        peer, _ = listener.accept()
+        peer, _ = self.listener.accept()
         expect(receive(peer, 9) == b"question\n", "the guest asks something else")
         expect(peer.recv(1) == b"", "the guest did not end its side")
         peer.sendall(b"answer")

@@ -56,6 +56,11 @@ bool virtqueue_split_pop(struct virtqueue *q, struct virtqueue_chain *chain)
 {
     uint16_t waiting = (uint16_t)(ring_load16(q->driver_area + AVAIL_INDEX) - q->next_avail);
 
+    if (waiting == 0 && q->is_event_idx && !q->is_quiet) {
+        /* the wish for the next one is visible before the ring is found empty (2.7.10.1) */
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        waiting = (uint16_t)(ring_load16(q->driver_area + AVAIL_INDEX) - q->next_avail);
+    }
     if (waiting == 0)
         return false;
     if (waiting > q->size)
