@@ -50,6 +50,17 @@ TEST_ROM(shadow, "mov $0xf000, %bx\n mov %bx, %es\n mov $20, %cx\n"
          "dec %cx\n jnz again\n" EXIT(7) "fail:\n" EXIT(1));
 
 /*
+ * As a BIOS does it: from its copy below 1 MiB, the code copies itself to the RAM beneath and goes
+ * on in that. A byte that it changes there tells where it is.
+ */
+TEST_ROM(moves, "ljmp $0xf000, $(low - rom_moves)\n"
+                "low: mov $0xf000, %bx\n mov %bx, %ds\n mov %bx, %es\n" PAM0(
+                    0x20) "xor %si, %si\n xor %di, %di\n mov $0x8000, %cx\n cld\n rep movsw\n"
+                          "movb $0x66, (here - rom_moves) + 1\n" /* the number below, in RAM only */
+         PAM0(0x10) "here: mov $0x55, %al\n cmp $0x66, %al\n jne 2f\n" EXPECT(0x5a)
+             EXIT(13) "2:\n" EXIT(2));
+
+/*
  * RAM survives a reset, the PAM registers don't: the first time through a counter at 0:600H is
  * set and PAM0 opened, then port CF9H is asked for a reset.
  */
@@ -131,6 +142,18 @@ static void memory_changes_under_the_next_instruction(void **state)
         RUN_ROM(&config, shadow, &end);
         assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
         assert_int_equal(end.status, 7 << 1 | 1);
+    }
+}
+
+static void code_moves_to_the_ram_beneath(void **state)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
+        struct vm_config config = {.engine = engines[i], .cpu_count = 1};
+        struct vm_end end;
+
+        RUN_ROM(&config, moves, &end);
+        assert_int_equal(end.cause, VM_END_DEBUG_EXIT);
+        assert_int_equal(end.status, 13 << 1 | 1);
     }
 }
 
@@ -462,6 +485,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_changes_under_the_next_instruction),
         cmocka_unit_test(memory_changes_while_engines_do),
+        cmocka_unit_test(code_moves_to_the_ram_beneath),
         cmocka_unit_test(reset_keeps_ram),
         cmocka_unit_test(processors_start_again),
         cmocka_unit_test(tables_are_placed_by_commands),
