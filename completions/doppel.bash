@@ -74,7 +74,7 @@ _doppel() {
             return
         fi
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --kvm-irqchip --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
-            --cmdline --disk --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
+            --cmdline --disk --ephemeral --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
             --console --port --balloon --vsock
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;

@@ -70,6 +70,21 @@ BITS_DEFINE_LE(32)
 BITS_DEFINE_LE(64)
 #undef BITS_DEFINE_LE
 
+/* Big-endian likewise. */
+#define BITS_DEFINE_BE(n)                                                                          \
+    static inline uint##n##_t load_be##n(const void *p)                                            \
+    {                                                                                              \
+        return __builtin_bswap##n(load_le##n(p));                                                  \
+    }                                                                                              \
+    static inline void store_be##n(void *p, uint##n##_t v)                                         \
+    {                                                                                              \
+        store_le##n(p, __builtin_bswap##n(v));                                                     \
+    }
+BITS_DEFINE_BE(16)
+BITS_DEFINE_BE(32)
+BITS_DEFINE_BE(64)
+#undef BITS_DEFINE_BE
+
 /* True when [addr, addr + size) does not wrap and lies within [0, limit). */
 static inline bool range_fits(uint64_t addr, uint64_t size, uint64_t limit)
 {

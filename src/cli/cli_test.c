@@ -162,9 +162,13 @@ static void test_disks(void **state)
     struct options o;
     struct err e;
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "a,,b.img", "--disk",
-                           "c,ro,cache=none,serial=X,,1"),
+                           "c,ro,cache=none,serial=X,,1", "--ephemeral", "--disk",
+                           "d,format=qcow2"),
                      0);
-    assert_int_equal(o.disk_count, 2);
+    assert_int_equal(o.disk_count, 3);
+    assert_true(o.disks[0].is_ephemeral && o.disks[2].is_ephemeral);
+    assert_int_equal(o.disks[0].format, VM_DISK_AUTO);
+    assert_int_equal(o.disks[2].format, VM_DISK_QCOW2);
     assert_string_equal(o.disks[0].path, "a,b.img");
     assert_false(o.disks[0].is_read_only);
     assert_int_equal(o.disks[0].cache, VM_DISK_WRITEBACK);
@@ -177,6 +181,7 @@ static void test_disks(void **state)
         const char *value, *about;
     } bad[] = {{",ro", "empty"},
                {"a,cache=fast", "unknown cache"},
+               {"a,format=vmdk", "unknown format"},
                {"a,seriel=x", "did you mean 'serial'"},
                {"a,b", "written twice"},
                {"a,serial=123456789012345678901", "longer than 20"}};

@@ -23,6 +23,18 @@ static int take_cache(const char *value, struct vm_disk *out, struct err *e)
     return err_set(e, 0, "--disk: unknown cache '%s' (choose from writeback, none, unsafe)", value);
 }
 
+static int take_format(const char *value, struct vm_disk *out, struct err *e)
+{
+    static const char *const names[] = {[VM_DISK_RAW] = "raw", [VM_DISK_QCOW2] = "qcow2"};
+
+    for (unsigned i = VM_DISK_RAW; i < ARRAY_SIZE(names); i++)
+        if (strcmp(value, names[i]) == 0) {
+            out->format = (enum vm_disk_format)i;
+            return 0;
+        }
+    return err_set(e, 0, "--disk: unknown format '%s' (choose from raw, qcow2)", value);
+}
+
 static int take_serial(const char *value, struct vm_disk *out, struct err *e)
 {
     if (strlen(value) > SERIAL_MAX)
@@ -34,20 +46,22 @@ static int take_serial(const char *value, struct vm_disk *out, struct err *e)
 
 static int take_property(const char *part, struct vm_disk *out, struct err *e)
 {
-    static const char *const names[] = {"ro", "cache", "serial"};
+    static const char *const names[] = {"ro", "format", "cache", "serial"};
     const char *value;
 
     if (strcmp(part, "ro") == 0) {
         out->is_read_only = true;
         return 0;
     }
+    if ((value = props_value(part, "format")) != NULL)
+        return take_format(value, out, e);
     if ((value = props_value(part, "cache")) != NULL)
         return take_cache(value, out, e);
     if ((value = props_value(part, "serial")) != NULL)
         return take_serial(value, out, e);
     return props_unknown("--disk", part, names, ARRAY_SIZE(names),
-                         "there are ro, cache=, serial=; a comma in the file's name is written "
-                         "twice",
+                         "there are ro, format=, cache=, serial=; a comma in the file's name is "
+                         "written twice",
                          e);
 }
 

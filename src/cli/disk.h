@@ -1,6 +1,6 @@
 /*
  * disk.h - the value of --disk: vhost-user:PATH, or
- * FILE[,ro][,cache=writeback|none|unsafe][,serial=TEXT]
+ * FILE[,ro][,format=raw|qcow2][,cache=writeback|none|unsafe][,serial=TEXT]
  */
 #ifndef DOPPEL_CLI_DISK_H
 #define DOPPEL_CLI_DISK_H

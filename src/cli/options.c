@@ -35,6 +35,7 @@ enum option_id {
     OPTION_INITRD,
     OPTION_CMDLINE,
     OPTION_DISK,
+    OPTION_EPHEMERAL,
     OPTION_NET,
     OPTION_SHARE,
     OPTION_SERIAL,
@@ -99,11 +100,15 @@ static const struct option_spec {
     [OPTION_CMDLINE] = {"cmdline", "STRING", NULL,
         "Kernel command line"},
     [OPTION_DISK] = {"disk", "FILE[,PROPERTY...]", "Devices",
-        "A virtio disk in a raw file or on a block device, up to\n"
-        "16 times. Properties: ro (read-only), serial=TEXT, and\n"
-        "cache=writeback (the default), none (past the page cache)\n"
-        "or unsafe (the guest's flushes are ignored). With\n"
-        "vhost-user:PATH for FILE, another process serves it"},
+        "A virtio disk in a raw or qcow2 file or on a block device,\n"
+        "up to 16 times. Properties: ro (read-only), format=raw or\n"
+        "qcow2 (else found out), serial=TEXT, and cache=writeback\n"
+        "(the default), none (past the page cache) or unsafe (the\n"
+        "guest's flushes are ignored). With vhost-user:PATH for FILE,\n"
+        "another process serves it"},
+    [OPTION_EPHEMERAL] = {"ephemeral", NULL, NULL,
+        "What the guest writes to its disks is kept in a temporary\n"
+        "file and lost at the end; the images are only read"},
     [OPTION_NET] = {"net", "NETWORK[,PROPERTY...]", NULL,
         "Network interface: none (the default); user (that with\n"
         "IMAGE), a network of the guest's own that needs no rights;\n"
@@ -484,6 +489,9 @@ static int options_take(enum option_id id, const char *value, struct options *ou
     case OPTION_STATS:
         out->wants_stats = true;
         return 0;
+    case OPTION_EPHEMERAL:
+        out->is_ephemeral = true;
+        return 0;
     case OPTION_HELP:
         out->wants_help = true;
         return 0;
@@ -626,5 +634,7 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
         if (rc != 0)
             return rc;
     }
+    for (unsigned i = 0; i < out->disk_count; i++)
+        out->disks[i].is_ephemeral = out->is_ephemeral;
     return options_complete(out, e);
 }

@@ -41,6 +41,7 @@ struct options {
     struct vm_disk disks[VM_DISKS_MAX];
     char disk_texts[VM_DISKS_MAX][DISK_TEXT_SIZE]; /* what `disks` points into */
     unsigned disk_count;
+    bool is_ephemeral; /* which all disks are then */
     struct vm_net net;
     struct vm_balloon balloon;
     struct vm_vsock vsock;

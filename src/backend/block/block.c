@@ -14,15 +14,14 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "backend/block/block_impl.h"
+#include "backend/block/image.h"
 #include "base/bits.h"
 
 #define THREADS 4
 
 struct block {
-    struct block_image image;
+    struct image *image;
     _Atomic uint64_t size; /* only grows */
-    bool is_read_only;
 
     pthread_mutex_t lock;
     pthread_cond_t has_work;
@@ -34,25 +33,24 @@ struct block {
 
 static int execute(const struct block *block, const struct block_request *r)
 {
-    const struct block_format *format = block->image.format;
-    void *image = block->image.image;
+    struct image *image = block->image;
 
     if (r->op != BLOCK_FLUSH && (((r->offset | r->size) & (BLOCK_SECTOR - 1)) != 0 ||
                                  !range_fits(r->offset, r->size, block_size(block))))
         return -EINVAL;
-    if (r->op != BLOCK_READ && r->op != BLOCK_FLUSH && block->is_read_only)
+    if (r->op != BLOCK_READ && r->op != BLOCK_FLUSH && image->is_read_only)
         return -EROFS;
     switch (r->op) {
     case BLOCK_READ:
     case BLOCK_WRITE:
-        return format->transfer(image, r->op == BLOCK_WRITE, r->offset, r->size, r->iov,
-                                r->iov_count);
+        return image->ops->transfer(image, r->op == BLOCK_WRITE, r->offset, r->size, r->iov,
+                                    r->iov_count);
     case BLOCK_FLUSH:
-        return block->is_read_only ? 0 : format->flush(image);
+        return image->is_read_only ? 0 : image->ops->flush(image);
     case BLOCK_DISCARD:
-        return format->discard(image, r->offset, r->size);
+        return image->ops->discard(image, r->offset, r->size);
     case BLOCK_WRITE_ZEROES:
-        return format->write_zeroes(image, r->offset, r->size, r->may_unmap);
+        return image->ops->write_zeroes(image, r->offset, r->size, r->may_unmap);
     }
     return -EINVAL;
 }
@@ -111,20 +109,34 @@ static int start_threads(struct block *block, const char *path, struct err *e)
     return code == 0 ? 0 : err_set(e, code, "start the threads of the disk '%s'", path);
 }
 
+static int open_image(const struct block_config *config, struct image **out, struct err *e)
+{
+    struct image_config image = {
+        .path = config->path,
+        .format = config->format,
+        .is_read_only = config->is_read_only || config->is_ephemeral,
+        .cache = config->cache,
+    };
+    int rc = image_open(&image, out, e);
+
+    if (rc == 0 && config->is_ephemeral && !config->is_read_only)
+        rc = image_open_ephemeral(*out, out, e);
+    return rc;
+}
+
 int block_open(const struct block_config *config, struct block **out, struct err *e)
 {
     struct block *block = calloc(1, sizeof(*block));
 
     if (block == NULL)
         return err_set(e, ENOMEM, "open the disk '%s'", config->path);
-    block->is_read_only = config->is_read_only;
     block->last = &block->first;
-    int rc = block_raw_open(config, &block->image, e);
+    int rc = open_image(config, &block->image, e);
     if (rc != 0) {
         free(block);
         return rc;
     }
-    atomic_init(&block->size, block->image.size);
+    atomic_init(&block->size, block->image->size);
     pthread_mutex_init(&block->lock, NULL);
     pthread_cond_init(&block->has_work, NULL);
     rc = start_threads(block, config->path, e);
@@ -147,7 +159,7 @@ void block_close(struct block *block)
     for (unsigned i = 0; i < block->thread_count; i++)
         pthread_join(block->threads[i], NULL);
     assert(block->first == NULL);
-    block->image.format->close(block->image.image);
+    image_close(block->image);
     pthread_cond_destroy(&block->has_work);
     pthread_mutex_destroy(&block->lock);
     free(block);
@@ -160,7 +172,7 @@ uint64_t block_size(const struct block *block)
 
 int block_resize(struct block *block, uint64_t bytes, struct err *e)
 {
-    const struct block_format *format = block->image.format;
+    struct image *image = block->image;
     uint64_t old = block_size(block), size = bytes;
 
     if (bytes % BLOCK_SECTOR != 0)
@@ -171,11 +183,13 @@ int block_resize(struct block *block, uint64_t bytes, struct err *e)
         return err_set(e, EINVAL,
                        "resize a disk of %" PRIu64 " bytes to %" PRIu64 ": it can only grow", old,
                        bytes);
-    if (format->resize == NULL)
-        return err_set(e, ENOTSUP, "resize a disk: its format has one size for ever");
-    if (bytes != 0 && block->is_read_only)
+    if (image->ops->grow == NULL)
+        return err_set(e, ENOTSUP,
+                       "resize a disk in use: a qcow2 image only changes its size while nobody "
+                       "uses it ('doppel image resize')");
+    if (bytes != 0 && image->is_read_only)
         return err_set(e, EROFS, "resize a disk");
-    int rc = format->resize(block->image.image, &size);
+    int rc = image->ops->grow(image, &size);
     if (rc != 0)
         return err_set(e, -rc, "resize a disk to %" PRIu64 " bytes", bytes);
     if (size < old)
@@ -189,10 +203,10 @@ int block_resize(struct block *block, uint64_t bytes, struct err *e)
 
 bool block_is_read_only(const struct block *block)
 {
-    return block->is_read_only;
+    return block->image->is_read_only;
 }
 
 uint32_t block_physical_size(const struct block *block)
 {
-    return block->image.physical_size;
+    return block->image->physical_size;
 }

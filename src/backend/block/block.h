@@ -47,9 +47,17 @@ enum block_cache {
     BLOCK_CACHE_UNSAFE,    /* flushes are ignored: for disks that may be lost */
 };
 
+enum block_format {
+    BLOCK_FORMAT_AUTO, /* found out: image.h says how, and what is refused */
+    BLOCK_FORMAT_RAW,
+    BLOCK_FORMAT_QCOW2,
+};
+
 struct block_config {
     const char *path;
+    enum block_format format;
     bool is_read_only;
+    bool is_ephemeral; /* what is written is lost at the end; the image itself is only read */
     enum block_cache cache;
 };
 

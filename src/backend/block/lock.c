@@ -11,7 +11,7 @@
 #include <fcntl.h>
 #include <string.h>
 
-#include "backend/block/block_impl.h"
+#include "backend/block/store.h"
 #include "base/bits.h"
 
 #define USED_BASE 100
@@ -40,7 +40,7 @@ static int in_use(const char *path, const char *why, struct err *e)
                    path, why);
 }
 
-int block_lock(int fd, const char *path, bool is_read_only, struct err *e)
+int store_lock(int fd, const char *path, bool is_read_only, struct err *e)
 {
     static const unsigned perms[] = {PERM_WRITE, PERM_RESIZE};
     int rc = lock_byte(fd, USED_BASE + PERM_READ);

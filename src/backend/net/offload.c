@@ -37,17 +37,6 @@
 #define UDP_LENGTH 4u
 #define UDP_CHECKSUM 6u
 
-static uint16_t load_be16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static void store_be16(uint8_t *p, size_t value)
-{
-    p[0] = (uint8_t)(value >> 8);
-    p[1] = (uint8_t)value;
-}
-
 /* ---- sums ---- */
 
 uint16_t netdev_sum(const uint8_t *bytes, size_t size, uint32_t sum)
