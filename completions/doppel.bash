@@ -29,6 +29,36 @@ _doppel_command() {
     fi
 }
 
+# doppel image: $1 its command, $2 current word, $3 the one before
+_doppel_image() {
+    local new='--format --cluster-size --compression --preallocation --lazy-refcounts --compat --force' options
+    case $1 in
+    create) options="$new --backing --backing-format" ;;
+    info) options='--format --json' ;;
+    resize) options='--format --shrink' ;;
+    check) options='--format --repair --json' ;;
+    convert) options="$new --source-format --compress" ;;
+    commit) options='--format' ;;
+    *) return ;;
+    esac
+    case $3 in
+    --format | --source-format | --backing-format) mapfile -t COMPREPLY < <(compgen -W 'raw qcow2' -- "$2") ;;
+    --compression) mapfile -t COMPREPLY < <(compgen -W 'zlib zstd' -- "$2") ;;
+    --preallocation) mapfile -t COMPREPLY < <(compgen -W 'off metadata falloc' -- "$2") ;;
+    --compat) mapfile -t COMPREPLY < <(compgen -W '2 3' -- "$2") ;;
+    --repair) mapfile -t COMPREPLY < <(compgen -W 'leaks all' -- "$2") ;;
+    --cluster-size) ;;
+    *)
+        if [[ $2 == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W "$options --help" -- "$2")
+        else
+            compopt -o filenames
+            mapfile -t COMPREPLY < <(compgen -f -- "$2")
+        fi
+        ;;
+    esac
+}
+
 _doppel() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     COMPREPLY=()
@@ -39,8 +69,16 @@ _doppel() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     if [[ $COMP_CWORD -eq 1 ]]; then
-        mapfile -t COMPREPLY < <(compgen -W 'run switch ps status pause resume stop stats engine balloon link resize help version
+        mapfile -t COMPREPLY < <(compgen -W 'run image switch ps status pause resume stop stats engine balloon link resize help version
             --help --version' -- "$cur")
+        return
+    fi
+    if [[ ${COMP_WORDS[1]} == image ]]; then
+        if [[ $COMP_CWORD -eq 2 ]]; then
+            mapfile -t COMPREPLY < <(compgen -W 'create info resize check convert commit --help' -- "$cur")
+        else
+            _doppel_image "${COMP_WORDS[2]}" "$cur" "$prev"
+        fi
         return
     fi
     if [[ ${COMP_WORDS[1]} != run ]]; then

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "cli/image.h"
 #include "cli/options.h"
 #include "cli/remote.h"
 #include "cli/run.h"
@@ -90,6 +91,8 @@ int cli_main(int argc, char **argv)
     const char *command = argv[1];
     if (strcmp(command, "run") == 0)
         return cli_run(argc - 2, argv + 2);
+    if (strcmp(command, "image") == 0)
+        return image_run(argc - 2, argv + 2);
     if (remote_knows(command))
         return remote_run(command, argc - 2, argv + 2);
     if (strcmp(command, "switch") == 0)
@@ -104,8 +107,8 @@ int cli_main(int argc, char **argv)
                   command);
         return EXIT_STATUS_ERROR;
     }
-    const char *commands[16] = {"run", "switch", "help", "version"};
-    size_t count = 4;
+    const char *commands[16] = {"run", "image", "switch", "help", "version"};
+    size_t count = 5;
     for (unsigned i = 0; remote_commands[i] != NULL; i++)
         commands[count++] = remote_commands[i];
     const char *near = suggest_nearest(command, commands, count);

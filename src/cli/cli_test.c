@@ -167,8 +167,8 @@ static void test_disks(void **state)
                      0);
     assert_int_equal(o.disk_count, 3);
     assert_true(o.disks[0].is_ephemeral && o.disks[2].is_ephemeral);
-    assert_int_equal(o.disks[0].format, VM_DISK_AUTO);
-    assert_int_equal(o.disks[2].format, VM_DISK_QCOW2);
+    assert_int_equal(o.disks[0].format, BLOCK_FORMAT_AUTO);
+    assert_int_equal(o.disks[2].format, BLOCK_FORMAT_QCOW2);
     assert_string_equal(o.disks[0].path, "a,b.img");
     assert_false(o.disks[0].is_read_only);
     assert_int_equal(o.disks[0].cache, VM_DISK_WRITEBACK);

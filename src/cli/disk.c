@@ -25,11 +25,11 @@ static int take_cache(const char *value, struct vm_disk *out, struct err *e)
 
 static int take_format(const char *value, struct vm_disk *out, struct err *e)
 {
-    static const char *const names[] = {[VM_DISK_RAW] = "raw", [VM_DISK_QCOW2] = "qcow2"};
+    static const char *const names[] = {[BLOCK_FORMAT_RAW] = "raw", [BLOCK_FORMAT_QCOW2] = "qcow2"};
 
-    for (unsigned i = VM_DISK_RAW; i < ARRAY_SIZE(names); i++)
+    for (unsigned i = BLOCK_FORMAT_RAW; i < ARRAY_SIZE(names); i++)
         if (strcmp(value, names[i]) == 0) {
-            out->format = (enum vm_disk_format)i;
+            out->format = (enum block_format)i;
             return 0;
         }
     return err_set(e, 0, "--disk: unknown format '%s' (choose from raw, qcow2)", value);

@@ -12,6 +12,7 @@
 #include "api/rundir.h"
 #include "base/bits.h"
 #include "base/parse.h"
+#include "cli/image.h"
 #include "cli/remote.h"
 #include "cli/props.h"
 #include "cli/suggest.h"
@@ -203,6 +204,7 @@ void options_print_help(FILE *out)
     fputs("Usage: doppel run [options] IMAGE\n"
           "       doppel run [options] --kernel FILE\n"
           "       doppel COMMAND [options] [MACHINE]\n"
+          "       doppel image COMMAND [options] FILE...\n"
           "       doppel help | --help | --version\n"
           "\n"
           "Runs a virtual machine, with no need for /dev/kvm or special rights. It boots\n"
@@ -217,6 +219,8 @@ void options_print_help(FILE *out)
         out);
     remote_print_list(out);
     switch_print_line(out);
+    fputs("\nDisk images ('doppel image --help' says more):\n", out);
+    image_print_list(out);
     fputs("\n"
           "Exit status:\n"
           "  0      the guest powered off, or somebody left with Ctrl-A X\n"
@@ -572,6 +576,14 @@ static int options_complete(struct options *out, struct err *e)
         out->memory_bytes = DEFAULT_MEMORY;
     if (out->kernel_path == NULL && out->firmware == NULL)
         out->firmware = "auto";
+    for (unsigned i = 0; i < out->disk_count; i++) {
+        if (out->is_ephemeral && out->disks[i].is_vhost_user)
+            return err_set(e, 0,
+                           "--ephemeral: what is written to 'vhost-user:%s' is the business "
+                           "of who serves it",
+                           out->disks[i].path);
+        out->disks[i].is_ephemeral = out->is_ephemeral;
+    }
     net_choose_mac(out->name, &out->net);
     rc = options_check_stdio(out, e);
     if (rc != 0)
@@ -634,7 +646,5 @@ int options_parse(int argc, char *const *argv, struct options *out, struct err *
         if (rc != 0)
             return rc;
     }
-    for (unsigned i = 0; i < out->disk_count; i++)
-        out->disks[i].is_ephemeral = out->is_ephemeral;
     return options_complete(out, e);
 }

@@ -571,16 +571,11 @@ static int board_create_image(struct board *b, unsigned index, struct err *e)
         [VM_DISK_NONE] = BLOCK_CACHE_NONE,
         [VM_DISK_UNSAFE] = BLOCK_CACHE_UNSAFE,
     };
-    static const enum block_format formats[] = {
-        [VM_DISK_AUTO] = BLOCK_FORMAT_AUTO,
-        [VM_DISK_RAW] = BLOCK_FORMAT_RAW,
-        [VM_DISK_QCOW2] = BLOCK_FORMAT_QCOW2,
-    };
     const struct vm_disk *disk = &b->vm->config.disks[index];
     struct board_disk *d = &b->disks[index];
     struct block_config host = {
         .path = disk->path,
-        .format = formats[disk->format],
+        .format = disk->format,
         .is_read_only = disk->is_read_only,
         .is_ephemeral = disk->is_ephemeral,
         .cache = caches[disk->cache],

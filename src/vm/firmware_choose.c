@@ -119,6 +119,7 @@ const char *firmware_choose(const struct vm_disk *disks, unsigned count)
     if (count == 0 || disks[0].is_vhost_user)
         return name;
     config.path = disks[0].path;
+    config.format = disks[0].format;
     if (block_open(&config, &block, &e) != 0)
         return name;
     size = MIN(align_down(block_size(block), SECTOR), LOOK_SECTORS * SECTOR);

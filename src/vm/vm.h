@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "backend/block/block.h"
 #include "backend/net/netdev.h"
 #include "base/err.h"
 
@@ -34,13 +35,11 @@ enum vm_disk_cache {
     VM_DISK_UNSAFE,    /* flushes are ignored: for disks that may be lost */
 };
 
-enum vm_disk_format { VM_DISK_AUTO, VM_DISK_RAW, VM_DISK_QCOW2 };
-
 /* A virtio disk, kept in a file or on a block device of the host, or by another process. */
 struct vm_disk {
     const char *path;
     bool is_vhost_user; /* `path` is the other process's socket, and the rest its business */
-    enum vm_disk_format format; /* AUTO: found out; backend/block/image.h says how */
+    enum block_format format; /* AUTO: found out; backend/block/image.h says how */
     bool is_read_only;
     bool is_ephemeral; /* the image is only read; what the guest writes is lost at the end */
     enum vm_disk_cache cache;

@@ -39,6 +39,8 @@ def parse_arguments():
     parser.add_argument("--kernel", default="cloud", help="cloud, generic or a file")
     parser.add_argument("--mode", default="check", choices=["check", "facts"])
     parser.add_argument("--timeout", type=float, default=240)
+    parser.add_argument("--disk-format", default="raw", choices=["raw", "qcow2"],
+                        help="of the disk that the guest writes")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--switch-storm", help="change the engine every so many instructions")
     parser.add_argument("--code-cache", help="as doppel's option: a small one is emptied often")
@@ -57,16 +59,26 @@ DISK_SIZE = 4 << 20
 class Disks:
     """Two disks: one that the guest reads, one that it writes what it read to."""
 
-    def __init__(self, work):
+    def __init__(self, args, work):
+        self.doppel = args.doppel
+        self.is_qcow2 = args.disk_format == "qcow2"
         self.source = os.path.join(work, "source,1.img")
         self.target = os.path.join(work, "target.img")
         self.data = os.urandom(DISK_SIZE)
         with open(self.source, "wb") as out:
             out.write(self.data)
 
+    def image(self, *arguments):
+        result = subprocess.run([self.doppel, "image", *arguments], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        expect(result.returncode == 0, "doppel image %s: %s" % (arguments[0], result.stdout))
+
     def options(self):
-        with open(self.target, "wb") as out:
-            out.truncate(DISK_SIZE)
+        if self.is_qcow2:
+            self.image("create", "--force", self.target, str(DISK_SIZE))
+        else:
+            with open(self.target, "wb") as out:
+                out.truncate(DISK_SIZE)
         return ["--disk", self.source.replace(",", ",,") + ",ro,serial=SOURCE",
                 "--disk", self.target]
 
@@ -75,7 +87,10 @@ class Disks:
         for word in ("read-only-disk-written", "no-discard"):
             expect(not [entry for entry in marked if entry[1] == word], "a disk did as it must not")
         expect(one(marked, "disk")[2].split()[:2] == ["SOURCE", digest], "the disk read wrong")
-        with open(self.target, "rb") as target:
+        if self.is_qcow2:
+            self.image("check", self.target)
+            self.image("convert", "--force", self.target, self.target + ".raw")
+        with open(self.target + (".raw" if self.is_qcow2 else ""), "rb") as target:
             got = target.read()
         want = bytearray(DISK_SIZE)
         want[:1 << 20] = self.data[:1 << 20]
@@ -240,7 +255,7 @@ def main():
         kernel = run_tool("fetch-kernel", kernel)
     with tempfile.TemporaryDirectory(prefix="doppel-boot-") as work:
         initrd = os.path.join(work, "initramfs.cpio")
-        disks, network = Disks(work), Network()
+        disks, network = Disks(args, work), Network()
         modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
         names = os.listdir(modules) if os.path.isdir(modules) else []
         run_tool("make-initramfs", initrd,

@@ -34,6 +34,21 @@ for command in commands:
     if not text.startswith("Usage: doppel %s" % command):
         problems.append("doppel %s --help: no usage" % command)
     helped.update(re.findall(r"^  --([a-z-]+) ?([A-Z]*)", text, re.M))
+images = re.findall(r"^  image ([a-z]+) ", help_text, re.M)
+image_help = subprocess.run([doppel, "image", "--help"], stdout=subprocess.PIPE, check=True,
+                            stdin=subprocess.DEVNULL, text=True).stdout
+image_options = dict(re.findall(r"^  --([a-z-]+) ?([A-Z]*)", image_help, re.M))
+used = {"help"}
+for command in images:
+    text = subprocess.run([doppel, "image", command, "--help"], stdout=subprocess.PIPE, check=True,
+                          stdin=subprocess.DEVNULL, text=True).stdout
+    if not text.startswith("Usage: doppel image %s" % command):
+        problems.append("doppel image %s --help: no usage" % command)
+    if not re.search(r"^  %s " % command, image_help, re.M):
+        problems.append("doppel image --help: '%s' is missing" % command)
+    used.update(re.findall(r"^  --([a-z-]+)", text, re.M))
+compare("doppel image --help", set(image_options), used)
+helped.update(image_options)
 statuses = set(re.findall(r"^  (\S+)  +\S", help_text.split("Exit status:")[1], re.M))
 if len(helped) < 10 or len(statuses) < 5:
     problems.append("--help cannot be read")
@@ -49,14 +64,14 @@ for option, argument in helped.items():
 man_statuses = set(re.findall(r"^\.It (\S+)$", man.split(".Sh EXIT STATUS")[1].split(".Sh ")[0], re.M))
 compare("man/doppel.1, EXIT STATUS", man_statuses, statuses)
 
-for command in commands:
+for command in commands + ["image " + name for name in images]:
     if not re.search(r"^\.It Cm %s\b" % command, man, re.M):
         problems.append("man/doppel.1: the command '%s' is missing" % command)
 
 completion = read("completions", "doppel.bash")
 compare("completions/doppel.bash", set(re.findall(r"--([a-z-]+)", completion)), set(helped))
 
-for command in commands:
+for command in commands + images + ["image"]:
     if not re.search(r"-W '[^']*(?<!-)\b%s\b" % command, completion):
         problems.append("completions/doppel.bash: the command '%s' is missing" % command)
 

@@ -88,7 +88,7 @@ static int open_backing(struct image *image, const struct image_config *config,
     const char *name = names->backing_file;
     struct image_config backing = {
         .format = BLOCK_FORMAT_AUTO,
-        .is_read_only = true,
+        .is_read_only = !config->opens_backing_writable,
         .is_unlocked = config->is_unlocked,
         .names_nothing = true,
         .cache = config->cache,

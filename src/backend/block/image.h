@@ -63,10 +63,11 @@ struct image_config {
     const char *path;
     enum block_format format;
     bool is_read_only;
-    bool is_unlocked;   /* not locked against use by others: to look at an image in use */
-    bool is_alone;      /* backing files are not opened, and count as absent */
-    bool is_for_repair; /* open also what is marked as corrupt, and do not repair it */
-    bool names_nothing; /* refuse a detected format that leads to other files */
+    bool is_unlocked;            /* not locked against use by others: to look at an image in use */
+    bool is_alone;               /* backing files are not opened, and count as absent */
+    bool is_for_repair;          /* open also what is marked as corrupt, and do not repair it */
+    bool opens_backing_writable; /* the file directly behind it, to be written, too */
+    bool names_nothing;          /* refuse a detected format that leads to other files */
     enum block_cache cache;
 };
 

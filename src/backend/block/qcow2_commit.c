@@ -176,7 +176,8 @@ static int apply_releases(struct qcow2 *q, size_t limit)
     }
     if (is_packed_stale)
         qcow2_packed_forget(q);
-    memmove(q->releases, q->releases + done, (q->release_count - done) * sizeof(*q->releases));
+    if (done != 0)
+        memmove(q->releases, q->releases + done, (q->release_count - done) * sizeof(*q->releases));
     q->release_count -= done;
     return rc;
 }

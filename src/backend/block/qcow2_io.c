@@ -227,7 +227,8 @@ static int fill(struct qcow2 *q, const struct filling *f, uint64_t offset, uint6
     if (rc == 0) {
         pieces_add(&p, around, head);
         pieces_add_part(&p, iov, count, skip, size);
-        pieces_add(&p, around + head, tail);
+        if (tail != 0)
+            pieces_add(&p, around + head, tail);
         rc = q->store->ops->transfer(q->store, true, f->host + (f->head - head), head + size + tail,
                                      p.iov, p.count);
     }

@@ -155,11 +155,6 @@ static void test_files(void **state)
     fail();
 }
 
-static void store_be32(uint8_t *p, uint32_t v)
-{
-    store_le32(p, __builtin_bswap32(v));
-}
-
 /* Put a request at `at`, and let it run. Returns the answer, all ones if there is none. */
 static uint32_t dma_at(struct fixture *f, uint64_t at, uint32_t control, uint32_t length,
                        uint64_t addr)

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""crash.py EXERCISE DOPPEL [--times N] - a disk's process is killed in the middle of its work
+
+Many times, at random moments: every byte that a flush had covered is there, and qemu-img finds no
+error. Leaked clusters are allowed: `doppel image check --repair leaks` gives them free, and then
+qemu-img finds none. The image goes on being used, kill after kill.
+"""
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+KINDS = (["--cluster-size", "64K"], ["--cluster-size", "4K"], ["--cluster-size", "512"],
+         ["--compat", "2"], ["--lazy-refcounts", "--compression", "zstd"])
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("exercise")
+    parser.add_argument("doppel")
+    parser.add_argument("--times", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def call(*command, statuses=(0,)):
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode not in statuses:
+        raise AssertionError("%s: status %d\n%s" % (" ".join(command), result.returncode,
+                                                    result.stdout))
+    return result
+
+
+def crash(args, number, chance):
+    """One life: returns requests flushed, and clusters leaked."""
+    os.path.exists("log") and os.unlink("log")
+    # A new image each time: what is there must be what this life has written.
+    call(args.doppel, "image", "create", "--force", *KINDS[number % len(KINDS)], "x.qcow2", "24M")
+    arguments = ["x.qcow2", "qcow2", "log", str(number), "20000"]
+    with subprocess.Popen([args.exercise, "crash", *arguments], stdin=subprocess.DEVNULL) as process:
+        time.sleep(chance.uniform(0.01, 0.5))
+        process.kill()
+        killed = process.wait() == -9
+    if not killed:
+        raise AssertionError("the writer ended with status %d by itself" % process.returncode)
+    # Status 3: leaks, and nothing else.
+    leaks = call("qemu-img", "check", "-q", "x.qcow2", statuses=(0, 3)).returncode == 3
+    out = call(args.exercise, "verify", *arguments).stdout
+    call(args.doppel, "image", "check", "--repair", "leaks", "x.qcow2")
+    call("qemu-img", "check", "-q", "x.qcow2")
+    call(args.exercise, "verify", *arguments)
+    return int(out.split()[0]), leaks
+
+
+def main():
+    args = parse_arguments()
+    args.exercise, args.doppel = os.path.abspath(args.exercise), os.path.abspath(args.doppel)
+    if shutil.which("qemu-img") is None:
+        print("no qemu-img (package qemu-utils)")
+        return 77
+    chance = random.Random(args.seed)
+    flushed, leaked, busy = 0, 0, 0
+    with tempfile.TemporaryDirectory(prefix="doppel-crash-", dir="/var/tmp") as work:
+        os.chdir(work)
+        for number in range(args.seed, args.seed + args.times):
+            try:
+                covered, leaks = crash(args, number, chance)
+            except AssertionError as error:
+                print("life %d: %s" % (number, error))
+                return 1
+            flushed += covered
+            leaked += leaks
+            busy += covered != 0
+        os.chdir("/")
+    print("killed %d times: %d requests were flushed, all are there; no errors; leaks %d times" %
+          (args.times, flushed, leaked))
+    # Most lives must have got somewhere, or nothing was tested.
+    return 0 if busy * 2 >= args.times else 1
+
+
+sys.exit(main())
