@@ -206,15 +206,19 @@ static bool is_masked_wrap(const struct diff_case *c, const struct diff_state *n
 bool diff_is_left_open(const struct diff_case *c, const struct diff_state *native,
                        const struct diff_state *engine)
 {
-    bool is_ud = engine->vector == VEC_UD;
-    const struct diff_state *first = native->vector == VEC_AC ? native : engine;
-    const uint8_t *code = code_at_end(c, first);
+    const struct diff_state *checked = native->vector == VEC_AC ? native : engine;
+    const uint8_t *code = code_at_end(c, engine), *checked_code = code_at_end(c, checked);
 
-    if (code == NULL || (native->rip == engine->rip && native->vector == engine->vector &&
-                         native->cr2 == engine->cr2))
+    if (native->rip == engine->rip && native->vector == engine->vector &&
+        native->cr2 == engine->cr2)
         return false;
-    return (is_ud && (is_prefixed_clzero(code) || is_reserved_vector(c, code))) ||
-           is_masked_alignment(c, first, code) || is_masked_wrap(c, native, engine, code);
+    if (checked_code != NULL && is_masked_alignment(c, checked, checked_code))
+        return true;
+    if (code == NULL)
+        return false;
+    if (engine->vector == VEC_UD && (is_prefixed_clzero(code) || is_reserved_vector(c, code)))
+        return true;
+    return is_masked_wrap(c, native, engine, code);
 }
 
 void diff_forgive(const struct diff_case *c, struct diff_state *st, const struct diff_state *native)
