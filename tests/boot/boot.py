@@ -16,7 +16,8 @@ import tempfile
 import threading
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import Failed, expect, modules_where, run_tool
 
 # What guests/init finds in the kernel's log although a real machine prints it as well.
 LOG_ALLOWED = [
@@ -24,10 +25,6 @@ LOG_ALLOWED = [
     # what the processor, which is the host's, is vulnerable to: depends on its model and microcode
     re.compile(r"See https://kernel.org/doc/html/latest/admin-guide/hw-vuln/"),
 ]
-
-
-class Failed(Exception):
-    pass
 
 
 def parse_arguments():
@@ -45,12 +42,6 @@ def parse_arguments():
     parser.add_argument("--switch-storm", help="change the engine every so many instructions")
     parser.add_argument("--code-cache", help="as doppel's option: a small one is emptied often")
     return parser.parse_args()
-
-
-def run_tool(*command):
-    path = os.path.join(TOP, "tools", command[0])
-    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 DISK_SIZE = 4 << 20
@@ -179,11 +170,6 @@ def boot(args, kernel, initrd, disks, network):
     return status, lines, marked
 
 
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
-
-
 def one(marked, word):
     found = [entry for entry in marked if entry[1] == word]
     expect(len(found) == 1, "%d lines '%s' instead of one" % (len(found), word))
@@ -256,11 +242,9 @@ def main():
     with tempfile.TemporaryDirectory(prefix="doppel-boot-") as work:
         initrd = os.path.join(work, "initramfs.cpio")
         disks, network = Disks(args, work), Network()
-        modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
-        names = os.listdir(modules) if os.path.isdir(modules) else []
+        wanted = ("virtio", "failover", "net_failover")
         run_tool("make-initramfs", initrd,
-                 *["%s/%s=modules/%s" % (modules, name, name)
-                   for name in names if name.startswith(("virtio", "failover", "net_failover"))])
+                 *modules_where(kernel, lambda name: name.startswith(wanted)))
         for number in range(1, args.repeat + 1):
             start = time.monotonic()
             status, lines, marked = boot(args, kernel, initrd, disks, network)

@@ -16,23 +16,11 @@ import tempfile
 import threading
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import Failed, expect, modules_where, run_tool
+
 CONNECTIONS = 20
 LIMIT = 240  # seconds for anything at all
-
-
-class Failed(Exception):
-    pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
-
-
-def run_tool(*command):
-    return subprocess.run([os.path.join(TOP, "tools", command[0]), *command[1:]], check=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 SCRIPT = r"""
@@ -304,7 +292,6 @@ class Test:
 
     def run(self, args):
         kernel = run_tool("fetch-kernel", "cloud")
-        modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
         flows = Flows(args.mib)
         script = SCRIPT
         for word, value in (("SINK", flows.sink.getsockname()[1]), ("MIB", args.mib),
@@ -316,8 +303,8 @@ class Test:
             out.truncate(4 << 20)
         initrd, machine = self.path("initramfs.cpio"), self.path("control")
         run_tool("make-initramfs", initrd, self.path("script") + "=script", args.peer + "=peer",
-                 *["%s/%s=modules/%s" % (modules, name, name) for name in os.listdir(modules)
-                   if name.endswith(".ko") and not name.startswith("kvm")])
+                 *modules_where(kernel, lambda name: name.endswith(".ko") and
+                                not name.startswith("kvm")))
         guest = Guest([args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
                        "--memory", "512M", "--kernel", kernel, "--initrd", initrd, "--on-reboot",
                        "exit", "--cmdline",

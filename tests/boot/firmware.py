@@ -11,17 +11,10 @@ import tempfile
 import threading
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import TOP, Failed, expect, modules_where, run_tool
+
 PLATFORMS = {"seabios": "pc", "ovmf": "efi"}
-
-
-class Failed(Exception):
-    pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
 
 
 def parse_arguments():
@@ -36,20 +29,12 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def run_tool(*command):
-    path = os.path.join(TOP, "tools", command[0])
-    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 def make_disk(work, test):
     kernel = run_tool("fetch-kernel", "cloud")
     initrd = os.path.join(work, "initramfs.cpio")
     disk = os.path.join(work, test + ".img")
-    modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
     run_tool("make-initramfs", initrd,
-             *["%s/%s=modules/%s" % (modules, name, name) for name in os.listdir(modules)
-               if name.startswith("virtio")],
+             *modules_where(kernel, lambda name: name.startswith("virtio")),
              os.path.join(TOP, "tests", "boot", "resets") + "=script")
     run_tool("make-boot-disk", disk, kernel, initrd,
              "console=ttyS0 loglevel=4 panic=-1 doppel.test=" + test)

@@ -14,26 +14,13 @@ import sys
 import tempfile
 import threading
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import Failed, expect, modules_named, run_tool
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
            "fuse", "virtiofs"]
-
-
-class Failed(Exception):
-    pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
-
-
-def run_tool(*command):
-    path = os.path.join(TOP, "tools", command[0])
-    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def write(path, data):
@@ -142,13 +129,11 @@ def main():
         print("the guest changes owners, which takes root on the host")
         return 77
     kernel = run_tool("fetch-kernel")
-    modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
     work = tempfile.mkdtemp(prefix="doppel-share-")
     try:
         initrd = os.path.join(work, "initramfs.cpio")
         run_tool("make-initramfs", initrd, "%s/share-guest=script" % HERE,
-                 *["%s/%s.ko=modules/%s.ko" % (modules, name, name) for name in MODULES
-                   if os.path.exists("%s/%s.ko" % (modules, name))])
+                 *modules_named(kernel, MODULES))
         folders = Folders(work)
         status, lines, marked = boot(args, initrd, kernel, folders)
         try:

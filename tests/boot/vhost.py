@@ -15,28 +15,15 @@ import tempfile
 import threading
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import Failed, expect, modules_named, run_tool
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
            "virtio_blk", "fuse", "virtiofs"]
 VIRTIOFSD = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"]
 SIZE = 16 << 20
-
-
-class Failed(Exception):
-    pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
-
-
-def run_tool(*command):
-    path = os.path.join(TOP, "tools", command[0])
-    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def md5(data):
@@ -174,15 +161,13 @@ def main():
         print("there is no qemu-storage-daemon here (Debian: qemu-system-common)")
         return 77
     kernel = run_tool("fetch-kernel")
-    modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
     work = tempfile.mkdtemp(prefix="doppel-vhost-")
     backends = None
     lines = []
     try:
         initrd = os.path.join(work, "initramfs.cpio")
         run_tool("make-initramfs", initrd, "%s/vhost-guest=script" % HERE,
-                 *["%s/%s.ko=modules/%s.ko" % (modules, name, name) for name in MODULES
-                   if os.path.exists("%s/%s.ko" % (modules, name))])
+                 *modules_named(kernel, MODULES))
         backends = Backends(work)
         status, lines, marked = boot(args, initrd, kernel, backends)
         expect(status == 0, "doppel ended with status %d" % status)

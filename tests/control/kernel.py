@@ -10,13 +10,10 @@ import tempfile
 import threading
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import run_tool
+
 LIMIT = 240  # seconds for anything at all
-
-
-def run_tool(*command):
-    return subprocess.run([os.path.join(TOP, "tools", command[0]), *command[1:]], check=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def expect(condition, message):

@@ -14,7 +14,8 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
-from console import Failed, Guest, Ssh, expect, free_port, make_disk, run_doppel
+from console import Guest, Ssh, free_port, make_disk, run_doppel
+from harness import Failed, expect
 
 ROOT_AT = 34 << 20  # where guests/debian-root puts the root file system
 

@@ -8,18 +8,10 @@ import sys
 import threading
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from harness import TOP, Failed, expect
+
 LIMIT = 300  # seconds for anything at all
 PASSWORD = "secret"
-
-
-class Failed(Exception):
-    pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
 
 
 def free_port():

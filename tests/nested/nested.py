@@ -14,7 +14,9 @@ import sys
 import tempfile
 import threading
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import TOP, run_tool
+
 HOST_FAILED = 125
 
 
@@ -29,12 +31,6 @@ def parse_arguments():
                         help="a further file, and where it is in the host")
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
-
-
-def run_tool(*command):
-    path = os.path.join(TOP, "tools", command[0])
-    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def libraries(program):

@@ -11,26 +11,18 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
-from console import TOP, Failed, Guest, expect, run_doppel
+from console import Guest, run_doppel
+from harness import Failed, expect, modules_named, run_tool
 
 COUNT = 10
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
            "failover", "net_failover", "virtio_net"]
 
 
-def run_tool(*command):
-    return subprocess.run([os.path.join(TOP, "tools", command[0]), *command[1:]], check=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 def make_initrd(work, kernel):
-    modules = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
-    # some kernels have some of them built in
-    files = ["%s/%s.ko" % (modules, name) for name in MODULES + ["button", "evdev"]]
     initrd = os.path.join(work, "initramfs.cpio")
     run_tool("make-initramfs", initrd,
-             *["%s=modules/%s" % (file, os.path.basename(file)) for file in files
-               if os.path.exists(file)])
+             *modules_named(kernel, MODULES + ["button", "evdev"]))
     return initrd
 
 

@@ -1,0 +1,35 @@
+"""harness.py - what tests that start guests share: expectations, the project's tools, kernel modules"""
+import os
+import subprocess
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class Failed(Exception):
+    pass
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def run_tool(*command):
+    """What a program of tools/ prints; an error when it fails."""
+    path = os.path.join(TOP, "tools", command[0])
+    return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def modules_where(kernel, is_wanted):
+    """Arguments of make-initramfs: those of the fetched kernel's modules whose file names are wanted."""
+    folder = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return ["%s/%s=modules/%s" % (folder, name, name) for name in names if is_wanted(name)]
+
+
+def modules_named(kernel, names):
+    """The same for modules by name, in that order; some kernels have some of them built in."""
+    folder = os.path.join(os.path.dirname(os.path.dirname(kernel)), "modules")
+    return ["%s/%s.ko=modules/%s.ko" % (folder, name, name) for name in names
+            if os.path.exists("%s/%s.ko" % (folder, name))]
