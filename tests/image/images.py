@@ -127,9 +127,13 @@ class Images(unittest.TestCase):
                               ("extended_l2=on", "subclusters")):
             self.qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "x.qcow2", "1M")
             self.image("info", "x.qcow2", status=1, says=says)
-        self.qemu("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",
-                  "encrypt.format=luks,encrypt.key-secret=s", "y.qcow2", "1M")
-        self.image("info", "y.qcow2", status=1, says="encrypted")
+        # qemu-img times the host's hashing before it encrypts, which not every host can do.
+        for method in (1, 2):  # AES-CBC, LUKS
+            self.qemu("qemu-img", "create", "-q", "-f", "qcow2", "y.qcow2", "1M")
+            with open("y.qcow2", "r+b") as file:
+                file.seek(32)  # crypt_method
+                file.write(method.to_bytes(4, "big"))
+            self.image("info", "y.qcow2", status=1, says="encrypted")
 
     def test_convert(self):
         self.data("in.raw")
