@@ -56,16 +56,19 @@ static void forgive_presence(struct diff_state *st)
         st->error &= ~(uint32_t)PF_ERR_P;
 }
 
+/* Does `byte` stand before opcodes in both kinds of mode? LOCK does not count. */
+static bool is_prefix(uint8_t byte)
+{
+    return byte == 0xf2 || byte == 0xf3 || byte == 0x66 || byte == 0x67 || (byte & 0xe7) == 0x26 ||
+           byte == 0x64 || byte == 0x65 || (byte & 0xf0) == 0x40;
+}
+
 /* Where the opcode begins, behind prefixes that both kinds of mode read alike. */
 static const uint8_t *skip_prefixes(const uint8_t *code, bool *is_repeated)
 {
     *is_repeated = false;
-    for (unsigned at = 0; at < 14; at++, code++) {
+    for (unsigned at = 0; at < 14 && is_prefix(*code); at++, code++)
         *is_repeated |= *code == 0xf2 || *code == 0xf3;
-        if (*code != 0xf2 && *code != 0xf3 && *code != 0x66 && *code != 0x67 &&
-            (*code & 0xe7) != 0x26 && *code != 0x64 && *code != 0x65 && (*code & 0xf0) != 0x40)
-            break;
-    }
     return code;
 }
 
@@ -146,6 +149,20 @@ static bool is_prefixed_clzero(const uint8_t *code)
     return is_repeated && opcode[0] == 0x0f && opcode[1] == 0x01 && opcode[2] == 0xfc;
 }
 
+/*
+ * LOCK VERW: #UD, as of any other LOCK that has nothing to lock. Family 19h, where VERW also
+ * empties buffers, runs it.
+ */
+static bool is_locked_verw(const uint8_t *code)
+{
+    const uint8_t *opcode = code;
+    bool is_locked = false;
+
+    for (; opcode < code + 12 && (is_prefix(*opcode) || *opcode == 0xf0); opcode++)
+        is_locked |= *opcode == 0xf0;
+    return is_locked && opcode[0] == 0x0f && opcode[1] == 0x00 && (opcode[2] & 0x38) == 0x28;
+}
+
 static bool decode(const struct diff_case *c, const uint8_t *code, ZydisDecodedInstruction *in)
 {
     ZydisDecoder decoder;
@@ -216,7 +233,8 @@ bool diff_is_left_open(const struct diff_case *c, const struct diff_state *nativ
         return true;
     if (code == NULL)
         return false;
-    if (engine->vector == VEC_UD && (is_prefixed_clzero(code) || is_reserved_vector(c, code)))
+    if (engine->vector == VEC_UD &&
+        (is_prefixed_clzero(code) || is_locked_verw(code) || is_reserved_vector(c, code)))
         return true;
     return is_masked_wrap(c, native, engine, code);
 }

@@ -37,6 +37,8 @@ const struct diff_regression diff_regressions[] = {
     {8, 7, "\x62\xf2\xfd\x4f\xa0\x5c\x8e", "VPSCATTERDQ with faults"},
     {8, 4, "\x4b\xff\x14\xc9", "CALL with nowhere to push and nowhere to go"},
     {4, 4, "\x2e\x0f\xae\x00", "FXSAVE to the code segment with AC"},
+    {4, 3, "\x0f\xae\x00", "FXSAVE across the largest offset"},
+    {4, 4, "\x36\x0f\xae\x00", "FXSAVE across the largest offset, #SS"},
     {8, 15, "\x2e\xf3\xf2\x8f\xca\xbd\x44\x1d\xa9\x29\x00\x00\x00\x00\x00", "XOP: too long"},
     {8, 6, "\xc4\xc2\x6d\x2e\x5a\x08", "VMASKMOVPS with AC"},
 };

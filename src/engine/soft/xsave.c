@@ -117,16 +117,21 @@ static int fxsave_operand(struct soft_vcpu *v, const struct insn *in, enum soft_
 {
     if (v->st.cr0 & (CR0_EM | CR0_TS))
         return soft_raise(v, VEC_NM);
-    gva_t linear = v->st.seg[in->seg].base + soft_effective_address(v, in);
+    uint64_t offset = soft_effective_address(v, in);
+    gva_t linear = v->st.seg[in->seg].base + offset;
 
     /*
-     * AMD: #AC, which asks for 4 bytes, goes first where alignment is checked, but for an address
-     * that is not canonical. Otherwise the segment, and the address's form, come before alignment.
+     * AMD: the first 4 bytes are accessed as one, so they must not lie across the largest offset.
+     * Their #AC goes first where alignment is checked, but for an address that is not canonical.
+     * Otherwise the segment, and the address's form, come before alignment.
      */
+    if (UNLIKELY(v->model->is_amd && in->mode != 8 && offset > UINT32_MAX - 3) &&
+        soft_linear(v, in->seg, offset, 4, access, &linear))
+        return SOFT_FAULT;
     if (v->is_ac_set && v->model->is_amd && (linear & 3) &&
         (in->mode != 8 || soft_is_canonical(v, linear)))
         return soft_raise_error(v, VEC_AC, 0);
-    if (soft_linear(v, in->seg, soft_effective_address(v, in), 1, access, &linear))
+    if (soft_linear(v, in->seg, offset, 1, access, &linear))
         return SOFT_FAULT;
     if (linear & 15)
         return soft_raise_error(v, VEC_GP, 0);
