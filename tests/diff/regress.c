@@ -39,6 +39,9 @@ const struct diff_regression diff_regressions[] = {
     {4, 4, "\x2e\x0f\xae\x00", "FXSAVE to the code segment with AC"},
     {4, 3, "\x0f\xae\x00", "FXSAVE across the largest offset"},
     {4, 4, "\x36\x0f\xae\x00", "FXSAVE across the largest offset, #SS"},
+    {8, 6, "\x62\xd2\x7d\x48\x63\x26", "VPCOMPRESSB without a mask, AC"},
+    {8, 6, "\x62\xf2\xfd\x28\x63\x07", "VPCOMPRESSW without a mask, AC"},
+    {8, 6, "\x62\xf2\xfd\x08\x8b\x07", "VPCOMPRESSQ without a mask, AC"},
     {8, 15, "\x2e\xf3\xf2\x8f\xca\xbd\x44\x1d\xa9\x29\x00\x00\x00\x00\x00", "XOP: too long"},
     {8, 6, "\xc4\xc2\x6d\x2e\x5a\x08", "VMASKMOVPS with AC"},
 };
