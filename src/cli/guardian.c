@@ -4,8 +4,9 @@
  * Invariants: the guardian holds no descriptor but the pipe and the terminal, so that nobody
  * waits for it at the other end of standard output. It is in a session of its own: signals for
  * doppel's process group do not reach it, and job control does not stop it from setting the
- * terminal. It sets the terminal only when it finds it in exactly doppel's raw mode: a shell
- * that has already put its own back is left alone.
+ * terminal; until it is there, which may be after doppel's end, signals are blocked. It sets the
+ * terminal only when it finds it in exactly doppel's raw mode: a shell that has already put its own
+ * back is left alone.
  */
 #include "cli/guardian.h"
 
@@ -69,9 +70,18 @@ int guardian_start(struct guardian *guardian, const struct tty *tty, const char 
     assert(file_count <= GUARDIAN_FILES_MAX);
     if (pipe2(fds, O_CLOEXEC) != 0)
         return err_set(e, errno, "create a pipe");
+    /*
+     * Before there is a child: the end of a session's first process sends SIGHUP to the terminal's
+     * foreground job, to which the child belongs until it has called setsid.
+     */
+    sigset_t all, old;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &old);
     pid_t pid = fork();
+    int code = errno;
+    if (pid != 0)
+        sigprocmask(SIG_SETMASK, &old, NULL);
     if (pid < 0) {
-        int code = errno;
         close(fds[0]);
         close(fds[1]);
         return err_set(e, code, "start the process that restores the terminal");
@@ -80,9 +90,6 @@ int guardian_start(struct guardian *guardian, const struct tty *tty, const char 
         /* Only async-signal-safe calls from here on. */
         setsid();
         prctl(PR_SET_NAME, "doppel-guardian");
-        sigset_t all;
-        sigfillset(&all);
-        sigprocmask(SIG_SETMASK, &all, NULL);
         /* Keep two descriptors; 0 stays taken, so that the pipe is not moved onto it. */
         int tty_fd = tty != NULL ? tty->fd : fds[0];
         unsigned low = (unsigned)(fds[0] < tty_fd ? fds[0] : tty_fd);
