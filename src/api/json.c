@@ -140,6 +140,8 @@ static void json_stats_begin(struct stats_sink *sink, const char *group, int cpu
     stats->counters = json_object();
     json_object_set_new(json, "name", json_string(group));
     json_object_set_new(json, "cpu", cpu >= 0 ? json_integer(cpu) : json_null());
+    if (sink->engine != NULL)
+        json_object_set_new(json, "engine", json_string(sink->engine));
     json_object_set_new(json, "counters", stats->counters);
     json_array_append_new(stats->groups, json);
 }

@@ -48,7 +48,7 @@ union json_value {
 int json_take(const char *body, size_t size, const struct json_field *fields, unsigned count,
               union json_value *values, struct err *e);
 
-/* Counters become {"groups": [{"name", "cpu", "counters": {key: number}}]}. */
+/* Counters become {"groups": [{"name", "cpu", "engine", "counters": {key: number}}]}. */
 struct json_stats {
     struct stats_sink sink;
     json_t *groups;   /* an array, the caller's */

@@ -115,13 +115,14 @@ static void test_stats(void **state)
     json_stats_init(&stats);
     stats_begin(&stats.sink, "cache", -1);
     stats_put_count(&stats.sink, "blocks", "Blocks", 0);
+    stats.sink.engine = "bt";
     stats_begin(&stats.sink, "time", 2);
     stats_put_ms(&stats.sink, "running_ms", "ms running", 1.5);
     stats_put_share(&stats.sink, "hits", "hits", 3, 4);
     char *text = json_dumps(stats.groups, JSON_COMPACT);
     assert_string_equal(text, "[{\"name\":\"cache\",\"cpu\":null,\"counters\":{\"blocks\":0}},"
-                              "{\"name\":\"time\",\"cpu\":2,\"counters\":{\"running_ms\":1.5,"
-                              "\"hits\":3}}]");
+                              "{\"name\":\"time\",\"cpu\":2,\"engine\":\"bt\",\"counters\":{"
+                              "\"running_ms\":1.5,\"hits\":3}}]");
     free(text);
     json_decref(stats.groups);
 }

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/parse.h"
 #include "base/stats.h"
+#include "base/stats_book.h"
 
 static void test_err_set_appends_reason(void **state)
 {
@@ -208,6 +209,86 @@ static void test_stats_text(void **state)
     free(buf);
 }
 
+static uint64_t count_of(const char *text, const char *line)
+{
+    const char *found = strstr(text, line);
+
+    return found != NULL ? strtoull(found + strlen(line), NULL, 10) : UINT64_MAX;
+}
+
+/* Reports add up by group, CPU and key, in the order of the first. */
+static void test_stats_book(void **state)
+{
+    struct stats_book book, sum;
+    struct stats_text text;
+    char *buf = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&buf, &size);
+    stats_book_init(&book);
+    for (unsigned n = 1; n <= 3; n++) {
+        for (int cpu = 0; cpu < 2; cpu++) {
+            stats_begin(&book.sink, "engine", cpu);
+            stats_put_count(&book.sink, "a", "first", n);
+            if (n == 2)
+                stats_put_count(&book.sink, "odd", "only then", 7);
+            stats_put_share(&book.sink, "b", "second", n, 10);
+            stats_put_ms(&book.sink, "c_ms", "time", 0.5);
+        }
+        stats_begin(&book.sink, "cache", -1);
+        stats_put_count(&book.sink, "a", "full", 50);
+    }
+    stats_text_init(&text, out);
+    text.sink.engine = "bt";
+    stats_book_report(&book, true, &text.sink);
+    fclose(out);
+    assert_string_equal(buf, "CPU 0, engine (bt)\n"
+                             "  first                                                       6\n"
+                             "  second                                                      6"
+                             "  20.000%\n"
+                             "  time                                                    1.500\n"
+                             "  only then                                                   7\n"
+                             "CPU 1, engine (bt)\n"
+                             "  first                                                       6\n"
+                             "  second                                                      6"
+                             "  20.000%\n"
+                             "  time                                                    1.500\n"
+                             "  only then                                                   7\n");
+    free(buf);
+    /* into another book, and that of the whole machine, too */
+    stats_book_init(&sum);
+    stats_book_report(&book, true, &sum.sink);
+    stats_book_report(&book, false, &sum.sink);
+    out = open_memstream(&buf, &size);
+    stats_text_init(&text, out);
+    stats_book_report(&sum, false, &text.sink);
+    fclose(out);
+    assert_int_equal(count_of(buf, "  first"), 12);
+    assert_int_equal(count_of(buf, "  full"), 150);
+    free(buf);
+    assert_false(book.is_incomplete || sum.is_incomplete);
+    stats_book_fini(&sum);
+    stats_book_fini(&book);
+}
+
+/* Keys that a guest makes up do not fill the memory. */
+static void test_stats_book_is_bounded(void **state)
+{
+    struct stats_book book;
+    char key[16];
+    stats_book_init(&book);
+    stats_begin(&book.sink, "engine", 0);
+    for (unsigned n = 0; n < STATS_BOOK_ITEMS_MAX; n++) {
+        snprintf(key, sizeof(key), "failed.%u", n);
+        stats_put_count(&book.sink, key, key, 1);
+    }
+    assert_false(book.is_incomplete);
+    stats_put_count(&book.sink, "failed.0", "known", 1);
+    assert_false(book.is_incomplete);
+    stats_put_count(&book.sink, "failed.new", "one too many", 1);
+    assert_true(book.is_incomplete);
+    stats_book_fini(&book);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -222,6 +303,8 @@ int main(void)
         cmocka_unit_test(test_log_level),
         cmocka_unit_test(test_log_limit),
         cmocka_unit_test(test_stats_text),
+        cmocka_unit_test(test_stats_book),
+        cmocka_unit_test(test_stats_book_is_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

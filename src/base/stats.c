@@ -36,9 +36,11 @@ static void stats_text_begin(struct stats_sink *sink, const char *group, int cpu
 {
     struct stats_text *text = CONTAINER_OF(sink, struct stats_text, sink);
     if (cpu >= 0)
-        fprintf(text->out, "CPU %d, %s\n", cpu, group);
-    else
-        fprintf(text->out, "%s\n", group);
+        fprintf(text->out, "CPU %d, ", cpu);
+    fputs(group, text->out);
+    if (sink->engine != NULL)
+        fprintf(text->out, " (%s)", sink->engine);
+    fputc('\n', text->out);
 }
 
 static void stats_text_put(struct stats_sink *sink, const struct stats_item *item)

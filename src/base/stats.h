@@ -25,6 +25,7 @@ struct stats_sink {
     /* What follows belongs to `group`, of that CPU, or of the whole machine when cpu is -1. */
     void (*begin)(struct stats_sink *sink, const char *group, int cpu);
     void (*put)(struct stats_sink *sink, const struct stats_item *item);
+    const char *engine; /* whose groups begin; NULL: the machine's own */
 };
 
 void stats_begin(struct stats_sink *sink, const char *group, int cpu);

@@ -464,9 +464,11 @@ static void remote_print_group(const json_t *group)
     json_t *cpu = json_object_get(group, "cpu"), *value;
     const char *key;
     if (json_is_integer(cpu))
-        printf("CPU %d, %s\n", (int)json_integer_value(cpu), text_of(group, "name"));
-    else
-        printf("%s\n", text_of(group, "name"));
+        printf("CPU %d, ", (int)json_integer_value(cpu));
+    printf("%s", text_of(group, "name"));
+    if (json_is_string(json_object_get(group, "engine")))
+        printf(" (%s)", text_of(group, "engine"));
+    printf("\n");
     json_object_foreach(json_object_get(group, "counters"), key, value)
     {
         if (json_is_real(value))

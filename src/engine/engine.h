@@ -183,7 +183,11 @@ struct engine_ops {
     /* RAM changed behind the engine's back (DMA): drop translations of it. */
     void (*code_changed)(struct engine *engine, gpa_t addr, uint64_t size);
 
-    /* What the engine counted, group by group. No vCPU runs. */
+    /*
+     * What the engine counted, group by group. No vCPU runs. Groups of a CPU count events or time,
+     * and are added up over all engines of this name that a machine has run on; groups of no CPU
+     * say how this one stands.
+     */
     void (*report_stats)(struct engine *engine, struct stats_sink *sink);
 };
 

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/stats_book.h"
 #include "cpu/model.h"
 #include "cpu/state.h"
 #include "engine/engine.h"
@@ -61,6 +62,12 @@ struct vm_switches {
     uint64_t count, stopped_ns, stopped_max_ns;
 };
 
+/* What engines counted that the machine ran on before (totals.c). */
+struct vm_totals {
+    const struct engine_ops *ops; /* NULL: a place that is free */
+    struct stats_book book;
+};
+
 enum machine_run_state {
     MACHINE_RUNNING,
     MACHINE_PARKED,    /* vCPU threads wait outside of the engine */
@@ -98,6 +105,7 @@ struct vm {
     bool is_paused;
     bool are_apics_lent;           /* changes with all vCPUs parked: their threads may look */
     struct vm_switches switches;
+    struct vm_totals totals[VM_ENGINES_MAX];
     struct vtimer storm_timer;     /* --switch-storm on an engine that counts no instructions */
     uint64_t paused_tsc, paused_ns; /* host TSC and CLOCK_BOOTTIME when guest time stopped */
 
@@ -153,6 +161,15 @@ int engines_open(struct vm *vm, const struct engine_ops *ops, struct vm_engine *
 void engines_close(struct vm *vm, struct vm_engine *engine);
 /* Make the machine run on *engine, and hand out in it what it ran on before. vCPUs are parked. */
 void engines_exchange(struct vm *vm, struct vm_engine *engine);
+
+/*
+ * totals.c: counters of all engines that the machine has run on, for its life. Main loop's thread.
+ */
+/* Write down what an engine counted that the machine ran on, and does no more. */
+void totals_keep(struct vm *vm, const struct vm_engine *engine);
+/* vCPUs are parked. */
+void totals_report(struct vm *vm, struct stats_sink *sink);
+void totals_forget(struct vm *vm);
 
 /* switch.c */
 /* vm_switch_engine to an engine by its table; for tests, that of no known one. */

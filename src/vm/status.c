@@ -39,7 +39,7 @@ void vm_report_stats(struct vm *vm, struct stats_sink *sink)
         stats_put_count(sink, "halts", "times halted", vcpu->halt_count);
     }
     switch_report_stats(vm, sink);
-    vm->ops->report_stats(vm->engine, sink);
+    totals_report(vm, sink);
     if (vm->board.balloon != NULL)
         virtio_balloon_report_stats(vm->board.balloon, sink);
     vm_release(vm);

@@ -108,6 +108,7 @@ static int switch_now(struct vm *vm, const struct engine_ops *ops, struct vm_swi
     vm_release(vm);
     go = clock_now_ns();
     if (ret == 0) {
+        totals_keep(vm, &engine);
         *done = (struct vm_switch){engine.ops->name, ops->name, stop - begin, go - stop};
         vm->switches.count++;
         vm->switches.stopped_ns += go - stop;

@@ -447,6 +447,7 @@ void vm_destroy(struct vm *vm)
     if (vm->engine != NULL)
         engines_exchange(vm, &engine);
     engines_close(vm, &engine);
+    totals_forget(vm);
     board_destroy(&vm->board);
     if (vm->is_source_open)
         boot_source_close(&vm->source);

@@ -277,7 +277,31 @@ class Control(unittest.TestCase):
         machine.type(b"67890")
         machine.expect(b"67890")
         self.assertGreaterEqual(port_reads(), first + 5)
-        self.assertIn("CPU 0, execution", self.does("stats", "dev"))
+        self.assertIn("CPU 0, execution (", self.does("stats", "dev"))
+
+    def test_stats_go_on_when_the_engine_changes(self):
+        machine = Machine(self, "echo", "--engine", "interp", "--engines", "interp,bt")
+
+        def port_reads():
+            stats = json.loads(self.does("stats", "dev", "--json"))
+            return {group["engine"]: group["counters"]["io_reads"] for group in stats["groups"]
+                    if group["name"] == "execution"}
+        machine.type(b"12345")
+        machine.expect(b"12345")
+        first = port_reads()
+        self.assertEqual(list(first), ["interp"])
+        self.assertGreaterEqual(first["interp"], 5)
+        self.does("engine", "dev", "bt")
+        machine.type(b"67890")
+        machine.expect(b"67890")
+        second = port_reads()
+        self.assertEqual(list(second), ["bt", "interp"])
+        self.assertGreaterEqual(second["interp"], first["interp"])
+        self.does("engine", "dev", "interp")
+        self.does("engine", "dev", "bt")
+        third = port_reads()
+        self.assertGreaterEqual(third["bt"], second["bt"])
+        self.assertGreaterEqual(third["interp"], second["interp"])
 
     # ---- stopping ----
 
