@@ -75,6 +75,10 @@ until [ "$(cat /sys/block/vda/size)" = 32768 ]; do usleep 20000; done
 echo behind | dd of=/dev/vda bs=512 seek=32767 conv=sync 2>/dev/null
 sync
 say "grown $(cat /sys/block/vda/size)"
+until [ "$(cat /sys/block/vdb/size)" = 8388608 ]; do usleep 20000; done
+echo behind | dd of=/dev/vdb bs=512 seek=8388607 conv=sync 2>/dev/null
+sync
+say "grown-too $(dd if=/dev/vdb bs=512 skip=8388607 2>/dev/null | head -1)"
 """
 
 
@@ -289,6 +293,8 @@ class Test:
         with open(self.path("disk"), "rb") as disk:
             disk.seek(32767 * 512)
             expect(disk.read() == b"behind\n" + bytes(505), "nothing was written behind the old end")
+        self.command("resize", machine, "1", "4G")
+        expect(guest.wait_for("grown-too") == "behind", "nothing is kept behind the old end of qcow2")
 
     def run(self, args):
         kernel = run_tool("fetch-kernel", "cloud")
@@ -301,6 +307,7 @@ class Test:
             out.write(script)
         with open(self.path("disk"), "wb") as out:
             out.truncate(4 << 20)
+        subprocess.run([args.doppel, "image", "create", self.path("disk.qcow2"), "4M"], check=True)
         initrd, machine = self.path("initramfs.cpio"), self.path("control")
         run_tool("make-initramfs", initrd, self.path("script") + "=script", args.peer + "=peer",
                  *modules_where(kernel, lambda name: name.endswith(".ko") and
@@ -313,7 +320,8 @@ class Test:
                        "--port", "name=org.doppel.test,socket=" + self.path("port"),
                        "--balloon", "on,reporting,deflate-on-oom", "--net", "user,mtu=1400",
                        "--vsock", "7," + self.path("vsock"),
-                       "--disk", self.path("disk") + ",serial=GROWS", "--control", machine])
+                       "--disk", self.path("disk") + ",serial=GROWS", "--disk",
+                       self.path("disk.qcow2"), "--control", machine])
         try:
             self.ports(guest)
             self.console(guest)

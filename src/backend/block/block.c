@@ -25,7 +25,10 @@ struct block {
 
     pthread_mutex_t lock;
     pthread_cond_t has_work;
+    pthread_cond_t is_quiet;
     struct block_request *first, **last; /* under lock, as the rest */
+    unsigned running;                    /* requests that threads are at */
+    bool is_held;                        /* no further request is begun */
     bool is_stopping;
     pthread_t threads[THREADS];
     unsigned thread_count;
@@ -61,7 +64,7 @@ static void *block_run(void *ctx)
 
     pthread_mutex_lock(&block->lock);
     for (;;) {
-        struct block_request *r = block->first;
+        struct block_request *r = block->is_held ? NULL : block->first;
         if (r == NULL) {
             if (block->is_stopping)
                 break;
@@ -71,9 +74,12 @@ static void *block_run(void *ctx)
         block->first = r->next;
         if (block->first == NULL)
             block->last = &block->first;
+        block->running++;
         pthread_mutex_unlock(&block->lock);
         r->done(r, execute(block, r));
         pthread_mutex_lock(&block->lock);
+        if (--block->running == 0 && block->is_held)
+            pthread_cond_signal(&block->is_quiet);
     }
     pthread_mutex_unlock(&block->lock);
     return NULL;
@@ -139,6 +145,7 @@ int block_open(const struct block_config *config, struct block **out, struct err
     atomic_init(&block->size, block->image->size);
     pthread_mutex_init(&block->lock, NULL);
     pthread_cond_init(&block->has_work, NULL);
+    pthread_cond_init(&block->is_quiet, NULL);
     rc = start_threads(block, config->path, e);
     if (rc != 0) {
         block_close(block);
@@ -160,6 +167,7 @@ void block_close(struct block *block)
         pthread_join(block->threads[i], NULL);
     assert(block->first == NULL);
     image_close(block->image);
+    pthread_cond_destroy(&block->is_quiet);
     pthread_cond_destroy(&block->has_work);
     pthread_mutex_destroy(&block->lock);
     free(block);
@@ -170,9 +178,46 @@ uint64_t block_size(const struct block *block)
     return atomic_load(&block->size);
 }
 
-int block_resize(struct block *block, uint64_t bytes, struct err *e)
+/* Requests under way come to their end; what is submitted from now on waits. */
+static void hold(struct block *block)
+{
+    pthread_mutex_lock(&block->lock);
+    block->is_held = true;
+    while (block->running != 0)
+        pthread_cond_wait(&block->is_quiet, &block->lock);
+    pthread_mutex_unlock(&block->lock);
+}
+
+static void release(struct block *block)
+{
+    pthread_mutex_lock(&block->lock);
+    block->is_held = false;
+    pthread_cond_broadcast(&block->has_work);
+    pthread_mutex_unlock(&block->lock);
+}
+
+/* What the format can do while requests are under way, or else what it can do without. */
+static int grow(struct block *block, uint64_t *size, struct err *e)
 {
     struct image *image = block->image;
+    int rc = 0;
+
+    if (*size != 0 && image->is_read_only)
+        return err_set(e, EROFS, "resize a disk");
+    if (image->ops->grow != NULL) {
+        rc = image->ops->grow(image, size);
+        return rc == 0 ? 0 : err_set(e, -rc, "resize a disk to %" PRIu64 " bytes", *size);
+    }
+    hold(block);
+    if (*size != 0) /* else what it is: nobody can have changed it */
+        rc = image->ops->resize(image, *size, e);
+    *size = image->size;
+    release(block);
+    return rc;
+}
+
+int block_resize(struct block *block, uint64_t bytes, struct err *e)
+{
     uint64_t old = block_size(block), size = bytes;
 
     if (bytes % BLOCK_SECTOR != 0)
@@ -183,15 +228,9 @@ int block_resize(struct block *block, uint64_t bytes, struct err *e)
         return err_set(e, EINVAL,
                        "resize a disk of %" PRIu64 " bytes to %" PRIu64 ": it can only grow", old,
                        bytes);
-    if (image->ops->grow == NULL)
-        return err_set(e, ENOTSUP,
-                       "resize a disk in use: a qcow2 image only changes its size while nobody "
-                       "uses it ('doppel image resize')");
-    if (bytes != 0 && image->is_read_only)
-        return err_set(e, EROFS, "resize a disk");
-    int rc = image->ops->grow(image, &size);
+    int rc = grow(block, &size, e);
     if (rc != 0)
-        return err_set(e, -rc, "resize a disk to %" PRIu64 " bytes", bytes);
+        return rc;
     if (size < old)
         return err_set(e, EINVAL,
                        "the disk of %" PRIu64 " bytes has shrunk to %" PRIu64

@@ -71,7 +71,8 @@ uint64_t block_size(const struct block *block);
 
 /*
  * Make the disk `bytes` large, or with 0 take the size that its file or device has by now. It may
- * be in use. Disks do not shrink: what a guest has stored would be gone.
+ * be in use; a qcow2 image lets requests wait meanwhile. Disks do not shrink: what a guest has
+ * stored would be gone.
  */
 int block_resize(struct block *block, uint64_t bytes, struct err *e);
 

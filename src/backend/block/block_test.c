@@ -17,6 +17,9 @@
 #include <unistd.h>
 
 #include "backend/block/block.h"
+#include "backend/block/image.h"
+#include "backend/block/qcow2.h"
+#include "backend/block/store.h"
 #include "base/bits.h"
 
 #define SIZE (UINT64_C(1) << 20)
@@ -239,6 +242,81 @@ static void disks_grow(void **state)
     block_close(b);
 }
 
+/* A writer that goes on over the disk's growth: stamps sectors in turn. */
+struct stamper {
+    struct block *block;
+    uint64_t stamped; /* sectors */
+    int result;
+};
+
+#define STAMPED_SECTORS (SIZE / BLOCK_SECTOR)
+
+static void *stamp(void *ctx)
+{
+    struct stamper *s = ctx;
+    uint8_t sector[BLOCK_SECTOR];
+    struct iovec iov = {sector, sizeof(sector)};
+    for (uint64_t i = 0; i < STAMPED_SECTORS && s->result == 0; i++) {
+        memset(sector, (int)(i % 251), sizeof(sector));
+        s->result = run(s->block, BLOCK_WRITE, i * BLOCK_SECTOR, BLOCK_SECTOR, &iov, 1, false);
+        s->stamped++;
+    }
+    return NULL;
+}
+
+/* The image has other tables afterwards; writers notice nothing. */
+static void qcow2_grows_beneath_writers(void **state)
+{
+    struct fixture *f = *state;
+    struct qcow2_create create = {.size = SIZE, .version = 3, .cluster_size = 512};
+    struct block_config config = {.path = f->path, .format = BLOCK_FORMAT_QCOW2};
+    struct stamper s = {0};
+    struct store *store;
+    struct err e;
+    uint8_t sector[BLOCK_SECTOR];
+    struct iovec iov = {sector, sizeof(sector)};
+    pthread_t thread;
+    assert_int_equal(store_create_file(f->path, true, &store, &e), 0);
+    assert_int_equal(qcow2_format(store, &create, &e), 0);
+    store->ops->close(store);
+    assert_int_equal(block_open(&config, &s.block, &e), 0);
+    assert_int_equal(pthread_create(&thread, NULL, stamp, &s), 0);
+    for (unsigned i = 1; i <= 40; i++) { /* most of them move the L1 table */
+        uint64_t size = SIZE + i * UINT64_C(100000) / BLOCK_SECTOR * BLOCK_SECTOR;
+        if (block_resize(s.block, size, &e) != 0)
+            fail_msg("%s", e.msg);
+        assert_int_equal(block_size(s.block), size);
+        memset(sector, 'e', sizeof(sector));
+        assert_int_equal(
+            run(s.block, BLOCK_WRITE, size - BLOCK_SECTOR, BLOCK_SECTOR, &iov, 1, false), 0);
+    }
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(s.result, 0);
+    assert_int_equal(s.stamped, STAMPED_SECTORS);
+    uint64_t size = block_size(s.block);
+    assert_int_equal(block_resize(s.block, 0, &e), 0); /* nobody else can have resized it */
+    assert_int_equal(block_size(s.block), size);
+    assert_int_equal(block_resize(s.block, SIZE, &e), -EINVAL);
+    assert_true(block_resize(s.block, UINT64_C(1) << 50, &e) < 0);
+    assert_non_null(strstr(e.msg, "at most"));
+    for (uint64_t i = 0; i < STAMPED_SECTORS; i++) {
+        assert_int_equal(run(s.block, BLOCK_READ, i * BLOCK_SECTOR, BLOCK_SECTOR, &iov, 1, false),
+                         0);
+        for (unsigned at = 0; at < BLOCK_SECTOR; at++)
+            assert_int_equal(sector[at], i % 251);
+    }
+    block_close(s.block);
+    struct image_config look = {
+        .path = f->path, .format = BLOCK_FORMAT_QCOW2, .is_for_repair = true};
+    struct qcow2_check check = {0};
+    struct image *image;
+    assert_int_equal(image_open(&look, &image, &e), 0);
+    assert_int_equal(image->size, size);
+    assert_int_equal(qcow2_check(image, QCOW2_REPAIR_NONE, &check, &e), 0);
+    assert_int_equal(check.errors + check.leaks, 0);
+    image_close(image);
+}
+
 static void one_writer_or_many_readers(void **state)
 {
     struct fixture *f = *state;
@@ -277,9 +355,14 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(reads_and_writes),           TEST(zeroes_and_holes), TEST(impossible_requests_fail),
-        TEST(the_file_may_shrink),        TEST(disks_grow),       TEST(one_writer_or_many_readers),
+        TEST(reads_and_writes),
+        TEST(zeroes_and_holes),
+        TEST(impossible_requests_fail),
+        TEST(the_file_may_shrink),
+        TEST(disks_grow),
+        TEST(one_writer_or_many_readers),
         TEST(what_is_no_disk_is_refused),
+        TEST(qcow2_grows_beneath_writers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,7 +37,7 @@ struct image_ops {
     int (*map)(struct image *image, uint64_t offset, uint64_t *size, enum image_extent *out);
     int (*resize)(struct image *image, uint64_t size, struct err *e);
     /* While it is in use: to *size bytes, or, of 0, to what somebody else has made it; *size gets
-     * what it is then. image->size stays. NULL: not possible. */
+     * what it is then. image->size stays. NULL: resize does it, with nothing else under way. */
     int (*grow)(struct image *image, uint64_t *size);
     /* One cluster, at a multiple of the cluster size. NULL: the format compresses nothing.
      * -E2BIG: it does not become smaller. */

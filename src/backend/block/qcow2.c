@@ -133,12 +133,22 @@ static int read_table(struct qcow2 *q, uint64_t offset, uint64_t count, uint64_t
     return rc;
 }
 
+static uint32_t slice_size(const struct qcow2 *q)
+{
+    return MIN(q->cluster_size, SLICE_SIZE);
+}
+
+unsigned qcow2_slices_wanted(const struct qcow2 *q)
+{
+    uint64_t mapped = (uint64_t)slice_size(q) / 8 << q->cluster_bits; /* by a slice: bytes */
+
+    return (unsigned)MIN(q->image.size / mapped + L2_SLICES_MIN, L2_SLICES_MAX);
+}
+
 static int read_tables(struct qcow2 *q)
 {
     const struct qcow2_header *h = &q->header;
-    uint32_t slice = MIN(q->cluster_size, SLICE_SIZE);
-    uint64_t mapped = (uint64_t)slice / 8 << q->cluster_bits; /* by a slice: bytes */
-    uint64_t wanted = q->image.size / mapped + L2_SLICES_MIN;
+    uint32_t slice = slice_size(q);
 
     q->reftable_count = h->reftable_clusters * (uint64_t)q->cluster_size / 8;
     int rc = read_table(q, h->l1_offset, h->l1_count, &q->l1);
@@ -147,7 +157,7 @@ static int read_tables(struct qcow2 *q)
     for (uint64_t i = 0; rc == 0 && i < q->reftable_count; i++)
         q->reftable[i] &= ~UINT64_C(0x1ff); /* reserved */
     if (rc == 0)
-        rc = qcow2_cache_init(&q->l2_cache, q->store, slice, (unsigned)MIN(wanted, L2_SLICES_MAX));
+        rc = qcow2_cache_init(&q->l2_cache, q->store, slice, qcow2_slices_wanted(q));
     if (rc == 0)
         rc = qcow2_cache_init(&q->ref_cache, q->store, slice, REF_SLICES);
     q->ref_cache.may_write = true;

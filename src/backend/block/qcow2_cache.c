@@ -6,6 +6,7 @@
  *
  * Invariant: a slice that is dirty or leaving is newer than the file, and stays.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,15 @@ static void age_insert(struct qcow2_slice *slice, struct qcow2_slice *newer)
     newer->older = slice;
 }
 
+static void make_empty(struct qcow2_cache *cache)
+{
+    cache->ages.older = cache->ages.newer = &cache->ages;
+    for (unsigned i = 0; i < cache->count; i++) {
+        cache->slices[i].data = cache->memory + (uint64_t)i * cache->slice_size;
+        age_insert(&cache->slices[i], &cache->ages);
+    }
+}
+
 int qcow2_cache_init(struct qcow2_cache *cache, struct store *store, uint32_t slice_size,
                      unsigned count)
 {
@@ -46,16 +56,26 @@ int qcow2_cache_init(struct qcow2_cache *cache, struct store *store, uint32_t sl
     cache->buckets = calloc(cache->bucket_count, sizeof(struct qcow2_slice *));
     /* whole pages, which the host gives as they are touched */
     cache->memory = aligned_alloc(ALIGN, align_up((uint64_t)slice_size * count, ALIGN));
-    cache->ages.older = cache->ages.newer = &cache->ages;
     if (cache->slices == NULL || cache->buckets == NULL || cache->memory == NULL) {
         qcow2_cache_free(cache);
         return -ENOMEM;
     }
-    for (unsigned i = 0; i < count; i++) {
-        cache->slices[i].data = cache->memory + (uint64_t)i * slice_size;
-        age_insert(&cache->slices[i], &cache->ages);
-    }
+    make_empty(cache);
     return 0;
+}
+
+void qcow2_cache_enlarge(struct qcow2_cache *cache, unsigned count)
+{
+    struct qcow2_cache larger;
+
+    assert(cache->dirty_count + cache->leaving_count == 0);
+    if (count <= cache->count ||
+        qcow2_cache_init(&larger, cache->store, cache->slice_size, count) != 0)
+        return;
+    larger.may_write = cache->may_write;
+    qcow2_cache_free(cache);
+    *cache = larger;
+    make_empty(cache); /* the ring of ages begins in the structure itself */
 }
 
 void qcow2_cache_free(struct qcow2_cache *cache)

@@ -113,6 +113,8 @@ struct qcow2_cache {
 
 int qcow2_cache_init(struct qcow2_cache *cache, struct store *store, uint32_t slice_size,
                      unsigned count);
+/* Room for `count` slices, if there is memory for it; forgets what is known. Nothing is dirty. */
+void qcow2_cache_enlarge(struct qcow2_cache *cache, unsigned count);
 void qcow2_cache_free(struct qcow2_cache *cache);
 /* The slice at `offset`, a multiple of its size; valid until the next call for this cache. */
 int qcow2_cache_get(struct qcow2_cache *cache, uint64_t offset, struct qcow2_slice **out);
@@ -225,6 +227,9 @@ int qcow2_add_tables(struct qcow2 *q);
 /* Under the lock. */
 void qcow2_op_begin(struct qcow2 *q, struct qcow2_op *op);
 void qcow2_op_end(struct qcow2 *q, struct qcow2_op *op);
+
+/* How much of the L2 tables is kept in memory, for a disk of this size. */
+unsigned qcow2_slices_wanted(const struct qcow2 *q);
 
 /* ---- qcow2_header.c ---- */
 

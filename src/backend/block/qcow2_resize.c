@@ -2,7 +2,9 @@
  * qcow2_resize.c - disks made larger and smaller
  *
  * What becomes visible at the end of a disk is zeroes, whatever a backing file has there. It is
- * made so before the header has the new size.
+ * made so before the header has the new size. A disk may be grown while a guest has it: block.c
+ * keeps requests away. So whatever fails leaves a disk that goes on as it was, or one to which
+ * nothing is written any more.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -11,59 +13,83 @@
 
 #include "backend/block/qcow2_impl.h"
 
-/* The table with more entries, elsewhere. Nothing is dirty. */
-static int move_l1(struct qcow2 *q, uint32_t count)
+/* The header's field changes, durably. When that fails, nobody knows what the file says. */
+static int write_header(struct qcow2 *q, uint64_t at, const uint8_t *field, uint64_t size)
 {
-    uint64_t old_size = q->header.l1_count * UINT64_C(8), size = count * UINT64_C(8), offset;
-    uint64_t clusters = align_up(size, q->cluster_size) >> q->cluster_bits;
+    int rc = store_write(q->store, at, field, size);
+
+    if (rc == 0)
+        rc = q->store->ops->flush(q->store);
+    if (rc != 0)
+        q->broken = rc;
+    return rc;
+}
+
+/* A copy of the table with more entries, in new clusters that are counted. */
+static int copy_l1(struct qcow2 *q, uint64_t *l1, uint64_t clusters, uint64_t *offset)
+{
     uint8_t *buf = calloc(clusters, q->cluster_size);
-    uint64_t *l1 = calloc(count, sizeof(*l1));
-    uint8_t field[12];
     bool is_fresh;
-    int rc =
-        buf != NULL && l1 != NULL ? qcow2_allocate_all(q, clusters, &offset, &is_fresh) : -ENOMEM;
+    int rc = buf != NULL ? qcow2_allocate_all(q, clusters, offset, &is_fresh) : -ENOMEM;
 
     for (uint64_t i = 0; rc == 0 && i < q->header.l1_count; i++) {
         l1[i] = q->l1[i];
         store_be64(buf + i * 8, l1[i]);
     }
-    if (rc == 0)
-        rc = store_write(q->store, offset, buf, clusters << q->cluster_bits);
+    if (rc == 0) {
+        rc = store_write(q->store, *offset, buf, clusters << q->cluster_bits);
+        if (rc == 0)
+            rc = qcow2_commit(q); /* with the refcounts, before the header names it */
+        if (rc != 0)
+            qcow2_refcount_decrease(q, *offset >> q->cluster_bits, clusters);
+    }
     free(buf);
-    if (rc == 0)
-        rc = qcow2_commit(q); /* with the refcounts, before the header names it */
+    return rc;
+}
+
+/* The table with more entries, elsewhere. Nothing is dirty. */
+static int move_l1(struct qcow2 *q, uint32_t count)
+{
+    uint64_t old = q->header.l1_offset, old_size = q->header.l1_count * UINT64_C(8), offset;
+    uint64_t old_clusters = align_up(old_size, q->cluster_size) >> q->cluster_bits;
+    uint64_t clusters = align_up(count * UINT64_C(8), q->cluster_size) >> q->cluster_bits;
+    uint64_t *l1 = calloc(count, sizeof(*l1));
+    uint8_t field[12];
+    int rc = l1 != NULL ? copy_l1(q, l1, clusters, &offset) : -ENOMEM;
+
     if (rc == 0) {
         store_be32(field, count);
         store_be64(field + 4, offset);
-        rc = store_write(q->store, QCOW2_AT_L1, field, sizeof(field));
+        rc = write_header(q, QCOW2_AT_L1, field, sizeof(field));
     }
-    if (rc == 0)
-        rc = q->store->ops->flush(q->store);
     if (rc != 0) {
         free(l1);
         return rc;
     }
-    uint64_t old = q->header.l1_offset;
-    for (uint64_t at = 0; at < old_size; at += q->cluster_size)
-        qcow2_set_remove(&q->tables, (old + at) >> q->cluster_bits);
+    for (uint64_t i = 0; i < old_clusters; i++)
+        qcow2_set_remove(&q->tables, (old >> q->cluster_bits) + i);
     for (uint64_t i = 0; i < clusters && rc == 0; i++)
         rc = qcow2_set_add(&q->tables, (offset >> q->cluster_bits) + i);
     free(q->l1);
     q->l1 = l1;
     q->header.l1_count = count;
     q->header.l1_offset = offset;
-    if (rc == 0 && old_size != 0)
-        rc = qcow2_release(q, old >> q->cluster_bits,
-                           align_up(old_size, q->cluster_size) >> q->cluster_bits, false);
-    return rc;
+    if (rc != 0) { /* a write to where the table is would not be noticed */
+        q->broken = rc;
+        return rc;
+    }
+    return old_size != 0 ? qcow2_release(q, old >> q->cluster_bits, old_clusters, false) : 0;
 }
 
 static int write_size(struct qcow2 *q, uint64_t size)
 {
-    int rc = qcow2_header_write_u64(q, QCOW2_AT_SIZE, size);
+    uint8_t field[8];
 
-    q->header.size = size;
-    return rc == 0 ? q->store->ops->flush(q->store) : rc;
+    store_be64(field, size);
+    int rc = write_header(q, QCOW2_AT_SIZE, field, sizeof(field));
+    if (rc == 0)
+        q->header.size = size;
+    return rc;
 }
 
 static int grow(struct qcow2 *q, uint64_t size)
@@ -87,6 +113,8 @@ static int grow(struct qcow2 *q, uint64_t size)
         rc = write_size(q, size);
     if (rc != 0)
         q->image.size = old;
+    else
+        qcow2_cache_enlarge(&q->l2_cache, qcow2_slices_wanted(q));
     return rc;
 }
 

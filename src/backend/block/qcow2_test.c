@@ -640,6 +640,83 @@ static void power_failures(void **state)
         }
 }
 
+/* ---- growth of a disk in use: it works, or leaves what was there ---- */
+
+#define SMALL UINT64_C(65536)
+#define LARGE (UINT64_C(1) << 20)
+
+/* A disk with data whose L1 table is full. */
+static struct memory *make_small(unsigned version)
+{
+    struct qcow2_create create = {.size = SMALL, .version = version, .cluster_size = 512};
+    struct memory *m = memory_new();
+    format(m, &create);
+    struct image *image = open_image(m);
+    fill(image, 0, SMALL, 1);
+    assert_int_equal(image->ops->flush(image), 0);
+    image_close(image);
+    return m;
+}
+
+static void growth_may_fail_anywhere(void **state)
+{
+    bool is_grown = false;
+    for (unsigned limit = 1; !is_grown; limit++) {
+        struct memory *m = make_small(2 + limit % 2);
+        struct image *image = open_image(m);
+        struct err e;
+        m->fail_after = limit;
+        is_grown = image->ops->resize(image, LARGE, &e) == 0;
+        assert_int_equal(image->size, is_grown ? LARGE : SMALL);
+        m->fail_after = 0;
+        assert_true(holds(image, 0, SMALL, 1));
+        uint8_t *new = malloc(SMALL);
+        memset(new, 2, SMALL);
+        /* it goes on, or says that it does not */
+        if (image_write(image, 0, new, SMALL) == 0 && image->ops->flush(image) == 0)
+            assert_true(holds(image, 0, SMALL, 2));
+        else
+            assert_int_equal(qcow2_of(image)->broken, -ENOSPC);
+        free(new);
+        image_close(image);
+        struct qcow2_check check = check_image(m, QCOW2_REPAIR_LEAKS);
+        assert_int_equal(check.errors, 0);
+        memory_free(m);
+        assert_true(limit < 100);
+    }
+}
+
+static void growth_survives_power_failures(void **state)
+{
+    uint64_t random = 5;
+    struct memory *before = make_small(3), *m = make_small(3);
+    struct image *image;
+    struct err e;
+    m->room = 64;
+    m->events = calloc(m->room, sizeof(*m->events));
+    image = open_image(m);
+    assert_int_equal(image->ops->resize(image, LARGE, &e), 0);
+    size_t grown = m->count; /* what resize has said is so from here on */
+    fill(image, LARGE - 512, 512, 3);
+    image_close(image);
+    for (size_t events = 0; events <= m->count; events++)
+        for (unsigned i = 0; i < 8; i++) {
+            struct memory *after = fail_power(m, before, events, &random);
+            struct qcow2_check check = check_image(after, QCOW2_REPAIR_LEAKS);
+            assert_int_equal(check.errors, 0);
+            image = open_image(after);
+            assert_true(image->size == LARGE || (image->size == SMALL && events < grown));
+            assert_true(holds(image, 0, SMALL, 1));
+            assert_true(image->size == SMALL || holds(image, SMALL, LARGE - SMALL - 512, 0));
+            fill(image, 0, image->size, 7);
+            assert_true(holds(image, 0, image->size, 7));
+            image_close(image);
+            memory_free(after);
+        }
+    memory_free(before);
+    memory_free(m);
+}
+
 /* ---- files: chains and formats ---- */
 
 struct folder {
@@ -858,6 +935,8 @@ int main(void)
         cmocka_unit_test(discards_give_room_back),
         cmocka_unit_test(sizes_change),
         cmocka_unit_test(power_failures),
+        cmocka_unit_test(growth_may_fail_anywhere),
+        cmocka_unit_test(growth_survives_power_failures),
         IN_FOLDER(chains),
         IN_FOLDER(formats_are_not_guessed_wrong),
         IN_FOLDER(ephemeral_disks_change_nothing),
