@@ -173,11 +173,11 @@ static void test_disks(void **state)
     assert_int_equal(o.disks[2].format, BLOCK_FORMAT_QCOW2);
     assert_string_equal(o.disks[0].path, "a,b.img");
     assert_false(o.disks[0].is_read_only);
-    assert_int_equal(o.disks[0].cache, VM_DISK_WRITEBACK);
+    assert_int_equal(o.disks[0].cache, BLOCK_CACHE_WRITEBACK);
     assert_null(o.disks[0].serial);
     assert_string_equal(o.disks[1].path, "c");
     assert_true(o.disks[1].is_read_only);
-    assert_int_equal(o.disks[1].cache, VM_DISK_NONE);
+    assert_int_equal(o.disks[1].cache, BLOCK_CACHE_NONE);
     assert_string_equal(o.disks[1].serial, "X,1");
     static const struct {
         const char *value, *about;

@@ -12,12 +12,13 @@
 
 static int take_cache(const char *value, struct vm_disk *out, struct err *e)
 {
-    static const char *const names[] = {
-        [VM_DISK_WRITEBACK] = "writeback", [VM_DISK_NONE] = "none", [VM_DISK_UNSAFE] = "unsafe"};
+    static const char *const names[] = {[BLOCK_CACHE_WRITEBACK] = "writeback",
+                                        [BLOCK_CACHE_NONE] = "none",
+                                        [BLOCK_CACHE_UNSAFE] = "unsafe"};
 
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
         if (strcmp(value, names[i]) == 0) {
-            out->cache = (enum vm_disk_cache)i;
+            out->cache = (enum block_cache)i;
             return 0;
         }
     return err_set(e, 0, "--disk: unknown cache '%s' (choose from writeback, none, unsafe)", value);

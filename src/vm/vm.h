@@ -29,12 +29,6 @@ enum vm_on_reboot {
     VM_REBOOT_EXIT,    /* the machine ends: VM_END_RESET */
 };
 
-enum vm_disk_cache {
-    VM_DISK_WRITEBACK, /* through the host's page cache; the guest's flushes are honoured */
-    VM_DISK_NONE,      /* past the page cache (O_DIRECT); flushes are honoured */
-    VM_DISK_UNSAFE,    /* flushes are ignored: for disks that may be lost */
-};
-
 /* A virtio disk, kept in a file or on a block device of the host, or by another process. */
 struct vm_disk {
     const char *path;
@@ -42,7 +36,7 @@ struct vm_disk {
     enum block_format format; /* AUTO: found out; backend/block/image.h says how */
     bool is_read_only;
     bool is_ephemeral; /* the image is only read; what the guest writes is lost at the end */
-    enum vm_disk_cache cache;
+    enum block_cache cache;
     const char *serial; /* as the guest sees it, up to 20 characters; NULL: none */
 };
 

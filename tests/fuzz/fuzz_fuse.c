@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +19,7 @@
 #include <unistd.h>
 
 #include "backend/share/share.h"
+#include "backend/share/waiting.h"
 #include "base/bits.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -98,25 +98,6 @@ static void check_world(struct world *w)
     closedir(dir);
 }
 
-struct waiting {
-    struct share_request share;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool is_done;
-    uint32_t written;
-};
-
-static void request_done(struct share_request *share, uint32_t written)
-{
-    struct waiting *w = CONTAINER_OF(share, struct waiting, share);
-
-    pthread_mutex_lock(&w->lock);
-    w->written = written;
-    w->is_done = true;
-    pthread_cond_signal(&w->changed);
-    pthread_mutex_unlock(&w->lock);
-}
-
 /* What the next requests may name. */
 static void learn(struct world *w, uint32_t opcode, const uint8_t *reply, size_t size)
 {
@@ -150,22 +131,11 @@ static void send(struct world *w, const uint8_t *message, size_t size)
     uint8_t answer[ROOM + 1];
     const struct fuse_out_header *out = (const void *)answer;
     struct iovec in = {(void *)message, size}, to = {answer, ROOM};
-    struct waiting r = {.share = {.in = &in,
-                                  .in_count = 1,
-                                  .in_size = size,
-                                  .out = &to,
-                                  .out_count = 1,
-                                  .out_size = ROOM,
-                                  .done = request_done},
-                        .lock = PTHREAD_MUTEX_INITIALIZER,
-                        .changed = PTHREAD_COND_INITIALIZER};
+    struct share_waiting r;
 
     memset(answer, 0, sizeof(answer));
-    share_submit(w->share, &r.share);
-    pthread_mutex_lock(&r.lock);
-    while (!r.is_done)
-        pthread_cond_wait(&r.changed, &r.lock);
-    pthread_mutex_unlock(&r.lock);
+    share_waiting_submit(&r, w->share, &in, 1, &to, 1);
+    share_waiting_end(&r);
     require(r.written == 0 || (r.written >= sizeof(*out) && r.written <= ROOM));
     if (r.written == 0)
         return;

@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "engine/engine.h"
+#include "engine/null_host.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -93,64 +94,22 @@ static void require_same(const char *what, unsigned at, uint64_t interp, uint64_
     }
 }
 
-static uint64_t host_read(void *cpu, uint16_t port, unsigned size)
-{
-    return mask_bytes(size);
-}
-
-static void host_write(void *cpu, uint16_t port, uint64_t value, unsigned size)
-{
-}
-
 static uint64_t host_mmio_read(void *cpu, gpa_t addr, unsigned size)
 {
     return addr & mask_bytes(size);
 }
 
-static void host_mmio_write(void *cpu, gpa_t addr, uint64_t value, unsigned size)
-{
-}
-
-static int host_acknowledge(void *cpu)
-{
-    return -1;
-}
-
-static uint64_t host_cr8_read(void *cpu)
-{
-    return 0;
-}
-
-static void host_cr8_write(void *cpu, uint64_t value)
-{
-}
-
-static bool host_msr_read(void *cpu, uint32_t index, uint64_t *value)
-{
-    return false;
-}
-
-static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
-{
-    return false;
-}
-
-static bool host_set_ferr(void *cpu, bool is_asserted)
-{
-    return false;
-}
-
 static const struct engine_host inert_host = {
-    .io_read = host_read,
-    .io_write = host_write,
+    .io_read = null_io_read,
+    .io_write = null_io_write,
     .mmio_read = host_mmio_read,
-    .mmio_write = host_mmio_write,
-    .interrupt_acknowledge = host_acknowledge,
-    .cr8_read = host_cr8_read,
-    .cr8_write = host_cr8_write,
-    .msr_read = host_msr_read,
-    .msr_write = host_msr_write,
-    .set_ferr = host_set_ferr,
+    .mmio_write = null_mmio_write,
+    .interrupt_acknowledge = null_interrupt_acknowledge,
+    .cr8_read = null_cr8_read,
+    .cr8_write = null_cr8_write,
+    .msr_read = null_msr_read,
+    .msr_write = null_msr_write,
+    .set_ferr = null_set_ferr,
 };
 
 static void make_page_tables(uint8_t *ram)
@@ -479,7 +438,8 @@ static void compare(struct machine *a, struct machine *b, const struct cpu_model
         require_same("memory", at, load_le64(a->ram + at), load_le64(b->ram + at));
 }
 
-/* The engines' signal handlers replace those of libFuzzer, which then cannot save what killed it. */
+/* The engines' signal handlers replace those of libFuzzer, which then cannot save what killed it.
+ */
 static void keep_input(const uint8_t *data, size_t size)
 {
     const char *path = getenv("DOPPEL_FUZZ_INPUT");

@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "base/bits.h"
-#include "dev/pci/pci_host.h"
 #include "dev/pci/pci_msix.h"
 
 #define PCI_CACHE_LINE 0x0c
@@ -129,12 +128,6 @@ void pci_device_decode_bars(struct pci_device *dev)
 
         atomic_store_explicit(&bar->addr, addr, memory_order_release);
     }
-}
-
-void pci_device_reset(struct pci_device *dev)
-{
-    if (dev->host != NULL)
-        pci_host_reset_device(dev->host, dev);
 }
 
 uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigned size)

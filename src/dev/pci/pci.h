@@ -130,12 +130,6 @@ void pci_device_add_power_management(struct pci_device *dev);
  */
 uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index);
 
-/*
- * RST#: registers as they were when the function was put on the bus, BARs nowhere, MSI-X off,
- * INTx not asserted. Without the host's lock.
- */
-void pci_device_reset(struct pci_device *dev);
-
 /* Let the BARs follow the registers: they answer where these say. With the host's lock held. */
 void pci_device_decode_bars(struct pci_device *dev);
 

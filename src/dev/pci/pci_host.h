@@ -81,7 +81,10 @@ int pci_host_map_window(struct pci_host *host, struct space *space, bool is_io, 
 int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, unsigned function,
                  struct err *e);
 
-/* What pci_device_reset does, for a function on the bus. */
+/*
+ * RST#: registers as they were when the function was put on the bus, BARs nowhere, MSI-X off,
+ * INTx not asserted.
+ */
 void pci_host_reset_device(struct pci_host *host, struct pci_device *dev);
 
 /* A message signalled interrupt of a function. Any thread. */

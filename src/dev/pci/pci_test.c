@@ -338,7 +338,7 @@ static void test_messages(void **state)
     space_store(memory, WINDOW + 70 * 16, 0x55, 4);
     assert_int_equal(space_load(memory, WINDOW + 70 * 16, 4), 0);
 
-    pci_device_reset(&f->dev);
+    pci_host_reset_device(f->host, &f->dev);
     assert_false(pci_msix_is_enabled(f->msix));
     assert_int_equal(get(f, 3, PCI_COMMAND, 2), 0);
     assert_int_equal(get(f, 3, 0x14, 4), 0);

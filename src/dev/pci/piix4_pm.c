@@ -49,7 +49,7 @@ void piix4_pm_destroy(struct piix4_pm *pm)
 
 void piix4_pm_reset(struct piix4_pm *pm)
 {
-    pci_device_reset(&pm->dev);
+    pci_host_reset_device(pm->dev.host, &pm->dev);
 }
 
 int piix4_pm_attach(struct piix4_pm *pm, struct pci_host *host, unsigned slot, struct err *e)

@@ -431,5 +431,5 @@ void virtio_pci_reset(struct virtio_pci *f)
     virtio_set_status(f->dev, 0);
     forget_driver(f);
     pthread_mutex_unlock(&f->dev->lock);
-    pci_device_reset(&f->pci);
+    pci_host_reset_device(f->pci.host, &f->pci);
 }

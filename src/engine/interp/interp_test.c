@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "engine/engine.h"
+#include "engine/null_host.h"
 
 #define RAM_SIZE UINT64_C(0x100000)
 #define CODE 0x7000u
@@ -27,25 +28,11 @@ struct machine {
     _Atomic uint64_t last_out;
 };
 
-static uint64_t host_read(void *cpu, uint16_t port, unsigned size)
-{
-    return 0;
-}
-
 static void host_write(void *cpu, uint16_t port, uint64_t value, unsigned size)
 {
     struct machine *m = cpu;
 
     atomic_store(&m->last_out, value);
-}
-
-static uint64_t host_mmio_read(void *cpu, gpa_t addr, unsigned size)
-{
-    return ~UINT64_C(0);
-}
-
-static void host_mmio_write(void *cpu, gpa_t addr, uint64_t value, unsigned size)
-{
 }
 
 static int host_acknowledge(void *cpu)
@@ -57,41 +44,17 @@ static int host_acknowledge(void *cpu)
     return 0x20;
 }
 
-static uint64_t host_cr8_read(void *cpu)
-{
-    return 0;
-}
-
-static void host_cr8_write(void *cpu, uint64_t value)
-{
-}
-
-static bool host_msr_read(void *cpu, uint32_t index, uint64_t *value)
-{
-    return false;
-}
-
-static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
-{
-    return false;
-}
-
-static bool host_set_ferr(void *cpu, bool is_asserted)
-{
-    return false;
-}
-
 static const struct engine_host host = {
-    .io_read = host_read,
+    .io_read = null_io_read,
     .io_write = host_write,
-    .mmio_read = host_mmio_read,
-    .mmio_write = host_mmio_write,
+    .mmio_read = null_mmio_read,
+    .mmio_write = null_mmio_write,
     .interrupt_acknowledge = host_acknowledge,
-    .cr8_read = host_cr8_read,
-    .cr8_write = host_cr8_write,
-    .msr_read = host_msr_read,
-    .msr_write = host_msr_write,
-    .set_ferr = host_set_ferr,
+    .cr8_read = null_cr8_read,
+    .cr8_write = null_cr8_write,
+    .msr_read = null_msr_read,
+    .msr_write = null_msr_write,
+    .set_ferr = null_set_ferr,
 };
 
 static struct machine *machine_create(const void *code, size_t size)

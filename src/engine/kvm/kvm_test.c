@@ -16,6 +16,7 @@
 
 #include "base/stats.h"
 #include "engine/kvm/fake.h"
+#include "engine/null_host.h"
 #include "os/fault.h"
 
 #define RAM_SIZE UINT64_C(0x100000)
@@ -117,11 +118,6 @@ static void host_tsc_changed(void *cpu)
     ((struct machine *)cpu)->tsc_changes++;
 }
 
-static bool host_set_ferr(void *cpu, bool is_asserted)
-{
-    return false;
-}
-
 static const struct engine_host host = {
     .io_read = host_io_read,
     .io_write = host_io_write,
@@ -134,7 +130,7 @@ static const struct engine_host host = {
     .msr_read = host_msr_read,
     .msr_write = host_msr_write,
     .tsc_changed = host_tsc_changed,
-    .set_ferr = host_set_ferr,
+    .set_ferr = null_set_ferr,
 };
 
 /* ---- a machine ---- */
