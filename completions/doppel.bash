@@ -100,7 +100,7 @@ _doppel() {
     --balloon) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none on on,reporting on,deflate-on-oom' -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W 'host help' -- "$cur") ;;
     --vsock) ;;
-    --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name) ;;
+    --memory | --code-cache | --cpus | --cmdline | --switch-storm | --name | --uuid) ;;
     --firmware-vars | --kernel | --initrd | --control | --perf-map | --dump-blocks)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
@@ -112,7 +112,7 @@ _doppel() {
             return
         fi
         mapfile -t COMPREPLY < <(compgen -W '--engine --engines --kvm-irqchip --cpus --memory --cpu-model --firmware --firmware-vars --kernel --initrd
-            --cmdline --disk --ephemeral --net --share --serial --debug-exit --test-device --on-reboot --name --control --stats --log --code-cache
+            --cmdline --disk --ephemeral --net --share --serial --debug-exit --test-device --on-reboot --name --uuid --control --stats --log --code-cache
             --console --port --balloon --vsock
             --perf-map --dump-blocks --switch-storm --help --version' -- "$cur")
         ;;

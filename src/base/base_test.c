@@ -21,6 +21,7 @@
 #include "base/parse.h"
 #include "base/stats.h"
 #include "base/stats_book.h"
+#include "base/uuid.h"
 
 static void test_err_set_appends_reason(void **state)
 {
@@ -289,6 +290,39 @@ static void test_stats_book_is_bounded(void **state)
     stats_book_fini(&book);
 }
 
+static void test_uuid(void **state)
+{
+    static const char *const bad[] = {
+        "",
+        "2b4e9c1a",
+        "2b4e9c1a7d354f0e9a610c8d5b3f2e17",
+        "2b4e9c1a-7d35-4f0e-9a61-0c8d5b3f2e1",
+        "2b4e9c1a-7d35-4f0e-9a61-0c8d5b3f2e170",
+        "2b4e9c1a-7d35-4f0e-9a61-0c8d5b3f2e1g",
+        "2b4e9c1a-7d35-4f0e-9a610-c8d5b3f2e17",
+        "{2b4e9c1a-7d35-4f0e-9a61-0c8d5b3f2e1",
+    };
+    static const uint8_t want[UUID_SIZE] = {0x2b, 0x4e, 0x9c, 0x1a, 0x7d, 0x35, 0x4f, 0x0e,
+                                            0x9a, 0x61, 0x0c, 0x8d, 0x5b, 0x3f, 0x2e, 0x17};
+    uint8_t a[UUID_SIZE], b[UUID_SIZE];
+    struct err e;
+
+    assert_int_equal(uuid_parse("2B4e9c1a-7d35-4f0e-9a61-0c8d5b3f2E17", "--uuid", a, &e), 0);
+    assert_memory_equal(a, want, UUID_SIZE);
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(uuid_parse(bad[i], "--uuid", a, &e), -EINVAL);
+        assert_non_null(strstr(e.msg, "--uuid"));
+        assert_memory_equal(a, want, UUID_SIZE);
+    }
+    /* for all time: guests know themselves by it */
+    assert_int_equal(uuid_parse("a925bd7c-359c-8f8b-ad53-4a51c98587cc", "want", b, &e), 0);
+    uuid_of_name("web", a);
+    assert_memory_equal(a, b, UUID_SIZE);
+    uuid_of_name("weB", b);
+    assert_memory_not_equal(a, b, 6);
+    assert_memory_not_equal(a + 10, b + 10, 6);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +331,7 @@ int main(void)
         cmocka_unit_test(test_err_prefix),
         cmocka_unit_test(test_parse_u64),
         cmocka_unit_test(test_parse_size),
+        cmocka_unit_test(test_uuid),
         cmocka_unit_test(test_format_size),
         cmocka_unit_test(test_bits),
         cmocka_unit_test(test_log_lines),

@@ -237,6 +237,26 @@ static void test_ports_and_more(void **state)
     }
 }
 
+static void test_identity(void **state)
+{
+    static const uint8_t given[UUID_SIZE] = {1, [15] = 0xff}, none[UUID_SIZE];
+    uint8_t named[UUID_SIZE];
+    struct options o;
+    struct err e;
+
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k"), 0);
+    assert_memory_equal(o.uuid, none, UUID_SIZE);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--name", "a"), 0);
+    uuid_of_name("a", named);
+    assert_memory_equal(o.uuid, named, UUID_SIZE);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--uuid",
+                           "01000000-0000-0000-0000-0000000000ff", "--name", "a"),
+                     0);
+    assert_memory_equal(o.uuid, given, UUID_SIZE);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--uuid", "a"), -EINVAL);
+    assert_non_null(strstr(e.msg, "--uuid: 'a'"));
+}
+
 static void test_networks(void **state)
 {
     static const uint8_t mac[6] = {0x52, 0x54, 0, 0xab, 0xcd, 0xef}, any[4],
@@ -575,6 +595,7 @@ int main(void)
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_bad_usage),
         cmocka_unit_test(test_disks),
+        cmocka_unit_test(test_identity),
         cmocka_unit_test(test_networks),
         cmocka_unit_test(test_ports_and_more),
         cmocka_unit_test(test_share),

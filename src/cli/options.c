@@ -30,6 +30,7 @@ enum option_id {
     OPTION_CPUS,
     OPTION_MEMORY,
     OPTION_CPU_MODEL,
+    OPTION_UUID,
     OPTION_FIRMWARE,
     OPTION_FIRMWARE_VARS,
     OPTION_KERNEL,
@@ -87,6 +88,9 @@ static const struct option_spec {
         "CPU that the guest sees: host (the default) or a named\n"
         "model, with features F added or taken away; 'help' lists\n"
         "the names"},
+    [OPTION_UUID] = {"uuid", "UUID", NULL,
+        "Identity that firmware tells the guest (default: made from\n"
+        "the machine's --name, and none without a name)"},
     [OPTION_FIRMWARE] = {"firmware", "auto|seabios|ovmf|FILE", "Boot",
         "Without a kernel: what boots from the first disk, a BIOS\n"
         "(seabios), a UEFI (ovmf), a ROM file, or what the disk looks\n"
@@ -430,6 +434,9 @@ static int options_take(enum option_id id, const char *value, struct options *ou
         out->cpu_model = value;
         out->wants_cpu_models = strcmp(value, "help") == 0;
         return 0;
+    case OPTION_UUID:
+        out->has_uuid = true;
+        return uuid_parse(value, "--uuid", out->uuid, e);
     case OPTION_FIRMWARE:
         out->firmware = value;
         return 0;
@@ -585,6 +592,8 @@ static int options_complete(struct options *out, struct err *e)
         out->disks[i].is_ephemeral = out->is_ephemeral;
     }
     net_choose_mac(out->name, &out->net);
+    if (!out->has_uuid && out->name != NULL)
+        uuid_of_name(out->name, out->uuid);
     rc = options_check_stdio(out, e);
     if (rc != 0)
         return rc;

@@ -354,6 +354,7 @@ static int run_open(struct run *run, struct err *e)
         .dump_blocks_path = o->dump_blocks_path,
         .switch_storm = o->switch_storm,
     };
+    memcpy(config.uuid, o->uuid, UUID_SIZE);
     rc = vm_create(&config, &run->vm, e);
     if (rc == 0 && o->vsock.cid != 0)
         guardian_note_file(&run->guardian, o->vsock.path);

@@ -16,7 +16,6 @@
 #include "mem/space.h"
 #include "vm/acpi.h"
 #include "vm/machine_map.h"
-#include "vm/smbios.h"
 
 #define RAM_SIZE UINT64_C(0x100000)
 
@@ -214,32 +213,6 @@ static void iasl_reads_all(void **state)
     assert_int_equal(system(command), 0);
 }
 
-/* As an operating system walks it: each structure ends with two zeroes, the last has type 127. */
-static void smbios_can_be_walked(void **state)
-{
-    struct fixture *f = *state;
-    const uint8_t *entry = f->ram + MAP_SMBIOS_ADDR;
-    uint64_t at, end;
-    unsigned types = 0;
-
-    smbios_write_tables(f->space);
-    assert_memory_equal(entry, "_SM3_", 5);
-    assert_int_equal(sum(entry, entry[6]), 0);
-    at = load_le64(entry + 16);
-    end = at + load_le32(entry + 12);
-    assert_true(end <= MAP_TABLES_END);
-    while (at < end && f->ram[at] != 127) {
-        types |= f->ram[at] < 32 ? 1u << f->ram[at] : 0;
-        at += f->ram[at + 1];
-        while (f->ram[at] != 0 || f->ram[at + 1] != 0)
-            at++;
-        at += 2;
-    }
-    assert_int_equal(f->ram[at], 127);
-    assert_int_equal(at + 6, end);
-    assert_int_equal(types, 1u << 0 | 1u << 1 | 1u << 3);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,7 +220,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(fixed_table_names_the_others, setup, teardown),
         cmocka_unit_test_setup_teardown(processors_are_listed, setup, teardown),
         cmocka_unit_test_setup_teardown(many_processors_are_listed, setup_64_cpus, teardown),
-        cmocka_unit_test_setup_teardown(smbios_can_be_walked, setup, teardown),
         cmocka_unit_test_setup_teardown(iasl_reads_all, setup, teardown),
     };
 

@@ -548,15 +548,30 @@ void board_acpi_config(const struct board *b, struct acpi_config *config)
     };
 }
 
+void board_smbios_config(const struct board *b, struct smbios_config *config)
+{
+    uint64_t low = MIN(b->vm->config.memory_bytes, MAP_LOW_RAM_MAX);
+
+    *config = (struct smbios_config){
+        .has_firmware = b->vm->firmware.rom != NULL,
+        .model = &b->vm->model,
+        .low_bytes = low,
+        .high_bytes = b->vm->config.memory_bytes - low,
+    };
+    memcpy(config->uuid, b->vm->config.uuid, UUID_SIZE);
+}
+
 uint64_t board_write_firmware_data(struct board *b)
 {
+    struct smbios_config smbios;
     struct acpi_config config;
 
     space_store(b->memory, BDA_COM1_PORT, MAP_COM1_PORT, 2);
     space_store(b->memory, BDA_EBDA_SEGMENT, MAP_EBDA_ADDR >> 4, 2);
     space_store(b->memory, BDA_MEMORY_KIB, MAP_EBDA_ADDR >> 10, 2);
     space_store(b->memory, MAP_EBDA_ADDR, (MAP_BASE_RAM_END - MAP_EBDA_ADDR) >> 10, 1);
-    smbios_write_tables(b->memory);
+    board_smbios_config(b, &smbios);
+    smbios_write_tables(b->memory, &smbios);
     board_acpi_config(b, &config);
     return acpi_write_tables(b->memory, &config);
 }

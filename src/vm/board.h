@@ -18,6 +18,7 @@
 #include "vm/vm.h"
 
 struct acpi_config;
+struct smbios_config;
 struct vm;
 
 /* One wire that ends at two inputs. */
@@ -106,6 +107,9 @@ void board_reset(struct board *board);
  * RSDP. After each reset, before a boot loader writes.
  */
 uint64_t board_write_firmware_data(struct board *board);
+
+/* What the SMBIOS tables have to know; it refers to the machine's own. */
+void board_smbios_config(const struct board *board, struct smbios_config *config);
 
 /* What the ACPI tables have to know. */
 void board_acpi_config(const struct board *board, struct acpi_config *config);

@@ -121,10 +121,12 @@ static int describe_acpi(struct board *b, struct err *e)
 
 static int describe_smbios(struct board *b, struct err *e)
 {
+    struct smbios_config config;
     struct smbios_image image;
     int ret;
 
-    smbios_build(true, &image);
+    board_smbios_config(b, &config);
+    smbios_build(&config, &image);
     ret =
         fw_cfg_add_file(b->fw_cfg, "etc/smbios/smbios-anchor", image.entry, sizeof(image.entry), e);
     if (ret == 0)

@@ -7,10 +7,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/uuid.h"
+
+struct cpu_model;
 struct space;
 
 #define SMBIOS_ENTRY_SIZE 24
-#define SMBIOS_TABLE_MAX 512
+#define SMBIOS_TABLE_MAX 1024
+
+struct smbios_config {
+    bool has_firmware;              /* the structure that tells of it is then its own business */
+    uint8_t uuid[UUID_SIZE];        /* all zero: the machine has none */
+    const struct cpu_model *model;  /* one package with so many cores */
+    uint64_t low_bytes, high_bytes; /* RAM from 0 on, and from MAP_HIGH_RAM_ADDR on; whole MiB */
+};
 
 /* The structures, and an entry point that still lacks their address and its checksum. */
 struct smbios_image {
@@ -19,10 +29,9 @@ struct smbios_image {
     unsigned size;
 };
 
-/* With firmware the structure that tells of it is the firmware's business. */
-void smbios_build(bool has_firmware, struct smbios_image *image);
+void smbios_build(const struct smbios_config *config, struct smbios_image *image);
 
 /* Write the entry point to MAP_SMBIOS_ADDR and the structures behind it. */
-void smbios_write_tables(struct space *memory);
+void smbios_write_tables(struct space *memory, const struct smbios_config *config);
 
 #endif

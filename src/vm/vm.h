@@ -16,6 +16,7 @@
 #include "backend/block/block.h"
 #include "backend/net/netdev.h"
 #include "base/err.h"
+#include "base/uuid.h"
 
 struct chardev;
 struct loop;
@@ -104,6 +105,7 @@ struct vm_config {
     const char *engines;         /* engines that it is to run on, as in "bt,interp"; NULL: `engine` */
     enum vm_irqchip kvm_irqchip; /* where the engine is kvm */
     unsigned cpu_count;          /* 1..VM_CPUS_MAX */
+    uint8_t uuid[UUID_SIZE];     /* the machine's, as firmware tells it; all zero: none */
     uint64_t memory_bytes;       /* a multiple of 1 MiB, see VM_MEMORY_MIN */
     const char *kernel_path;     /* bzImage, ELF with a PVH note, or Multiboot 1; NULL: firmware */
     const char *firmware;        /* "auto", "seabios", "ovmf" or a file; NULL: kernel_path */

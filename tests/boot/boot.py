@@ -45,6 +45,7 @@ def parse_arguments():
 
 
 DISK_SIZE = 4 << 20
+UUID = "2b4e9c1a-7d35-4f0e-9a61-0c8d5b3f2e17"
 
 
 class Disks:
@@ -136,7 +137,7 @@ class Network:
 
 def boot(args, kernel, initrd, disks, network):
     """Returns exit status, all lines, and the marked ones as (time, word, rest)."""
-    command = [args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
+    command = [args.doppel, "run", "--engine", args.engine, "--uuid", UUID, "--cpus", str(args.cpus),
                "--memory", "%dM" % args.memory_mib, "--kernel", kernel, "--initrd", initrd,
                "--on-reboot", "exit", "--cmdline",
                "console=ttyS0 loglevel=4 panic=-1 doppel.test=%s doppel.http=%d" %
@@ -211,6 +212,7 @@ def check(args, status, marked, disks, network):
     expect(status == 0, "doppel ended with status %d" % status)
     one(marked, "ok")
     expect(one(marked, "cpu")[2].startswith("%d x " % args.cpus), "wrong number of CPUs")
+    expect(one(marked, "machine")[2] == UUID, "the tables do not tell the machine's UUID")
     if args.mode == "facts":
         return
     expect(one(marked, "cpuinfo")[2] == str(args.cpus), "wrong number of CPUs in /proc/cpuinfo")

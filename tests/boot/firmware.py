@@ -14,6 +14,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 from harness import TOP, Failed, expect, modules_where, run_tool
 
+UUID = "2b4e9c1a-7d35-4f0e-9a61-0c8d5b3f2e17"
 PLATFORMS = {"seabios": "pc", "ovmf": "efi"}
 
 
@@ -45,7 +46,7 @@ def boot(args, disk, more=()):
     """Returns exit status, and lines with the time at which they arrived."""
     command = [args.doppel, "run", "--engine", args.engine, "--cpus", str(args.cpus),
                "--memory", "%dM" % args.memory_mib, "--net", "none",
-               "--firmware", args.firmware, *more, disk]
+               "--uuid", UUID, "--firmware", args.firmware, *more, disk]
     start = time.monotonic()
     lines = []
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -73,6 +74,7 @@ def check_facts(args, status, lines):
     first = at(lines, "doppel-guest: first-process")
     expect(len(grub) == 1 and len(first) == 1, "not one start of GRUB and kernel")
     expect(at(lines, "doppel-guest: cpu %d x" % args.cpus), "wrong number of CPUs")
+    expect(at(lines, "doppel-guest: machine " + UUID), "firmware does not tell the machine's UUID")
     expect(at(lines, "doppel-guest: ok"), "the guest is not content")
     print("%s: GRUB after %.2f s, first process after %.2f s, end after %.2f s" %
           (args.firmware, grub[0], first[0], lines[-1][0]))
