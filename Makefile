@@ -26,11 +26,12 @@ MEMORY ?= 512M
 KERNEL ?= cloud
 FUZZ_SECONDS ?= 60
 MINUTES ?= 30
+ROUNDS ?= 200
 BENCH ?=
 # Warnings are errors where somebody looks at the result, not on a user's future compiler.
 WERROR := $(if $(CI),true,false)
 
-.PHONY: build run test test-nested bench bench-io soak install uninstall format fuzz sanitize clean help
+.PHONY: build run test test-nested test-crash bench bench-io soak install uninstall format fuzz sanitize clean help
 
 $(BUILD)/build.ninja:
 	@tools/deps build
@@ -53,6 +54,12 @@ test: $(BUILD)/build.ninja
 test-nested: $(BUILD)/build.ninja
 	@tools/deps build run test
 	@tools/run-tests $(BUILD) --suite nested
+
+test-crash: $(BUILD)/build.ninja
+	@tools/deps build run test guests
+	ninja -C $(BUILD)
+	@tests/crash/crash.py --doppel $(BUILD)/doppel --writers $(BUILD)/tests/crash/writers \
+		--rounds $(ROUNDS)
 
 bench: $(BUILD)/build.ninja
 	@tools/deps build run bench
@@ -101,6 +108,7 @@ help:
 	'make run        boot a stock Debian kernel: a shell on a terminal, else facts and power-off' \
 	'make test       build, run all tests, end with "N passed, N failed, N skipped"' \
 	'make test-nested of these, those under kvm on a host that QEMU makes' \
+	'make test-crash kill machines at work ROUNDS=200 times; disks and file systems are checked' \
 	'make bench      measure against QEMU and the bare host (BENCH=--list, BENCH="--rows boot,sqlite")' \
 	'make bench-io   disk and network of a Debian guest beside QEMU'"'"'s (BENCH="--rows read4k,net-in")' \
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
