@@ -167,7 +167,8 @@ struct engine_ops {
     int (*send)(struct engine *engine, const struct cpu_msi *msi, struct err *e);
     int (*watch_eoi)(struct engine *engine, const struct cpu_msi *messages, struct err *e);
 
-    /* Back [addr, addr + size) with host memory. Slots do not overlap; is_rom: not writable. */
+    /* Back [addr, addr + size) with host memory. Slots do not overlap; is_rom: writes go
+     * to the host table. */
     int (*add_ram)(struct engine *engine, gpa_t addr, void *host, uint64_t size, bool is_rom,
                    struct err *e);
     int (*remove_ram)(struct engine *engine, gpa_t addr, struct err *e);

@@ -331,6 +331,9 @@ static void test_switch(void **state)
         {.kind = SPACE_ROM, .host = rom},
         {.kind = SPACE_RAM, .host = ram},
         {.kind = SPACE_WINDOW, .window = {.ops = &ops_1_4, .ctx = &d, .lock = &d.lock}},
+        {.kind = SPACE_ROM_WINDOW,
+         .host = rom,
+         .window = {.ops = &ops_1_4, .ctx = &d, .lock = &d.lock}},
     };
     struct space_switch *sw, *other;
     struct space *s;
@@ -370,6 +373,19 @@ static void test_switch(void **state)
     seen = 0;
     assert_int_equal(space_for_each_ram(s, count_kinds, &seen, &e), 0);
     assert_int_equal(seen, 1);
+    /* ROM to all who read and to engines; a device to those who write, by whatever way */
+    space_switch_set(sw, 4);
+    assert_int_equal(space_load(s, 0x104, 2), 0x1111);
+    assert_null(space_ram_ptr(s, 0x100, 1, true));
+    assert_ptr_equal(space_ram_ptr(s, 0x100, 16, false), rom);
+    space_store(s, 0x104, 0x88, 1);
+    assert_int_equal(d.bytes[4], 0x88);
+    space_write(s, 0x106, "ab", 2);
+    assert_memory_equal(d.bytes + 6, "ab", 2);
+    assert_int_equal(rom[4], 0x11);
+    seen = 0;
+    assert_int_equal(space_for_each_ram(s, count_kinds, &seen, &e), 0);
+    assert_int_equal(seen, 17);
     space_destroy(s);
 }
 

@@ -24,7 +24,7 @@ struct region {
     uint64_t size;
     enum region_kind kind;
     uint8_t *host;              /* RAM and ROM */
-    struct space_window window; /* I/O */
+    struct space_window window; /* I/O; ROM whose writes a device takes, else without ops */
     struct space_switch *sw;    /* REGION_SWITCH */
 };
 
@@ -178,10 +178,8 @@ int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct
 static struct region choice_region(uint64_t addr, uint64_t size, const struct space_choice *choice)
 {
     static const enum region_kind kinds[] = {
-        [SPACE_NOTHING] = REGION_NOTHING,
-        [SPACE_ROM] = REGION_ROM,
-        [SPACE_RAM] = REGION_RAM,
-        [SPACE_WINDOW] = REGION_IO,
+        [SPACE_NOTHING] = REGION_NOTHING, [SPACE_ROM] = REGION_ROM,        [SPACE_RAM] = REGION_RAM,
+        [SPACE_WINDOW] = REGION_IO,       [SPACE_ROM_WINDOW] = REGION_ROM,
     };
     return (struct region){.addr = addr,
                            .size = size,
@@ -202,7 +200,7 @@ int space_add_switch(struct space *space, uint64_t addr, uint64_t size,
     sw->count = count;
     for (unsigned i = 0; rc == 0 && i < count; i++) {
         sw->choices[i] = choice_region(addr, size, &choices[i]);
-        if (choices[i].kind == SPACE_WINDOW)
+        if (choices[i].window.ops != NULL)
             rc = space_check_ops(space, addr, size, choices[i].window.ops, e);
     }
     atomic_init(&sw->now, &sw->choices[0]);
@@ -490,7 +488,7 @@ static uint64_t space_load_in(const struct region *r, uint64_t addr, unsigned si
 static void space_store_in(struct space *space, const struct region *r, uint64_t addr,
                            uint64_t value, unsigned size)
 {
-    if (r == NULL || r->kind == REGION_ROM)
+    if (r == NULL || (r->kind == REGION_ROM && r->window.ops == NULL))
         return;
     uint64_t offset = addr - r->addr;
     if (r->kind == REGION_RAM) {
@@ -570,7 +568,7 @@ void space_write(struct space *space, uint64_t addr, const void *buf, uint64_t s
             memcpy(r->host + (addr - r->addr), in, n);
             if (space->written != NULL)
                 space->written(space->written_ctx, addr, n);
-        } else if (r != NULL && r->kind == REGION_IO) {
+        } else if (r != NULL) {
             n = MIN(n, UINT64_C(8) - (addr & 7));
             uint64_t value = 0;
             memcpy(&value, in, n);

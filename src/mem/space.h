@@ -57,12 +57,18 @@ int space_add_io(struct space *space, uint64_t addr, uint64_t size, const struct
 int space_remove(struct space *space, uint64_t addr, struct err *e);
 
 /* What a part of a space that changes can lead to. */
-enum space_choice_kind { SPACE_NOTHING, SPACE_ROM, SPACE_RAM, SPACE_WINDOW };
+enum space_choice_kind {
+    SPACE_NOTHING,
+    SPACE_ROM,
+    SPACE_RAM,
+    SPACE_WINDOW,
+    SPACE_ROM_WINDOW, /* read as ROM, which engines have as such; writes go to the window */
+};
 
 struct space_choice {
     enum space_choice_kind kind;
-    void *host;                 /* ROM and RAM: as for space_add_ram */
-    struct space_window window; /* SPACE_WINDOW */
+    void *host;                 /* ROM, ROM_WINDOW and RAM: as for space_add_ram */
+    struct space_window window; /* WINDOW and ROM_WINDOW */
 };
 
 struct space_switch;

@@ -26,6 +26,7 @@
 #include "dev/timer/hpet.h"
 #include "dev/timer/i8254.h"
 #include "dev/timer/mc146818.h"
+#include "engine/engine.h"
 #include "mem/space.h"
 #include "os/vclock.h"
 #include "vm/acpi.h"
@@ -112,19 +113,57 @@ static int board_vars_changed(void *ctx, uint32_t offset, uint32_t size)
     return firmware_write_vars(&b->vm->firmware, offset, size);
 }
 
+static void board_vars_want(void *ctx, unsigned choice)
+{
+    struct board *b = ctx;
+
+    if (atomic_exchange(&b->vars_wanted, (uint8_t)choice) != choice)
+        vm_request_remap(b->vm);
+}
+
+static int board_apply_vars(struct board *b, const struct engine_ops *ops, struct engine *engine,
+                            struct err *e)
+{
+    const struct firmware *fw = &b->vm->firmware;
+    uint8_t wanted = atomic_load(&b->vars_wanted);
+    int ret = 0;
+
+    if (wanted == b->vars_now)
+        return 0;
+    space_switch_set(b->vars_switch, wanted);
+    b->vars_now = wanted;
+    if (engine != NULL)
+        ret = wanted == PFLASH_ROM
+                  ? ops->add_ram(engine, b->vars_addr, fw->vars, fw->vars_size, true, e)
+                  : ops->remove_ram(engine, b->vars_addr, e);
+    return ret == 0 ? 0 : err_prefix(e, "route the flash chip's memory");
+}
+
+int board_apply_map(struct board *b, const struct engine_ops *ops, struct engine *engine,
+                    struct err *e)
+{
+    int ret = shadow_apply(&b->shadow, ops, engine, e);
+
+    return ret == 0 ? board_apply_vars(b, ops, engine, e) : ret;
+}
+
 /* UEFI's variables, in a flash chip below the ROM. */
 static int board_create_vars(struct board *b, struct err *e)
 {
     const struct firmware *fw = &b->vm->firmware;
-    struct pflash_config config = {
-        .bytes = fw->vars, .size = fw->vars_size, .changed = board_vars_changed, .ctx = b};
+    struct pflash_config config = {.bytes = fw->vars,
+                                   .size = fw->vars_size,
+                                   .changed = board_vars_changed,
+                                   .wants = board_vars_want,
+                                   .ctx = b};
     int ret;
 
     if (fw->vars == NULL)
         return 0;
+    b->vars_addr = BIT(32) - fw->rom_size - fw->vars_size;
     ret = pflash_create(&config, &b->vars, e);
     if (ret == 0)
-        ret = pflash_map(b->vars, b->memory, BIT(32) - fw->rom_size - fw->vars_size, e);
+        ret = pflash_map(b->vars, b->memory, b->vars_addr, &b->vars_switch, e);
     return ret;
 }
 

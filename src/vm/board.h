@@ -18,6 +18,8 @@
 #include "vm/vm.h"
 
 struct acpi_config;
+struct engine;
+struct engine_ops;
 struct smbios_config;
 struct vm;
 
@@ -58,6 +60,10 @@ struct board {
     struct fw_cfg *fw_cfg;
     struct debug_port *debug_port;
     struct pflash *vars;
+    struct space_switch *vars_switch;
+    uint64_t vars_addr;
+    _Atomic uint8_t vars_wanted; /* PFLASH_ROM or PFLASH_WINDOW */
+    uint8_t vars_now;            /* what space and engine have */
     struct kvmclock *kvmclock;
 
     struct board_wire pirq_wires[4];
@@ -101,6 +107,13 @@ void board_destroy(struct board *board);
 
 /* RESET# to every chip; memory is left alone. vCPUs parked, the main loop's thread. */
 void board_reset(struct board *board);
+
+/*
+ * Do what chips want of the memory map (vm_request_remap): in the space, and in the engine, which
+ * may be NULL. No vCPU is in guest code.
+ */
+int board_apply_map(struct board *board, const struct engine_ops *ops, struct engine *engine,
+                    struct err *e);
 
 /*
  * What a BIOS leaves below 1 MiB: its data area and the ACPI tables. Returns the address of the

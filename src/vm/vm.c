@@ -71,7 +71,7 @@ void vm_stop_running(struct vm *vm)
 static void vm_remap(struct vm *vm)
 {
     struct vm_end end = {.cause = VM_END_ERROR};
-    int ret = shadow_apply(&vm->board.shadow, vm->ops, vm->engine, &end.error);
+    int ret = board_apply_map(&vm->board, vm->ops, vm->engine, &end.error);
 
     if (ret != 0 && !vm->is_ended) {
         vm->is_ended = true;

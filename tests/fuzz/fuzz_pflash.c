@@ -5,6 +5,7 @@
  * many; what the chip says has changed has to be inside.
  */
 #include <assert.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,10 +18,29 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+struct world {
+    struct space_switch *sw;
+    unsigned choice;
+    bool fails, obeys;
+};
+
 static int check_change(void *ctx, uint32_t offset, uint32_t size)
 {
+    const struct world *w = ctx;
+
     assert(size != 0 && range_fits(offset, size, SIZE));
-    return *(const uint8_t *)ctx & 1 ? -1 : 0;
+    assert(w->choice == PFLASH_WINDOW); /* else guests could see it half done */
+    return w->fails ? -1 : 0;
+}
+
+static void obey(void *ctx, unsigned choice)
+{
+    struct world *w = ctx;
+
+    assert(choice <= PFLASH_ROM && choice != w->choice);
+    w->choice = choice;
+    if (w->obeys)
+        space_switch_set(w->sw, choice);
 }
 
 static void access_flash(struct space *memory, const uint8_t *step)
@@ -29,7 +49,10 @@ static void access_flash(struct space *memory, const uint8_t *step)
     uint64_t at = BASE + step[1] + (step[0] & 0x30u) * (PFLASH_BLOCK_SIZE / 32) - (step[0] >> 6);
     unsigned bytes = 1u << (step[0] >> 1 & 3);
 
-    if (step[0] & 1)
+    if (step[0] == 0xfe) /* as often as that it becomes ROM */
+        for (unsigned i = 0; i <= PFLASH_ROM_AFTER; i++)
+            space_load(memory, BASE + step[1], 1);
+    else if (step[0] & 1)
         space_store(memory, at, (uint64_t)step[3] << 8 | step[2], bytes);
     else
         space_load(memory, at, bytes);
@@ -37,7 +60,9 @@ static void access_flash(struct space *memory, const uint8_t *step)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct pflash_config config = {.bytes = malloc(SIZE), .size = SIZE, .changed = check_change};
+    struct world w = {.choice = PFLASH_WINDOW};
+    struct pflash_config config = {
+        .bytes = malloc(SIZE), .size = SIZE, .changed = check_change, .wants = obey, .ctx = &w};
     struct space *memory;
     struct pflash *flash;
     struct err e;
@@ -46,11 +71,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         free(config.bytes);
         return 0;
     }
-    config.ctx = (void *)(uintptr_t)data;
+    w.fails = data[0] & 1;
+    w.obeys = !(data[0] & 2);
     assert(config.bytes != NULL);
     memset(config.bytes, 0xff, SIZE);
     if (space_create("memory", BIT(32), &memory, &e) != 0 ||
-        pflash_create(&config, &flash, &e) != 0 || pflash_map(flash, memory, BASE, &e) != 0)
+        pflash_create(&config, &flash, &e) != 0 || pflash_map(flash, memory, BASE, &w.sw, &e) != 0)
         abort();
     for (size_t at = 0; at + 4 <= size; at += 4)
         access_flash(memory, data + at);

@@ -60,6 +60,7 @@ struct pflash {
     uint8_t status;
     uint8_t buffer[BUFFER_SIZE];
     uint32_t buffer_at, buffer_used, buffer_wanted;
+    unsigned reads; /* as memory, since the last write; PFLASH_ROM_AFTER: it is to be ROM */
 };
 
 /* ---- contents ---- */
@@ -172,6 +173,12 @@ static void take_buffer(struct pflash *flash, uint32_t offset, const uint8_t *by
         flash->expects = EXPECT_CONFIRM;
 }
 
+static void want(struct pflash *flash, unsigned choice)
+{
+    if (flash->config.wants != NULL)
+        flash->config.wants(flash->config.ctx, choice);
+}
+
 static void pflash_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
 {
     struct pflash *flash = ctx;
@@ -179,6 +186,9 @@ static void pflash_write(void *ctx, uint64_t offset, uint64_t value, unsigned si
     uint32_t at = (uint32_t)offset;
     uint8_t bytes[8];
 
+    if (flash->reads == PFLASH_ROM_AFTER)
+        want(flash, PFLASH_WINDOW);
+    flash->reads = 0;
     store_le64(bytes, value);
     if (expects == EXPECT_BUFFER) {
         take_buffer(flash, at, bytes, size);
@@ -279,10 +289,12 @@ static uint8_t special_byte(const struct pflash *flash, uint64_t offset)
 
 static uint64_t pflash_read(void *ctx, uint64_t offset, unsigned size)
 {
-    const struct pflash *flash = ctx;
+    struct pflash *flash = ctx;
     uint64_t value = 0;
 
     if (flash->mode == READ_ARRAY) {
+        if (flash->reads < PFLASH_ROM_AFTER && ++flash->reads == PFLASH_ROM_AFTER)
+            want(flash, PFLASH_ROM);
         memcpy(&value, flash->config.bytes + offset, size);
         return value;
     }
@@ -294,9 +306,16 @@ static uint64_t pflash_read(void *ctx, uint64_t offset, unsigned size)
 static const struct space_ops pflash_ops = {
     .read = pflash_read, .write = pflash_write, .max_size = 8};
 
-int pflash_map(struct pflash *flash, struct space *memory, uint64_t base, struct err *e)
+int pflash_map(struct pflash *flash, struct space *memory, uint64_t base, struct space_switch **out,
+               struct err *e)
 {
-    return space_add_io(memory, base, flash->config.size, &pflash_ops, flash, &flash->lock, e);
+    struct space_window window = {.ops = &pflash_ops, .ctx = flash, .lock = &flash->lock};
+    const struct space_choice choices[] = {
+        [PFLASH_WINDOW] = {.kind = SPACE_WINDOW, .window = window},
+        [PFLASH_ROM] = {.kind = SPACE_ROM_WINDOW, .host = flash->config.bytes, .window = window},
+    };
+
+    return space_add_switch(memory, base, flash->config.size, choices, ARRAY_SIZE(choices), out, e);
 }
 
 /* ---- set-up ---- */

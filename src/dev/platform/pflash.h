@@ -2,8 +2,11 @@
  * pflash.h - a parallel flash chip with Intel's command set, in which UEFI keeps its variables
  *
  * It reads as memory until a command is written to it; programming can only clear bits, erasing
- * sets those of a block. All of it is a device window, in which nothing can be executed: code is
- * in the ROM beside it.
+ * sets those of a block. Where it is in a space there are two ways to have it: a device window,
+ * which is right in all its modes, and ROM that sends writes here, for while it reads as memory:
+ * accesses cost nothing then, and code can be executed. Going from one to the other stops the
+ * machine for a moment; so the chip asks for ROM only when it has been read PFLASH_ROM_AFTER times
+ * with no command in between, and for the window at the next command.
  *
  * The status register is 0 after it was cleared, its ready bit included, until the next operation:
  * by that OVMF tells flash from RAM and ROM.
@@ -22,8 +25,13 @@
 
 struct pflash;
 struct space;
+struct space_switch;
 
 #define PFLASH_BLOCK_SIZE 4096u /* what is erased at once */
+#define PFLASH_ROM_AFTER 64u
+
+/* Choices of the switch that pflash_map makes. */
+enum { PFLASH_WINDOW, PFLASH_ROM };
 
 struct pflash_config {
     uint8_t *bytes; /* its contents, the caller's */
@@ -31,6 +39,11 @@ struct pflash_config {
     /* These bytes have changed: keep them. Returns 0 or -errno, which the guest sees in the status.
      */
     int (*changed)(void *ctx, uint32_t offset, uint32_t size);
+    /*
+     * Had better be this choice in the space from now on; for PFLASH_WINDOW, before the access
+     * ends. Called with the device's lock held, as `changed`. NULL: it stays a window.
+     */
+    void (*wants)(void *ctx, unsigned choice);
     void *ctx;
 };
 
@@ -42,6 +55,8 @@ void pflash_destroy(struct pflash *flash);
 /* It reads as memory; what it holds stays. */
 void pflash_reset(struct pflash *flash);
 
-int pflash_map(struct pflash *flash, struct space *memory, uint64_t base, struct err *e);
+/* A window to begin with. The caller does what `wants` asks for. */
+int pflash_map(struct pflash *flash, struct space *memory, uint64_t base, struct space_switch **out,
+               struct err *e);
 
 #endif

@@ -18,7 +18,20 @@ struct fixture {
     uint32_t changed_at, changed_size;
     unsigned changes;
     int result; /* of keeping a change */
+    struct space_switch *sw;
+    unsigned wishes, choice;
+    bool obeys; /* what the chip wants of the space is done */
 };
+
+static void note_wish(void *ctx, unsigned choice)
+{
+    struct fixture *f = ctx;
+
+    f->wishes++;
+    f->choice = choice;
+    if (f->obeys)
+        space_switch_set(f->sw, choice);
+}
 
 static int keep_change(void *ctx, uint32_t offset, uint32_t size)
 {
@@ -39,10 +52,10 @@ static int setup(void **state)
     assert_non_null(f.bytes);
     memset(f.bytes, 0xff, SIZE);
     struct pflash_config config = {
-        .bytes = f.bytes, .size = SIZE, .changed = keep_change, .ctx = &f};
+        .bytes = f.bytes, .size = SIZE, .changed = keep_change, .wants = note_wish, .ctx = &f};
     assert_int_equal(space_create("memory", BIT(32), &f.memory, NULL), 0);
     assert_int_equal(pflash_create(&config, &f.flash, NULL), 0);
-    assert_int_equal(pflash_map(f.flash, f.memory, BASE, NULL), 0);
+    assert_int_equal(pflash_map(f.flash, f.memory, BASE, &f.sw, NULL), 0);
     *state = &f;
     return 0;
 }
@@ -196,6 +209,58 @@ static void test_identity(void **state)
     assert_int_equal(get(f, 0), 0x80);
 }
 
+static int count_rom(void *ctx, uint64_t addr, void *host, uint64_t size, bool is_rom,
+                     struct err *e)
+{
+    struct fixture *f = ctx;
+
+    assert_true(is_rom && addr == BASE && host == f->bytes && size == SIZE);
+    f->wishes += 100;
+    return 0;
+}
+
+/* Read often it becomes ROM, which engines get; a command makes it a window before it is obeyed. */
+static void test_rom_while_it_is_read(void **state)
+{
+    struct fixture *f = *state;
+
+    f->obeys = true;
+    f->bytes[7] = 0x5a;
+    for (unsigned round = 0; round < 3; round++) {
+        f->wishes = 0;
+        for (unsigned i = 0; i < PFLASH_ROM_AFTER - 1; i++)
+            assert_int_equal(get(f, 7), 0x5a);
+        assert_int_equal(f->wishes, 0);
+        put(f, 0, 0xff); /* even a command that changes nothing: it was not read on end */
+        for (unsigned i = 0; i < PFLASH_ROM_AFTER; i++)
+            assert_int_equal(get(f, 7), 0x5a);
+        assert_int_equal(f->wishes, 1);
+        assert_int_equal(f->choice, PFLASH_ROM);
+        assert_int_equal(space_for_each_ram(f->memory, count_rom, f, NULL), 0);
+        assert_int_equal(f->wishes, 101);
+        assert_int_equal(get(f, 7), 0x5a);
+        put(f, 0, 0x90);
+        assert_int_equal(f->wishes, 102);
+        assert_int_equal(f->choice, PFLASH_WINDOW);
+        assert_int_equal(get(f, 0), 0x89);
+        for (unsigned i = 0; i < 2 * PFLASH_ROM_AFTER; i++)
+            get(f, 1); /* not as memory */
+        put(f, 0, 0xff);
+        assert_int_equal(f->wishes, 102);
+    }
+    /* asked for once, however long it takes; what comes meanwhile is obeyed */
+    f->obeys = false;
+    f->wishes = 0;
+    for (unsigned i = 0; i < 3 * PFLASH_ROM_AFTER; i++)
+        get(f, 7);
+    assert_int_equal(f->wishes, 1);
+    put(f, 7, 0x40);
+    put(f, 7, 0x50);
+    assert_int_equal(f->wishes, 2);
+    assert_int_equal(f->choice, PFLASH_WINDOW);
+    assert_int_equal(f->bytes[7], 0x50);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -204,6 +269,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_bad_sequences, setup, teardown),
         cmocka_unit_test_setup_teardown(test_errors_are_told, setup, teardown),
         cmocka_unit_test_setup_teardown(test_identity, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_rom_while_it_is_read, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

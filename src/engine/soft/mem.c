@@ -101,12 +101,8 @@ static void mmio_store(struct soft_vcpu *v, gpa_t gpa, unsigned size, uint64_t v
     }
 }
 
-/* A write to nothing in host memory: a device, unless a ROM swallows it. */
-static bool place_is_rom(struct soft_vcpu *v, const struct soft_place *place)
-{
-    return soft_ram_find(v->engine, place->gpa) != NULL;
-}
-
+/* What is not written to host memory is a device's, or a ROM's: what becomes of it is known there.
+ */
 static void place_store(struct soft_vcpu *v, const struct soft_place *place, unsigned size,
                         uint64_t value)
 {
@@ -114,7 +110,7 @@ static void place_store(struct soft_vcpu *v, const struct soft_place *place, uns
         host_store(place->host, size, value);
         if (UNLIKELY(place->is_code_page))
             soft_code_written(v, place->gpa, size);
-    } else if (!place_is_rom(v, place)) {
+    } else {
         mmio_store(v, place->gpa, size, value);
     }
 }
@@ -237,8 +233,6 @@ static void place_write(struct soft_vcpu *v, const struct soft_place *place, con
             soft_code_written(v, place->gpa, size);
         return;
     }
-    if (place_is_rom(v, place))
-        return;
     for (unsigned done = 0; done < size;) {
         unsigned piece = MIN(size - done, 8u);
         mmio_store(v, place->gpa + done, piece, host_load(buf + done, piece));

@@ -395,7 +395,9 @@ static void test_device_and_rom(void **state)
     assert_int_equal(soft_store(t->v, SMALL + 0x2000, 4, SOFT_AS_CPL, 1), 0);
     assert_int_equal(load(t, SMALL + 0x2000, 4), 0x90909090);
     assert_int_equal(soft_store(t->v, SMALL + 0x2000, 4, SOFT_AS_CPL, 1), 0);
-    assert_int_equal(t->host_calls, 0);
+    assert_int_equal(load(t, SMALL + 0x2000, 4), 0x90909090);
+    assert_int_equal(t->host_calls, 2); /* may be flash: the machine knows */
+    t->host_calls = 0;
     assert_int_equal(load(t, SMALL + 0x3000, 4), 0xffffffff);
     assert_int_equal(t->host_calls, 1);
     assert_null(soft_tlb_find_read(t->v, SOFT_TLB_KERNEL, SMALL + 0x3000, 1));
