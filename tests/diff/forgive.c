@@ -202,19 +202,19 @@ static bool is_masked_alignment(const struct diff_case *c, const struct diff_sta
 }
 
 /*
- * VMASKMOV and VPMASKMOV of 32-bit code across the largest offset: elements beyond it are #GP or
- * #SS on family 1Ah, or lie above 64 KiB where addresses have 16 bits, and lie at the bottom on
- * family 19h (SDM vol. 3, 6.3: the processor may do either).
+ * VMASKMOV and VPMASKMOV across the largest offset: elements beyond it lie above the addresses of
+ * 16 or 32 bits on family 1Ah, or are #GP or #SS in 32-bit code, and lie at the bottom on family
+ * 19h (SDM vol. 3, 6.3: the processor may do either).
  */
 static bool is_masked_wrap(const struct diff_case *c, const struct diff_state *native,
                            const struct diff_state *engine, const uint8_t *code)
 {
+    uint64_t above = c->mode == 4 ? 0x10000 : UINT64_C(1) << 32;
+    bool is_above = engine->vector == VEC_PF && engine->cr2 - above == native->cr2;
+    bool is_refused = c->mode == 4 && (engine->vector == VEC_GP || engine->vector == VEC_SS);
     ZydisDecodedInstruction in;
 
-    bool is_beyond = engine->vector == VEC_GP || engine->vector == VEC_SS ||
-                     (engine->vector == VEC_PF && engine->cr2 - 0x10000 == native->cr2);
-
-    return c->mode == 4 && is_beyond && native->vector == VEC_PF && native->cr2 < 32 &&
+    return (is_above || is_refused) && native->vector == VEC_PF && native->cr2 < 32 &&
            decode(c, code, &in) && in.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX &&
            in.opcode_map == ZYDIS_OPCODE_MAP_0F38 &&
            ((in.opcode & 0xfc) == 0x2c || (in.opcode & 0xfd) == 0x8c);
