@@ -23,6 +23,8 @@
 #define PM_VERSION 3
 #define PM_CONTROL 4
 #define PM_STATE 0x0003
+#define PM_D0 0u
+#define PM_D3HOT 3u
 #define PM_NO_SOFT_RESET 0x0008
 
 void pci_device_init(struct pci_device *dev, const char *name, const struct pci_device_ops *ops,
@@ -43,8 +45,7 @@ void pci_device_init(struct pci_device *dev, const char *name, const struct pci_
     store_le16(dev->config + PCI_CLASS_DEVICE, ids->class_device);
     store_le16(dev->config + PCI_SUBSYSTEM_VENDOR_ID, ids->subsystem_vendor);
     store_le16(dev->config + PCI_SUBSYSTEM_ID, ids->subsystem);
-    store_le16(dev->write_mask + PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
-                                                  PCI_COMMAND_MASTER | PCI_COMMAND_PARITY |
+    store_le16(dev->write_mask + PCI_COMMAND, PCI_COMMAND_MASTER | PCI_COMMAND_PARITY |
                                                   PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE);
     store_le16(dev->clear_mask + PCI_STATUS, PCI_STATUS_CLEARABLE);
     dev->write_mask[PCI_CACHE_LINE] = 0xff;
@@ -62,6 +63,7 @@ void pci_device_set_bar(struct pci_device *dev, unsigned index, enum pci_bar_kin
     dev->bars[index].kind = kind;
     dev->bars[index].size = size;
     dev->bars[index].window = *window;
+    dev->write_mask[PCI_COMMAND] |= kind == PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
     switch (kind) {
     case PCI_BAR_NONE:
         return;
@@ -88,6 +90,8 @@ uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index)
     uint32_t low = load_le32(dev->config + offset);
 
     assert(index < PCI_BAR_COUNT);
+    if (!pci_device_is_powered(dev))
+        return UINT64_MAX;
     if (low & BAR_SPACE_IO)
         return command & PCI_COMMAND_IO ? low & ~3u : UINT64_MAX;
     if (!(command & PCI_COMMAND_MEMORY))
@@ -118,6 +122,23 @@ void pci_device_add_power_management(struct pci_device *dev)
     store_le16(dev->config + offset + PM_CAPABILITIES, PM_VERSION);
     store_le16(dev->config + offset + PM_CONTROL, PM_NO_SOFT_RESET);
     store_le16(dev->write_mask + offset + PM_CONTROL, PM_STATE);
+    dev->pm_control = (uint8_t)(offset + PM_CONTROL);
+}
+
+static unsigned pm_state(const struct pci_device *dev)
+{
+    return dev->pm_control != 0 ? dev->config[dev->pm_control] & PM_STATE : PM_D0;
+}
+
+bool pci_device_is_powered(const struct pci_device *dev)
+{
+    return pm_state(dev) == PM_D0;
+}
+
+bool pci_device_is_master(const struct pci_device *dev)
+{
+    return (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_MASTER) != 0 &&
+           pci_device_is_powered(dev);
 }
 
 void pci_device_decode_bars(struct pci_device *dev)
@@ -144,6 +165,8 @@ uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigne
 
 void pci_device_config_write(struct pci_device *dev, unsigned offset, uint32_t value, unsigned size)
 {
+    unsigned state = pm_state(dev);
+
     if (!range_fits(offset, size, PCI_CONFIG_SIZE))
         return;
     for (unsigned i = 0; i < size; i++) {
@@ -153,7 +176,11 @@ void pci_device_config_write(struct pci_device *dev, unsigned offset, uint32_t v
         *config = (*config & (uint8_t)~writable) | (byte & writable);
         *config &= (uint8_t) ~(byte & dev->clear_mask[offset + i]);
     }
-    if (offset < PCI_BAR0 + 4 * PCI_BAR_COUNT)
+    /* D1 and D2 are not there: the write is complete, and changes nothing (PM 1.2, 3.2.4) */
+    if (pm_state(dev) != PM_D0 && pm_state(dev) != PM_D3HOT)
+        dev->config[dev->pm_control] =
+            (uint8_t)((dev->config[dev->pm_control] & ~PM_STATE) | state);
+    if (offset < PCI_BAR0 + 4 * PCI_BAR_COUNT || pm_state(dev) != state)
         pci_device_decode_bars(dev);
     if (dev->msix != NULL)
         pci_msix_follow_config(dev->msix);

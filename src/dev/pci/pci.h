@@ -82,12 +82,13 @@ struct pci_device {
     struct pci_host *host;            /* set by pci_host_add */
     uint8_t devfn;                    /* set by pci_host_add */
     bool is_intx_asserted;            /* under the host's wire lock: as the device drives it */
-    bool is_intx_enabled;             /* under the host's wire lock: as the command register says */
+    bool is_intx_enabled;             /* under the host's wire lock: as its registers say */
     uint8_t config[PCI_CONFIG_SIZE];
     uint8_t initial[PCI_CONFIG_SIZE]; /* config as it is after reset */
     uint8_t write_mask[PCI_CONFIG_SIZE];
     uint8_t clear_mask[PCI_CONFIG_SIZE];
     uint8_t capabilities_end; /* where the next capability may start */
+    uint8_t pm_control;       /* the power management capability's PMCSR; 0: it has none */
     struct pci_bar bars[PCI_BAR_COUNT];
     struct pci_msix *msix; /* NULL: none */
 };
@@ -99,7 +100,11 @@ struct pci_ids {
     uint16_t subsystem_vendor, subsystem;
 };
 
-/* A type 0 header with the usual masks (command, status, interrupt line, cache line, latency). */
+/*
+ * A type 0 header with the usual masks (command, status, interrupt line, cache line, latency). The
+ * command's decode enables are read-only zeroes until pci_device_set_bar gives them a meaning
+ * (6.2.2).
+ */
 void pci_device_init(struct pci_device *dev, const char *name, const struct pci_device_ops *ops,
                      const struct pci_ids *ids);
 
@@ -119,14 +124,22 @@ void pci_device_set_bar(struct pci_device *dev, unsigned index, enum pci_bar_kin
 unsigned pci_device_add_capability(struct pci_device *dev, uint8_t id, unsigned size);
 
 /*
- * A power management capability that knows D0 and D3hot; writes store the state and have no
- * other effect (PCI Bus Power Management Interface Specification 1.2, 3.2).
+ * A power management capability that knows D0 and D3hot. In D3hot the function answers to
+ * configuration accesses only: BARs are nowhere, it does not interrupt, and is no bus master. Back
+ * in D0 it is as it was (No_Soft_Reset). States that it does not know are not entered (PCI Bus
+ * Power Management Interface Specification 1.2, 3.2.4, 5.4.1).
  */
 void pci_device_add_power_management(struct pci_device *dev);
 
+/* Is it in D0? With the host's lock held. */
+bool pci_device_is_powered(const struct pci_device *dev);
+
+/* May it access memory by itself: command register, and power? With the host's lock held. */
+bool pci_device_is_master(const struct pci_device *dev);
+
 /*
  * Where the guest has put BAR `index`: UINT64_MAX when its decoding is off in the command
- * register. With the host's lock held.
+ * register, or the function is not in D0. With the host's lock held.
  */
 uint64_t pci_device_bar_addr(const struct pci_device *dev, unsigned index);
 

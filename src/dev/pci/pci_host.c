@@ -101,12 +101,19 @@ void pci_host_set_intx(struct pci_host *host, struct pci_device *dev, bool level
     pthread_mutex_unlock(&host->wire_lock);
 }
 
-/* The command register's INTx disable bit may have changed (PCI 3.0, 6.2.2). */
+/*
+ * The function's registers may have changed: whether INTx is disabled (PCI 3.0, 6.2.2), in use
+ * instead of MSI-X (6.8.2.3), and whether there is power to drive it.
+ */
 static void intx_follow_command(struct pci_host *host, struct pci_device *dev)
 {
+    bool is_enabled = (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) == 0 &&
+                      pci_device_is_powered(dev) &&
+                      (dev->msix == NULL || !pci_msix_is_enabled(dev->msix));
+
     pthread_mutex_lock(&host->wire_lock);
     bool was_driven = intx_is_driven(dev);
-    dev->is_intx_enabled = (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) == 0;
+    dev->is_intx_enabled = is_enabled;
     intx_follow(host, dev, was_driven);
     pthread_mutex_unlock(&host->wire_lock);
 }
@@ -337,6 +344,7 @@ static void bridge_reset(struct pci_device *bridge)
     /* Memory access and bus mastering cannot be switched off in the 82441FX. */
     store_le16(bridge->config + PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     store_le16(bridge->write_mask + PCI_COMMAND, PCI_COMMAND_PARITY | PCI_COMMAND_SERR);
+    store_le16(bridge->config + PCI_STATUS, 0x0280); /* fast back-to-back, medium DEVSEL# timing */
     bridge->write_mask[PCI_INTERRUPT_LINE] = 0;
     memset(bridge->write_mask + FX_PAM0, 0xff, PCI_HOST_PAM_COUNT);
     bridge->config[FX_SMRAM] = 0x02;

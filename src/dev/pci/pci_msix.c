@@ -93,7 +93,7 @@ void pci_msix_follow_config(struct pci_msix *m)
     pthread_mutex_lock(&m->lock);
     m->is_enabled = (control & CONTROL_ENABLE) != 0;
     m->is_function_masked = (control & CONTROL_FUNCTION_MASK) != 0;
-    m->is_master = (load_le16(config + PCI_COMMAND) & PCI_COMMAND_MASTER) != 0;
+    m->is_master = pci_device_is_master(m->dev);
     send_pending(m);
     pthread_mutex_unlock(&m->lock);
 }

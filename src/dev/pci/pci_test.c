@@ -238,6 +238,8 @@ static void test_capabilities(void **state)
     at = get(f, 3, PCI_CAPABILITIES, 1); /* power management came last */
     set(f, 3, at + 4, 0xffff, 2);
     assert_int_equal(get(f, 3, at + 4, 2), 0x000b);
+    set(f, 3, at + 4, 2, 2); /* there is no D2 to go to */
+    assert_int_equal(get(f, 3, at + 4, 2), 0x000b);
     set(f, 3, at, 0, 2); /* the list itself is read-only */
     assert_int_equal(get(f, 3, at, 1), PCI_CAP_PM);
 }
@@ -343,6 +345,42 @@ static void test_messages(void **state)
     assert_int_equal(get(f, 3, PCI_COMMAND, 2), 0);
     assert_int_equal(get(f, 3, 0x14, 4), 0);
     assert_int_equal(space_load(memory, WINDOW, 4), 0xffffffff);
+}
+
+/* INTx is for functions in D0 that do not use MSI-X (6.8.2.3; PM 1.2, 5.4.1). */
+static void test_who_may_interrupt(void **state)
+{
+    struct fixture *f = *state;
+    unsigned pm = get(f, 3, PCI_CAPABILITIES, 1) + 4, msix = get(f, 3, PCI_CAPABILITIES, 1);
+    while (get(f, 3, msix, 1) != PCI_CAP_MSIX)
+        msix = get(f, 3, msix + 1, 1);
+    set(f, 1, 0x62, 11, 1);
+    pci_host_set_intx(f->host, &f->dev, true);
+    assert_true(f->isa[11].level);
+    set(f, 3, pm, 3, 1);
+    assert_false(f->isa[11].level);
+    set(f, 3, pm, 0, 1);
+    assert_true(f->isa[11].level);
+    set(f, 3, msix + 2, 0x8000, 2);
+    assert_false(f->isa[11].level);
+    assert_int_equal(get(f, 3, PCI_STATUS, 2) & PCI_STATUS_INTX, PCI_STATUS_INTX);
+    set(f, 3, msix + 2, 0, 2);
+    assert_true(f->isa[11].level);
+
+    /* messages wait for D0 */
+    set(f, 3, 0x14, WINDOW, 4);
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+    set(f, 3, msix + 2, 0x8000, 2);
+    space_store(f->memory, WINDOW + 12, 0, 4);
+    set(f, 3, pm, 3, 1);
+    pci_msix_notify(f->msix, 0);
+    assert_int_equal(f->messages, 0);
+    assert_int_equal(space_load(f->memory, WINDOW + 12, 4), 0xffffffff);
+    set(f, 3, pm, 0, 1);
+    assert_int_equal(f->messages, 1);
+    assert_int_equal(space_load(f->memory, WINDOW + 12, 4), 0);
+    pci_host_reset_device(f->host, &f->dev);
+    assert_false(f->isa[11].level);
 }
 
 static void test_adding_functions(void **state)
@@ -484,6 +522,7 @@ int main(void)
         TEST(test_ecam),
         TEST(test_windows),
         TEST(test_messages),
+        TEST(test_who_may_interrupt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

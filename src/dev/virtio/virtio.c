@@ -49,7 +49,7 @@ bool virtio_pop(struct virtio_device *dev, unsigned index, struct virtqueue_chai
 {
     struct virtqueue *q = &dev->queues[index];
 
-    if (!virtio_is_running(dev))
+    if (!virtio_is_running(dev) || dev->is_held)
         return false;
     bool is_there = virtqueue_pop(q, chain);
     if (q->is_broken)
@@ -101,6 +101,28 @@ static bool features_are_good(const struct virtio_device *dev)
     return (dev->features & ~dev->offered) == 0 && virtio_has(dev, VIRTIO_F_VERSION_1);
 }
 
+void virtio_notify(struct virtio_device *dev, unsigned index)
+{
+    if (index < dev->queue_count && dev->queues[index].is_enabled && virtio_is_running(dev) &&
+        !dev->is_held)
+        dev->ops->notify(dev, index);
+}
+
+static void notify_all(struct virtio_device *dev)
+{
+    for (unsigned i = 0; i < dev->queue_count; i++)
+        virtio_notify(dev, i);
+}
+
+void virtio_hold(struct virtio_device *dev, bool is_held)
+{
+    bool was_held = dev->is_held;
+
+    dev->is_held = is_held;
+    if (was_held && !is_held)
+        notify_all(dev);
+}
+
 void virtio_set_status(struct virtio_device *dev, uint8_t status)
 {
     uint8_t added = status & (uint8_t)~dev->status & STATUS_WRITABLE;
@@ -120,9 +142,7 @@ void virtio_set_status(struct virtio_device *dev, uint8_t status)
     if (added & VIRTIO_STATUS_DRIVER_OK) {
         if (dev->ops->start != NULL)
             dev->ops->start(dev);
-        for (unsigned i = 0; i < dev->queue_count; i++)
-            if (dev->queues[i].is_enabled)
-                virtio_notify(dev, i);
+        notify_all(dev);
     }
 }
 
@@ -144,12 +164,6 @@ void virtio_enable_queue(struct virtio_device *dev, unsigned index)
                           virtio_has(dev, VIRTIO_F_INDIRECT_DESC),
                           virtio_has(dev, VIRTIO_F_EVENT_IDX)))
         virtio_needs_reset(dev, q->why);
-}
-
-void virtio_notify(struct virtio_device *dev, unsigned index)
-{
-    if (index < dev->queue_count && dev->queues[index].is_enabled && virtio_is_running(dev))
-        dev->ops->notify(dev, index);
 }
 
 uint64_t virtio_config_read(struct virtio_device *dev, unsigned offset, unsigned size)

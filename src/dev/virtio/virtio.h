@@ -88,6 +88,7 @@ struct virtio_device {
     uint8_t config_generation;
     uint8_t status;
     bool is_resetting;
+    bool is_held;      /* its transport does not let it take buffers */
     uint64_t features; /* negotiated */
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
 
@@ -144,6 +145,11 @@ uint8_t virtio_get_status(const struct virtio_device *dev);
 void virtio_set_driver_features(struct virtio_device *dev, unsigned select, uint32_t value);
 void virtio_enable_queue(struct virtio_device *dev, unsigned index);
 void virtio_notify(struct virtio_device *dev, unsigned index);
+/*
+ * Keep the device from taking buffers, or let it go on with what is there by then. Requests under
+ * way come to their end. Resets have no influence.
+ */
+void virtio_hold(struct virtio_device *dev, bool is_held);
 uint64_t virtio_config_read(struct virtio_device *dev, unsigned offset, unsigned size);
 void virtio_config_write(struct virtio_device *dev, unsigned offset, uint64_t value, unsigned size);
 

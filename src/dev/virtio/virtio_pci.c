@@ -309,6 +309,17 @@ static const struct space_window *pci_window(struct virtio_pci *f, uint32_t *off
     return &f->pci.bars[bar].window;
 }
 
+/* A driver that takes bus mastering away means to have its memory for itself. */
+static void follow_master(struct virtio_pci *f)
+{
+    bool is_held = !pci_device_is_master(&f->pci);
+
+    pthread_mutex_lock(&f->dev->lock);
+    if (is_held != f->dev->is_held)
+        virtio_hold(f->dev, is_held);
+    pthread_mutex_unlock(&f->dev->lock);
+}
+
 static bool is_pci_data(const struct virtio_pci *f, unsigned offset, unsigned size)
 {
     return ranges_overlap(offset, size, f->pci_capability + CAP_PCI_DATA, 4);
@@ -333,6 +344,7 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
     uint32_t at;
     unsigned n;
 
+    follow_master(f);
     if (is_pci_data(f, offset, size) && (window = pci_window(f, &at, &n)) != NULL)
         space_window_store(
             window, at, load_le32(pci->config + f->pci_capability + CAP_PCI_DATA) & mask_bytes(n),
@@ -406,6 +418,7 @@ int virtio_pci_create(struct virtio_device *dev, uint16_t class_device, struct v
     }
     add_capabilities(f);
     forget_driver(f);
+    dev->is_held = true; /* no bus master yet */
     dev->transport_ops = &transport_ops;
     dev->transport = f;
     *out = f;
@@ -430,6 +443,7 @@ void virtio_pci_reset(struct virtio_pci *f)
     pthread_mutex_lock(&f->dev->lock);
     virtio_set_status(f->dev, 0);
     forget_driver(f);
+    virtio_hold(f->dev, true);
     pthread_mutex_unlock(&f->dev->lock);
     pci_host_reset_device(f->pci.host, &f->pci);
 }
