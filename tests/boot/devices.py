@@ -6,7 +6,6 @@ The guest runs a script of ours and says how far it is; the other ends of its de
 import argparse
 import json
 import os
-import queue
 import re
 import select
 import socket
@@ -18,9 +17,9 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 from harness import Failed, expect, modules_where, run_tool
+from lines import LIMIT, Flows, Guest
 
 CONNECTIONS = 20
-LIMIT = 240  # seconds for anything at all
 
 
 SCRIPT = r"""
@@ -82,36 +81,6 @@ say "grown-too $(dd if=/dev/vdb bs=512 skip=8388607 2>/dev/null | head -1)"
 """
 
 
-class Guest:
-    """Its lines."""
-
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)
-        self.lines = queue.Queue()
-        threading.Thread(target=self.read, daemon=True).start()
-
-    def read(self):
-        for raw in self.process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip()
-            print("  guest: " + line, flush=True)
-            match = re.search(r"doppel-guest: (\S+) ?(.*)", line)
-            if match:
-                self.lines.put(match.groups())
-        self.lines.put(("end", ""))
-
-    def wait_for(self, word):
-        end = time.monotonic() + LIMIT
-        while True:
-            try:
-                got = self.lines.get(timeout=max(0.1, end - time.monotonic()))
-            except queue.Empty:
-                raise Failed("no '%s' within %d s" % (word, LIMIT)) from None
-            if got[0] == word:
-                return got[1]
-            expect(got[0] != "end", "the guest ended before '%s'" % word)
-
-
 def connect(path):
     """doppel makes the socket before its guest runs."""
     peer = socket.socket(socket.AF_UNIX)
@@ -138,32 +107,6 @@ def receive(peer, size):
 def md5(data):
     import hashlib
     return hashlib.md5(data).hexdigest()
-
-
-class Flows:
-    """The host's ends of two TCP connections."""
-
-    def __init__(self, mib):
-        self.mib = mib
-        self.sink, self.source = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
-        self.received = None
-        for target in (self.take, self.give):
-            threading.Thread(target=target, daemon=True).start()
-
-    def take(self):
-        peer, _ = self.sink.accept()
-        total = 0
-        while data := peer.recv(1 << 20):
-            total += len(data)
-        self.received = total
-        peer.close()
-
-    def give(self):
-        peer, _ = self.source.accept()
-        for _ in range(self.mib):
-            peer.sendall(bytes(1 << 20))
-        peer.shutdown(socket.SHUT_WR)
-        peer.recv(1)
 
 
 def rss_kib(pid):

@@ -137,9 +137,16 @@ static int tap_refused(const char *name, int code, struct err *e)
                        "NAME' makes one that a user may use with --net tap,ifname=tap0",
                        called);
     case EBUSY:
-        return err_set(e, code, "use the tap interface %s: another program does", called);
+        return err_set(e, code,
+                       "use the tap interface %s, which another program does; end that, or give "
+                       "each machine an interface of its own",
+                       called);
     case EINVAL:
-        return err_set(e, code, "use the interface %s, which is no tap interface", called);
+        return err_set(
+            e, code,
+            "use the interface %s, which is no tap interface; as root, 'ip tuntap add dev "
+            "tap0 mode tap' makes one",
+            called);
     default:
         return err_set(e, code, "use a tap interface %s", called);
     }
@@ -213,6 +220,10 @@ static int tap_open_device(struct tap *t, const char *name, unsigned mtu, struct
     t->fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (t->fd < 0 && (errno == ENOENT || errno == ENODEV || errno == ENXIO))
         return err_set(e, errno, "open '/dev/net/tun'; as root, 'modprobe tun' may help");
+    if (t->fd < 0 && errno == EACCES)
+        return err_set(e, errno,
+                       "open '/dev/net/tun'; as root, 'chmod a+rw /dev/net/tun' makes it what "
+                       "it is elsewhere");
     if (t->fd < 0)
         return err_set(e, errno, "open '/dev/net/tun'");
     int rc = tap_attach(t, name, e);
