@@ -353,7 +353,8 @@ static void test_vhost_user(void **state)
     struct options o;
     struct err e;
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "vhost-user:/a,,b", "--net",
-                           "vhost-user:/n,mac=52:54:00:01:02:03", "--share", "vhost-user:/s,tag=x"),
+                           "vhost-user:/n,mtu=1500,mac=52:54:00:01:02:03", "--share",
+                           "vhost-user:/s,tag=x"),
                      0);
     assert_true(o.disks[0].is_vhost_user && o.shares[0].is_vhost_user);
     assert_string_equal(o.disks[0].path, "/a,b");
@@ -363,14 +364,10 @@ static void test_vhost_user(void **state)
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "./vhost-user:/a"), 0);
     assert_false(o.disks[0].is_vhost_user);
     static const char *const bad[][2] = {
-        {"--disk", "vhost-user:"},
-        {"--disk", "vhost-user:/a,ro"},
-        {"--net", "vhost-user:"},
-        {"--net", "vhost-user:/n,restrict"},
-        {"--net", "vhost-user:/n,mtu=1500"},
-        {"--share", "vhost-user:/s"},
-        {"--share", "vhost-user:,tag=x"},
-        {"--share", "vhost-user:/s,tag=x,ro"},
+        {"--disk", "vhost-user:"},        {"--disk", "vhost-user:/a,ro"},
+        {"--net", "vhost-user:"},         {"--net", "vhost-user:/n,restrict"},
+        {"--net", "vhost-user:/n,mtu=1"}, {"--share", "vhost-user:/s"},
+        {"--share", "vhost-user:,tag=x"}, {"--share", "vhost-user:/s,tag=x,ro"},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         assert_int_equal(PARSE(&o, &e, "--kernel", "k", bad[i][0], bad[i][1]), -EINVAL);

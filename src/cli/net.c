@@ -111,8 +111,6 @@ static int take_property(const char *part, struct vm_net *out, struct err *e)
 
     if ((value = props_value(part, "mac")) != NULL)
         return take_mac(value, out, e);
-    if (out->kind == VM_NET_VHOST_USER)
-        return props_unknown("--net", part, names, 1, "there is mac=", e);
     if ((value = props_value(part, "mtu")) != NULL)
         return take_mtu(value, out, e);
     if (out->kind == VM_NET_USER && (value = props_value(part, "hostfwd")) != NULL)

@@ -230,7 +230,13 @@ static void board_destroy_disk(struct board_disk *d)
 
 static int board_create_net_vhost(struct board *b, const uint8_t mac[6], struct err *e)
 {
-    struct virtio_vhost_config config = {.kind = VIRTIO_VHOST_NET, .path = b->vm->config.net.path};
+    const struct vm_config *vm = &b->vm->config;
+    struct virtio_vhost_config config = {
+        .kind = VIRTIO_VHOST_NET,
+        .path = vm->net.path,
+        .queues_wanted = MIN(vm->cpu_count, NET_PAIRS_MAX),
+        .mtu = (uint16_t)vm->net.mtu,
+    };
 
     memcpy(config.mac, mac, 6);
     int ret =

@@ -31,6 +31,7 @@ enum request {
     SET_PROTOCOL_FEATURES = 16,
     GET_QUEUE_NUM = 17,
     SET_VRING_ENABLE = 18,
+    NET_SET_MTU = 20,
     SET_BACKEND_REQ_FD = 21,
     GET_CONFIG = 24,
 };
@@ -46,9 +47,11 @@ enum request {
 #define F_PROTOCOL_FEATURES BIT(30)
 #define PROTOCOL_MQ BIT(0)
 #define PROTOCOL_REPLY_ACK BIT(3)
+#define PROTOCOL_NET_MTU BIT(4)
 #define PROTOCOL_BACKEND_REQ BIT(5)
 #define PROTOCOL_CONFIG BIT(9)
-#define PROTOCOL_WANTED (PROTOCOL_MQ | PROTOCOL_REPLY_ACK | PROTOCOL_BACKEND_REQ | PROTOCOL_CONFIG)
+#define PROTOCOL_WANTED                                                                            \
+    (PROTOCOL_MQ | PROTOCOL_REPLY_ACK | PROTOCOL_NET_MTU | PROTOCOL_BACKEND_REQ | PROTOCOL_CONFIG)
 
 struct header {
     uint32_t request, flags, size;
@@ -457,6 +460,18 @@ static int tell_ring_fd(struct vhost_user *u, enum request request, uint32_t ind
     return tell(u, &m, request, sizeof(m.payload.number), &fd, 1, e);
 }
 
+int vhost_user_enable_ring(struct vhost_user *u, uint32_t index, bool is_on, struct err *e)
+{
+    if (!(u->features & F_PROTOCOL_FEATURES))
+        return 0;
+    return tell_ring(u, SET_VRING_ENABLE, index, is_on, e);
+}
+
+int vhost_user_set_mtu(struct vhost_user *u, uint16_t mtu, struct err *e)
+{
+    return u->protocol & PROTOCOL_NET_MTU ? tell_number(u, NET_SET_MTU, mtu, e) : 0;
+}
+
 int vhost_user_start_ring(struct vhost_user *u, uint32_t index, const struct vhost_user_ring *ring,
                           struct err *e)
 {
@@ -475,8 +490,8 @@ int vhost_user_start_ring(struct vhost_user *u, uint32_t index, const struct vho
     if (rc == 0)
         rc = tell_ring_fd(u, SET_VRING_KICK, index, ring->kick_fd, e);
     /* with the protocol features rings are made disabled, without them enabled */
-    if (rc == 0 && (u->features & F_PROTOCOL_FEATURES))
-        rc = tell_ring(u, SET_VRING_ENABLE, index, 1, e);
+    if (rc == 0 && !ring->waits)
+        rc = vhost_user_enable_ring(u, index, true, e);
     return rc;
 }
 

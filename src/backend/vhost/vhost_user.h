@@ -39,6 +39,7 @@ struct vhost_user_ring {
     uint32_t size;
     void *descriptors, *avail, *used;
     int kick_fd, call_fd; /* eventfds; not taken over */
+    bool waits;           /* for vhost_user_enable_ring */
 };
 
 /* Connect to the back end that listens at `path`, and agree on a protocol. */
@@ -48,7 +49,10 @@ int vhost_user_open_fd(int fd, const char *path, struct vhost_user **out, struct
 /* NULL is allowed. */
 void vhost_user_close(struct vhost_user *u);
 
-/* Virtio features that the back end offers, and how many queues it has at the most. */
+/*
+ * Virtio features that the back end offers, and how many queues it has at the most (of a network,
+ * some count pairs).
+ */
 uint64_t vhost_user_features(const struct vhost_user *u);
 unsigned vhost_user_queues_max(const struct vhost_user *u);
 
@@ -59,9 +63,14 @@ int vhost_user_set_memory(struct vhost_user *u, const struct vhost_user_region *
 /* `size` bytes of the device's configuration. -EOPNOTSUPP: the back end keeps none. */
 int vhost_user_get_config(struct vhost_user *u, uint8_t *config, uint32_t size, struct err *e);
 
-/* Ring `index` begins at 0; the back end may use it from now on. */
+/* Of a network: the largest packet. A back end that does not want to know is not told. */
+int vhost_user_set_mtu(struct vhost_user *u, uint16_t mtu, struct err *e);
+
+/* Ring `index` begins at 0; the back end may use it from now on, unless it is to wait. */
 int vhost_user_start_ring(struct vhost_user *u, uint32_t index, const struct vhost_user_ring *ring,
                           struct err *e);
+/* Ring `index` is started: let the back end use it, or not for a while. */
+int vhost_user_enable_ring(struct vhost_user *u, uint32_t index, bool is_on, struct err *e);
 /* Afterwards the back end touches neither the ring nor what was in it. */
 int vhost_user_stop_ring(struct vhost_user *u, uint32_t index, struct err *e);
 

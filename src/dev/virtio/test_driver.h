@@ -26,8 +26,8 @@
 #define TEST_RAM_SIZE 0x100000u
 #define TEST_DATA 0x20000u /* free for the test's buffers */
 #define TEST_RING_SIZE 256u
-#define TEST_QUEUES 2u
-#define TEST_AREA(queue) (0x1000u + (queue)*0x8000u) /* descriptors, then the rings */
+#define TEST_QUEUES 5u
+#define TEST_AREA(queue) (0x1000u + (queue)*0x6000u) /* descriptors, then the rings */
 #define TEST_DRIVER(queue) (TEST_AREA(queue) + 0x2000u)
 #define TEST_DEVICE(queue) (TEST_AREA(queue) + 0x3000u)
 
@@ -36,6 +36,8 @@ struct test_driver {
     int ram_fd;
     struct space *space;
     struct virtio_device *dev;
+    uint64_t features;      /* more than the usual, which the test negotiates */
+    unsigned queues;        /* that it has set up; 0: the first two */
     uint64_t noted;         /* bytes that the space's watcher heard of */
     uint16_t noted_at_used; /* queue 0's used index when it last heard of the test's buffers */
     pthread_cond_t signalled;
@@ -92,12 +94,12 @@ static inline void test_driver_start(struct test_driver *t)
     struct virtio_device *dev = t->dev;
 
     virtio_set_status(dev, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER);
-    virtio_set_driver_features(dev, 0, (uint32_t)VIRTIO_F_INDIRECT_DESC);
+    virtio_set_driver_features(dev, 0, (uint32_t)(VIRTIO_F_INDIRECT_DESC | t->features));
     virtio_set_driver_features(dev, 1, (uint32_t)(VIRTIO_F_VERSION_1 >> 32));
     virtio_set_status(dev, dev->status | VIRTIO_STATUS_FEATURES_OK);
     assert_true(dev->status & VIRTIO_STATUS_FEATURES_OK);
     memset(t->ram, 0, TEST_DATA);
-    for (unsigned i = 0; i < MIN(dev->queue_count, TEST_QUEUES); i++) {
+    for (unsigned i = 0; i < MIN(dev->queue_count, t->queues != 0 ? t->queues : 2u); i++) {
         dev->queues[i].size = (uint16_t)MIN(TEST_RING_SIZE, dev->queue_size);
         dev->queues[i].descriptors = TEST_AREA(i);
         dev->queues[i].driver = TEST_DRIVER(i);

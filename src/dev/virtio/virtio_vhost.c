@@ -27,20 +27,33 @@
 
 /* Where the back end finds the rings: far from any guest's RAM. */
 #define RINGS_ADDR BIT(51)
-#define QUEUES_MAX 8u
+#define QUEUES_MAX 8u /* that a back end serves */
 
 #define BLK_F_MQ BIT(12)
 #define BLK_QUEUE_COUNT_AT 34 /* in the configuration (5.2.4) */
+#define NET_F_MTU BIT(3)
 #define NET_F_MAC BIT(5)
+#define NET_F_CTRL_VQ BIT(17)
+#define NET_F_MQ BIT(22)
+#define NET_QUEUE_SIZE 256
+/* in the configuration (5.1.4) */
+#define NET_PAIRS_AT 8
+#define NET_MTU_AT 10
+/* the one command of the control queue (5.1.6.5.5) */
+#define CONTROL_CLASS_MQ 4
+#define CONTROL_PAIRS_SET 0
+#define CONTROL_SIZE 4u
+enum { CONTROL_OK, CONTROL_ERR };
 
 /* What the kinds of devices differ in. */
 static const struct kind {
     uint16_t id, queue_size;
-    unsigned queue_count; /* 0: as many as wanted and there */
+    unsigned queue_count; /* 0: as many as are wanted and there */
     unsigned config_size;
     bool has_config; /* the back end tells it */
     uint64_t passed; /* features that are the back end's, if it has them */
     uint64_t own;    /* features of ours */
+    uint64_t told;   /* and those of them that a back end is told of, if it knows them */
 } kinds[] = {
     [VIRTIO_VHOST_DISK] =
         {
@@ -56,13 +69,13 @@ static const struct kind {
     [VIRTIO_VHOST_NET] =
         {
             .id = VIRTIO_ID_NET,
-            .queue_size = 256,
-            .queue_count = 2,
+            .queue_size = NET_QUEUE_SIZE,
             .config_size = 12,
             /* checksums, segments of the guest's and the host's, mergeable buffers */
             .passed = BIT(0) | BIT(1) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) |
                       BIT(13) | BIT(14) | BIT(15),
             .own = NET_F_MAC,
+            .told = NET_F_MTU | NET_F_MQ,
         },
     [VIRTIO_VHOST_SHARE] =
         {
@@ -81,6 +94,7 @@ struct virtio_vhost {
     int memory_fd; /* of the rings */
     void *memory;
     size_t memory_size, ring_stride;
+    unsigned ring_count; /* queues that the back end serves, the first ones */
     int kick_fds[QUEUES_MAX], call_fds[QUEUES_MAX], wake_fd;
     pthread_t thread;
     bool is_started; /* the thread has been */
@@ -92,6 +106,8 @@ struct virtio_vhost {
     /* under dev.lock */
     struct vhost_ring rings[QUEUES_MAX];
     bool wants_start, wants_stop, is_up, is_live, is_closing;
+    bool wants_control; /* there may be something in the control queue */
+    struct virtqueue_buffer control_buffers[NET_QUEUE_SIZE];
 };
 
 /* ---- requests; under the lock ---- */
@@ -103,6 +119,21 @@ static void wake(int fd)
     /* EAGAIN: it is as awake as can be */
     while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
+}
+
+/* How many queues the back end serves for this driver, which need not know of them all. */
+static unsigned served_count(const struct virtio_vhost *v)
+{
+    bool is_one_pair =
+        (v->dev.offered & NET_F_MQ) != 0 && v->kind->told != 0 && !virtio_has(&v->dev, NET_F_MQ);
+
+    return is_one_pair ? 2 : v->ring_count;
+}
+
+static bool is_control(const struct virtio_vhost *v, unsigned index)
+{
+    return v->config.kind == VIRTIO_VHOST_NET && virtio_has(&v->dev, NET_F_CTRL_VQ) &&
+           index == served_count(v);
 }
 
 static void take_chains(struct virtio_vhost *v, unsigned index)
@@ -157,7 +188,7 @@ static bool give_back(struct virtio_vhost *v, unsigned index)
 static void drop_chains(struct virtio_vhost *v)
 {
     v->is_live = false;
-    for (unsigned i = 0; i < v->dev.queue_count; i++) {
+    for (unsigned i = 0; i < v->ring_count; i++) {
         struct vhost_ring *ring = &v->rings[i];
         for (unsigned n = 0; n < VHOST_RING_SIZE && ring->out_count != 0; n++)
             if (ring->slots[n].is_out)
@@ -204,7 +235,9 @@ static int start_ring(struct virtio_vhost *v, unsigned index, struct err *e)
                                 .avail = ring->avail,
                                 .used = ring->used,
                                 .kick_fd = v->kick_fds[index],
-                                .call_fd = v->call_fds[index]};
+                                .call_fd = v->call_fds[index],
+                                /* one pair is in use until the driver says more */
+                                .waits = v->config.kind == VIRTIO_VHOST_NET && index >= 2};
     int rc = vhost_user_start_ring(v->backend, index, &r, e);
 
     v->is_ring_started[index] = rc == 0;
@@ -222,18 +255,21 @@ static int check_backend(const struct virtio_vhost *v, const struct vhost_user *
                        "the vhost-user back end at '%s' is too old: it does not do virtio 1 with "
                        "indirect descriptors",
                        v->config.path);
-    if (v->dev.offered & v->kind->passed & ~offered)
+    if (v->dev.offered & (v->kind->passed | (v->kind->told & NET_F_MQ)) & ~offered)
         return err_set(e, 0, "the vhost-user back end at '%s' does less than the one before",
                        v->config.path);
-    if (vhost_user_queues_max(u) < v->dev.queue_count)
+    /* a network's back end may count pairs, and one of them it has */
+    unsigned queues = v->config.kind == VIRTIO_VHOST_NET && v->ring_count == 2 ? 1 : v->ring_count;
+    if (vhost_user_queues_max(u) < queues)
         return err_set(e, 0, "the vhost-user back end at '%s' has %u queues, and %u are needed",
-                       v->config.path, vhost_user_queues_max(u), v->dev.queue_count);
+                       v->config.path, vhost_user_queues_max(u), queues);
     return 0;
 }
 
 static int start_rings(struct virtio_vhost *v, uint64_t features, const bool *is_enabled,
                        struct err *e)
 {
+    uint64_t passed = v->kind->passed;
     int rc = 0;
 
     if (v->backend == NULL) {
@@ -241,13 +277,16 @@ static int start_rings(struct virtio_vhost *v, uint64_t features, const bool *is
         if (rc == 0)
             rc = check_backend(v, v->backend, e);
     }
-    if (rc == 0)
+    if (rc == 0) {
+        passed |= v->kind->told & vhost_user_features(v->backend);
         rc = vhost_user_set_features(
-            v->backend, (features & v->kind->passed) | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC,
-            e);
+            v->backend, (features & passed) | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC, e);
+    }
+    if (rc == 0 && v->config.mtu != 0 && (features & v->kind->told & NET_F_MTU))
+        rc = vhost_user_set_mtu(v->backend, v->config.mtu, e);
     if (rc == 0)
         rc = give_memory(v, e);
-    for (unsigned i = 0; rc == 0 && i < v->dev.queue_count; i++)
+    for (unsigned i = 0; rc == 0 && i < v->ring_count; i++)
         if (is_enabled[i])
             rc = start_ring(v, i, e);
     return rc;
@@ -255,12 +294,13 @@ static int start_rings(struct virtio_vhost *v, uint64_t features, const bool *is
 
 static void start(struct virtio_vhost *v)
 {
-    bool is_enabled[QUEUES_MAX];
+    bool is_enabled[QUEUES_MAX] = {false};
     struct err e;
 
     pthread_mutex_lock(&v->dev.lock);
     uint64_t features = v->dev.features;
-    for (unsigned i = 0; i < v->dev.queue_count; i++)
+    unsigned count = served_count(v);
+    for (unsigned i = 0; i < count; i++)
         is_enabled[i] = v->dev.queues[i].is_enabled;
     pthread_mutex_unlock(&v->dev.lock);
     if (start_rings(v, features, is_enabled, &e) != 0) {
@@ -270,7 +310,7 @@ static void start(struct virtio_vhost *v)
     pthread_mutex_lock(&v->dev.lock);
     if (!v->wants_stop) {
         v->is_live = true;
-        for (unsigned i = 0; i < v->dev.queue_count; i++)
+        for (unsigned i = 0; i < count; i++)
             take_chains(v, i);
     }
     pthread_mutex_unlock(&v->dev.lock);
@@ -280,16 +320,68 @@ static void stop(struct virtio_vhost *v)
 {
     struct err e;
 
-    for (unsigned i = 0; i < v->dev.queue_count && v->backend != NULL; i++) {
+    for (unsigned i = 0; i < v->ring_count && v->backend != NULL; i++) {
         if (v->is_ring_started[i] && vhost_user_stop_ring(v->backend, i, &e) != 0)
             lose_backend(v, e.msg);
         v->is_ring_started[i] = false;
     }
     pthread_mutex_lock(&v->dev.lock);
     drop_chains(v);
-    v->wants_stop = v->is_up = false;
+    v->wants_stop = v->is_up = v->wants_control = false;
     virtio_reset_done(&v->dev);
     pthread_mutex_unlock(&v->dev.lock);
+}
+
+/* The pairs that a command wants in use; 0: it is none. Under the lock. */
+static unsigned wanted_pairs(struct virtio_vhost *v, const struct virtqueue_chain *chain)
+{
+    uint8_t bytes[CONTROL_SIZE];
+
+    if (virtqueue_read(chain, 0, bytes, CONTROL_SIZE) != CONTROL_SIZE ||
+        bytes[0] != CONTROL_CLASS_MQ || bytes[1] != CONTROL_PAIRS_SET)
+        return 0;
+    unsigned pairs = load_le16(bytes + 2);
+    return pairs <= served_count(v) / 2 && virtio_has(&v->dev, NET_F_MQ) ? pairs : 0;
+}
+
+static int use_pairs(struct virtio_vhost *v, unsigned pairs, struct err *e)
+{
+    int rc = 0;
+
+    for (unsigned i = 2; rc == 0 && i < v->ring_count; i++)
+        if (v->is_ring_started[i])
+            rc = vhost_user_enable_ring(v->backend, i, i / 2 < pairs, e);
+    return rc;
+}
+
+/*
+ * The back end is asked without the lock, for it may take its time. The chain stays the device's
+ * meanwhile: a reset waits for this thread.
+ */
+static void serve_control(struct virtio_vhost *v)
+{
+    struct virtqueue_chain chain = {.buffers = v->control_buffers};
+    struct err e;
+
+    for (unsigned n = 0; n < NET_QUEUE_SIZE && v->backend != NULL; n++) {
+        pthread_mutex_lock(&v->dev.lock);
+        unsigned queue = served_count(v);
+        bool is_there = is_control(v, queue) && virtio_pop(&v->dev, queue, &chain);
+        unsigned pairs = is_there ? wanted_pairs(v, &chain) : 0;
+        pthread_mutex_unlock(&v->dev.lock);
+        if (!is_there)
+            return;
+        if (pairs != 0 && use_pairs(v, pairs, &e) != 0) {
+            lose_backend(v, e.msg);
+            return;
+        }
+        uint8_t ack = pairs != 0 ? CONTROL_OK : CONTROL_ERR;
+        pthread_mutex_lock(&v->dev.lock);
+        uint32_t written = (uint32_t)virtqueue_write(&chain, 0, &ack, 1);
+        virtqueue_push(&v->dev.queues[queue], &chain, written);
+        virtio_signal_queue(&v->dev, queue);
+        pthread_mutex_unlock(&v->dev.lock);
+    }
 }
 
 /* The configuration as the guest sees it. */
@@ -342,13 +434,13 @@ static void wait_for_work(struct virtio_vhost *v)
     };
     char why[ERR_MSG_SIZE];
 
-    for (unsigned i = 0; i < v->dev.queue_count; i++)
+    for (unsigned i = 0; i < v->ring_count; i++)
         fds[POLL_CALLS + i] = (struct pollfd){.fd = v->call_fds[i], .events = POLLIN};
-    if (poll(fds, POLL_CALLS + v->dev.queue_count, -1) < 0)
+    if (poll(fds, POLL_CALLS + v->ring_count, -1) < 0)
         return;
     if (fds[POLL_WAKE].revents)
         clear_event(v->wake_fd);
-    for (unsigned i = 0; i < v->dev.queue_count; i++) {
+    for (unsigned i = 0; i < v->ring_count; i++) {
         if (!fds[POLL_CALLS + i].revents)
             continue;
         clear_event(v->call_fds[i]);
@@ -376,7 +468,8 @@ static void *vhost_run(void *ctx)
     for (;;) {
         pthread_mutex_lock(&v->dev.lock);
         bool wants_stop = v->wants_stop, wants_start = v->wants_start, is_closing = v->is_closing;
-        v->wants_start = false;
+        bool wants_control = v->wants_control && !wants_stop;
+        v->wants_start = v->wants_control = false;
         pthread_mutex_unlock(&v->dev.lock);
         if (wants_stop || is_closing)
             stop(v);
@@ -384,6 +477,8 @@ static void *vhost_run(void *ctx)
             start(v);
         if (is_closing)
             return NULL;
+        if (wants_control)
+            serve_control(v);
         if (!wants_stop) /* else the driver may have started it meanwhile */
             wait_for_work(v);
     }
@@ -401,7 +496,14 @@ static void vhost_start(struct virtio_device *dev)
 
 static void vhost_notify(struct virtio_device *dev, unsigned index)
 {
-    take_chains(CONTAINER_OF(dev, struct virtio_vhost, dev), index);
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    if (is_control(v, index)) {
+        v->wants_control = true;
+        wake(v->wake_fd);
+    } else if (index < served_count(v)) {
+        take_chains(v, index);
+    }
 }
 
 static bool vhost_reset(struct virtio_device *dev)
@@ -421,12 +523,16 @@ static const struct virtio_ops vhost_ops = {
 
 /* ---- set-up ---- */
 
-/* How many queues the device has. 0: too many are needed. */
+/* How many queues the back end is to serve. */
 static unsigned count_queues(const struct virtio_vhost *v, const uint8_t *config)
 {
     unsigned count = v->kind->queue_count;
 
-    if (count == 0) {
+    if (v->config.kind == VIRTIO_VHOST_NET) {
+        bool has_many = (vhost_user_features(v->backend) & NET_F_MQ) != 0;
+        count = has_many ? MIN(v->config.queues_wanted, vhost_user_queues_max(v->backend) / 2) : 1;
+        count = 2 * MAX(count, 1u);
+    } else if (count == 0) {
         bool has_many = (vhost_user_features(v->backend) & BLK_F_MQ) != 0;
         count = has_many ? MAX(load_le16(config + BLK_QUEUE_COUNT_AT), 1) : 1;
         count = MIN(count, v->config.queues_wanted);
@@ -441,6 +547,8 @@ static void fill_config(struct virtio_vhost *v)
 
     if (v->config.kind == VIRTIO_VHOST_NET) {
         memcpy(config, v->config.mac, 6);
+        store_le16(config + NET_PAIRS_AT, (uint16_t)(v->ring_count / 2));
+        store_le16(config + NET_MTU_AT, v->config.mtu);
     } else if (v->config.kind == VIRTIO_VHOST_SHARE) {
         memcpy(config, v->config.tag, MIN(strlen(v->config.tag), (size_t)36));
         store_le32(config + 36, 1);
@@ -454,13 +562,20 @@ static int fill_device(struct virtio_vhost *v, struct err *e)
 
     if (rc != 0)
         return rc;
+    v->ring_count = count_queues(v, dev->config);
     fill_config(v);
     dev->ops = &vhost_ops;
     dev->name = v->config.path;
     dev->id = v->kind->id;
     dev->offered =
         VIRTIO_FEATURES_COMMON | v->kind->own | (vhost_user_features(v->backend) & v->kind->passed);
-    dev->queue_count = count_queues(v, dev->config);
+    dev->queue_count = v->ring_count;
+    if (v->config.kind == VIRTIO_VHOST_NET && v->ring_count > 2) {
+        dev->offered |= NET_F_CTRL_VQ | NET_F_MQ;
+        dev->queue_count++;
+    }
+    if (v->config.kind == VIRTIO_VHOST_NET && v->config.mtu != 0)
+        dev->offered |= NET_F_MTU;
     if (v->kind->has_config)
         store_le16(dev->config + BLK_QUEUE_COUNT_AT, (uint16_t)dev->queue_count);
     dev->queue_size = v->kind->queue_size;
@@ -472,12 +587,12 @@ static int fill_device(struct virtio_vhost *v, struct err *e)
 static int make_rings(struct virtio_vhost *v, struct err *e)
 {
     v->ring_stride = vhost_ring_memory(v->dev.queue_size);
-    v->memory_size = v->ring_stride * v->dev.queue_count;
+    v->memory_size = v->ring_stride * v->ring_count;
     v->memory_fd = memfd_make("doppel-vhost", v->memory_size, e);
     if (v->memory_fd < 0)
         return v->memory_fd;
     int rc = memfd_map(v->memory_fd, 0, v->memory_size, MEMFD_READ | MEMFD_WRITE, &v->memory, e);
-    for (unsigned i = 0; rc == 0 && i < v->dev.queue_count; i++) {
+    for (unsigned i = 0; rc == 0 && i < v->ring_count; i++) {
         rc = vhost_ring_init(&v->rings[i], (uint8_t *)v->memory + i * v->ring_stride,
                              RINGS_ADDR + i * v->ring_stride, v->dev.queue_size);
         if (rc != 0)

@@ -5,6 +5,9 @@
  * go on from the CPU that notified. When the back end goes away the device needs a reset, and
  * nothing else suffers; once the driver has reset it, a back end is looked for anew.
  *
+ * A network interface with several pairs of queues has a control queue, which is served here: it
+ * says how many of the pairs the back end may use.
+ *
  * Threads: created, closed and destroyed by one thread; everything else as virtio.h says.
  *
  * Spec: VIRTIO 1.2, 5.1, 5.2, 5.11; backend/vhost/vhost_user.h.
@@ -29,9 +32,10 @@ struct virtio_vhost_config {
     struct space *memory;
     const struct vhost_user_region *regions; /* guest RAM; outlives the device */
     unsigned region_count;
-    unsigned queues_wanted; /* DISK: the back end may have fewer */
+    unsigned queues_wanted; /* DISK: queues, NET: pairs; the back end may have fewer */
     const char *tag;        /* SHARE: 1 to 36 bytes */
     uint8_t mac[6];         /* NET */
+    uint16_t mtu;           /* NET; 0: the guest is told none */
 };
 
 /* Connects to the back end, which has to be there. */

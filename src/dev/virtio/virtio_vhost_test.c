@@ -52,7 +52,7 @@ struct ring {
     uint32_t size;
     int kick, call;
     uint16_t next;
-    bool is_on;
+    _Atomic bool is_on;
 };
 
 struct backend {
@@ -61,6 +61,8 @@ struct backend {
     _Atomic enum mode mode;
     _Atomic bool is_stopping;
     _Atomic unsigned connections, taken, served;
+    _Atomic uint64_t more_features, features; /* offered besides FEATURES; acknowledged */
+    _Atomic unsigned mtu;
     pthread_t thread;
     struct mapped mapped[8];
     unsigned mapped_count;
@@ -182,11 +184,19 @@ static bool answer(struct backend *b, struct wire *w, const int *fds)
 
     switch (w->request) {
     case 1: /* features */
-        store_le64(w->payload, atomic_load(&b->mode) == OLD ? BIT(30) : FEATURES);
+        store_le64(w->payload, atomic_load(&b->mode) == OLD
+                                   ? BIT(30)
+                                   : FEATURES | atomic_load(&b->more_features));
         reply(b, w, 8);
         return true;
-    case 15: /* protocol features: MQ, REPLY_ACK, BACKEND_REQ, CONFIG */
-        store_le64(w->payload, BIT(0) | BIT(3) | BIT(5) | BIT(9) | BIT(40));
+    case 2:
+        atomic_store(&b->features, load_le64(w->payload));
+        return false;
+    case 20:
+        atomic_store(&b->mtu, (unsigned)load_le64(w->payload));
+        return false;
+    case 15: /* protocol features: MQ, REPLY_ACK, NET_MTU, BACKEND_REQ, CONFIG */
+        store_le64(w->payload, BIT(0) | BIT(3) | BIT(4) | BIT(5) | BIT(9) | BIT(40));
         reply(b, w, 8);
         return true;
     case 17:
@@ -347,6 +357,7 @@ struct fixture {
 
 static int make_kind(struct fixture *f, enum virtio_vhost_kind kind, struct err *e)
 {
+    bool has_mtu = atomic_load(&f->backend.more_features) != 0;
     struct virtio_vhost_config config = {.kind = kind,
                                          .path = f->path,
                                          .tag = "tag",
@@ -354,7 +365,8 @@ static int make_kind(struct fixture *f, enum virtio_vhost_kind kind, struct err 
                                          .memory = f->t.space,
                                          .regions = &f->region,
                                          .region_count = 1,
-                                         .queues_wanted = 2};
+                                         .queues_wanted = 2,
+                                         .mtu = has_mtu ? 1400 : 0};
 
     return virtio_vhost_create(&config, &f->vhost, e);
 }
@@ -593,6 +605,7 @@ static void networks_and_folders(void **state)
     assert_int_equal(f->t.dev->id, VIRTIO_ID_NET);
     assert_int_equal(f->t.dev->queue_count, 2);
     assert_int_equal(f->t.dev->offered & 0xffffff, BIT(0) | BIT(5) | BIT(12));
+    assert_int_equal(atomic_load(&f->backend.mtu), 0);
     assert_memory_equal(f->t.dev->config, "\2\3\4\5\6\7", 6);
     test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 1526);
     test_driver_wait(&f->t, 0);
@@ -613,6 +626,81 @@ static void networks_and_folders(void **state)
     teardown(f);
 }
 
+#define NET_MTU BIT(3)
+#define NET_CTRL_VQ BIT(17)
+#define NET_MQ BIT(22)
+
+/* A command on the control queue; returns the device's answer. */
+static uint8_t control(struct fixture *f, unsigned queue, const char *bytes, unsigned size)
+{
+    memcpy(f->t.ram + TEST_DATA, bytes, size);
+    f->t.ram[TEST_DATA + 512] = 0xee;
+    test_driver_offer(&f->t, queue, TEST_DATA, size, TEST_DATA + 512, 1);
+    test_driver_wait(&f->t, queue);
+    assert_int_equal(test_driver_used_length(&f->t, queue), 1);
+    return f->t.ram[TEST_DATA + 512];
+}
+
+static unsigned rings_on(const struct fixture *f)
+{
+    unsigned bits = 0;
+
+    for (unsigned i = 0; i < RINGS; i++)
+        bits |= (unsigned)atomic_load(&f->backend.rings[i].is_on) << i;
+    return bits;
+}
+
+/* The back end uses the pairs that the driver says, and knows the MTU. */
+static void networks_with_several_queues(void **state)
+{
+    struct fixture *f = setup_backend(SERVE);
+    struct err e;
+
+    atomic_store(&f->backend.more_features, NET_MQ | NET_MTU);
+    assert_int_equal(make_kind(f, VIRTIO_VHOST_NET, &e), 0);
+    f->t.features = NET_MTU | NET_CTRL_VQ | NET_MQ;
+    f->t.queues = 5;
+    test_driver_attach(&f->t, virtio_vhost_device(f->vhost));
+    assert_int_equal(f->t.dev->queue_count, 5);
+    assert_int_equal(load_le16(f->t.dev->config + 8), 2);
+    assert_int_equal(load_le16(f->t.dev->config + 10), 1400);
+    assert_int_equal(f->t.dev->offered & 0xffffff,
+                     BIT(0) | BIT(5) | BIT(12) | NET_MTU | NET_CTRL_VQ | NET_MQ);
+    test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 0);
+    assert_int_equal(atomic_load(&f->backend.mtu), 1400);
+    assert_int_equal(atomic_load(&f->backend.features) & (NET_MQ | NET_MTU | NET_CTRL_VQ),
+                     NET_MQ | NET_MTU);
+    assert_int_equal(rings_on(f), 3);
+    assert_int_equal(control(f, 4, "\4\0\2\0", 4), 0);
+    assert_int_equal(rings_on(f), 15);
+    test_driver_offer(&f->t, 2, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 2);
+    assert_int_equal(f->t.ram[TEST_DATA + 63], FILL);
+    assert_int_equal(control(f, 4, "\4\0\1\0", 4), 0);
+    assert_int_equal(rings_on(f), 3);
+    /* none, too many, cut short, another class, another command */
+    assert_int_equal(control(f, 4, "\4\0\0\0", 4), 1);
+    assert_int_equal(control(f, 4, "\4\0\3\0", 4), 1);
+    assert_int_equal(control(f, 4, "\4\0\2", 3), 1);
+    assert_int_equal(control(f, 4, "\1\0\2\0", 4), 1);
+    assert_int_equal(control(f, 4, "\4\1\2\0", 4), 1);
+    assert_int_equal(rings_on(f), 3);
+    assert_int_equal(control(f, 4, "\4\0\2\0", 4), 0);
+
+    /* a driver that knows of one pair finds the control queue behind it */
+    test_driver_reset(&f->t);
+    f->t.features = NET_CTRL_VQ;
+    f->t.queues = 3;
+    test_driver_start(&f->t);
+    assert_int_equal(control(f, 2, "\4\0\1\0", 4), 1);
+    test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 0);
+    assert_int_equal(rings_on(f), 3);
+    assert_int_equal(atomic_load(&f->backend.features) & (NET_MQ | NET_MTU), 0);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -625,6 +713,7 @@ int main(void)
         cmocka_unit_test(drivers_that_break_the_ring),
         cmocka_unit_test(configuration_changes),
         cmocka_unit_test(networks_and_folders),
+        cmocka_unit_test(networks_with_several_queues),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
