@@ -95,6 +95,17 @@ enum engine_irqchip {
 /* Interrupts whose EOIs an engine can be asked to report: as many as an I/O APIC has inputs. */
 #define ENGINE_EOI_MESSAGES 24
 
+/*
+ * A register of which a write of `size` bytes at `addr` means nothing but "wake up": to write to
+ * `fd`, an eventfd, does as well.
+ */
+struct engine_bell {
+    gpa_t addr;
+    unsigned size;
+    int fd;
+};
+#define ENGINE_BELLS_MAX 256
+
 struct engine_config {
     const struct cpu_model *model;
     const struct engine_host *host;
@@ -180,6 +191,14 @@ struct engine_ops {
      */
     int (*log_dirty)(struct engine *engine, gpa_t addr, bool is_on, struct err *e);
     int (*take_dirty)(struct engine *engine, gpa_t addr, uint64_t *bitmap, struct err *e);
+
+    /*
+     * From now on these writes may be served by writing to their eventfds, and no others: at most
+     * ENGINE_BELLS_MAX, each at an address of its own. Those that the engine does not take come out
+     * by mmio_write as ever. Any thread, one at a time. NULL: it takes none.
+     */
+    int (*set_bells)(struct engine *engine, const struct engine_bell *bells, unsigned count,
+                     struct err *e);
 
     /* RAM changed behind the engine's back (DMA): drop translations of it. */
     void (*code_changed)(struct engine *engine, gpa_t addr, uint64_t size);

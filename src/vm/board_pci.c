@@ -60,6 +60,13 @@ static void board_send_msi(void *ctx, uint64_t address, uint32_t data)
     apic_bus_send_msi(b->apic_bus, address, data);
 }
 
+static void board_bells_moved(void *ctx, const struct pci_host_bell *bells, unsigned count)
+{
+    struct board *b = ctx;
+
+    bells_moved(b->vm, bells, count);
+}
+
 /* The bus's ports, but those that the test device takes out of their midst. */
 static int board_map_pci_ports(struct board *b, struct err *e)
 {
@@ -111,6 +118,7 @@ int board_create_pci(struct board *b, struct err *e)
 {
     struct pci_host_config config = {.reset = board_reset_wanted,
                                      .pam_changed = board_pam_changed,
+                                     .bells_moved = board_bells_moved,
                                      .send_msi = board_send_msi,
                                      .ctx = b};
     struct irq_line pic_inputs[16] = {0};

@@ -98,6 +98,11 @@ static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
 {
     struct vcpu *vcpu = cpu;
 
+    if (index == LAPIC_MSR_APIC_BASE) {
+        bool is_good = lapic_msr_write(vcpu->lapic, index, value);
+        bells_follow(vcpu->vm);
+        return is_good;
+    }
     if (lapic_has_msr(index))
         return lapic_msr_write(vcpu->lapic, index, value);
     if (kvmclock_has_msr(index))

@@ -68,6 +68,13 @@ struct vm_totals {
     struct stats_book book;
 };
 
+/* What the engine may ring (bells.c). */
+struct vm_bells {
+    pthread_mutex_t lock; /* after a device's locks, before vm->engine_lock */
+    struct engine_bell list[ENGINE_BELLS_MAX];
+    unsigned count;
+};
+
 enum machine_run_state {
     MACHINE_RUNNING,
     MACHINE_PARKED,    /* vCPU threads wait outside of the engine */
@@ -95,6 +102,7 @@ struct vm {
     struct firmware firmware; /* rom NULL: none */
     const char *firmware_name; /* what "auto" came to; NULL: none */
     struct board board;
+    struct vm_bells bells;
     struct vcpu *vcpus;
     unsigned vcpu_count;           /* attached to the engine: none or all */
     bool can_poll;                 /* a waiting vCPU takes no processor from another */
@@ -150,6 +158,18 @@ int apics_take_back(struct vm *vm, struct err *e);
 bool apics_can_be_lent(const struct vm *vm);
 /* The engine is going away, and the machine with it. */
 void apics_abandon(struct vm *vm);
+
+/*
+ * bells.c: registers whose writes an engine may serve by waking a thread (struct engine_bell).
+ */
+struct pci_host_bell;
+/* The guest can reach these, and no others. Any thread, with the PCI bus's lock held. */
+void bells_moved(struct vm *vm, const struct pci_host_bell *bells, unsigned count);
+/* A local APIC's window may have moved, or the machine has another engine. Any thread. */
+void bells_follow(struct vm *vm);
+/* Give them to an engine that the machine is about to change to, so that it need not take long. */
+int bells_prepare(struct vm *vm, const struct vm_engine *engine, struct err *e);
+void bells_report_stats(const struct vm *vm, struct stats_sink *sink);
 
 /* engines.c: the list of all there are, and one for this machine */
 const struct engine_ops *engines_find(const char *name, struct err *e);

@@ -40,6 +40,7 @@ void vm_report_stats(struct vm *vm, struct stats_sink *sink)
     }
     switch_report_stats(vm, sink);
     totals_report(vm, sink);
+    bells_report_stats(vm, sink);
     if (vm->board.balloon != NULL)
         virtio_balloon_report_stats(vm->board.balloon, sink);
     vm_release(vm);

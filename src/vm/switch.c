@@ -98,13 +98,20 @@ static int switch_now(struct vm *vm, const struct engine_ops *ops, struct vm_swi
         ret = engines_open(vm, ops, &engine, e);
     if (ret != 0)
         return ret;
+    ret = bells_prepare(vm, &engine, e);
+    if (ret != 0) {
+        engines_close(vm, &engine);
+        return ret;
+    }
     stop = clock_now_ns();
     vm_hold(vm);
     ret = apics_take_back(vm, e);
     if (ret == 0)
         ret = switch_move(vm, &engine, e);
-    if (ret == 0)
+    if (ret == 0) {
         engines_exchange(vm, &engine);
+        bells_follow(vm);
+    }
     vm_release(vm);
     go = clock_now_ns();
     if (ret == 0) {

@@ -423,6 +423,7 @@ int vm_create(const struct vm_config *config, struct vm **out, struct err *e)
     vm->run_state = MACHINE_PARKED;
     pthread_rwlock_init(&vm->engine_lock, NULL);
     pthread_mutex_init(&vm->lock, NULL);
+    pthread_mutex_init(&vm->bells.lock, NULL);
     pthread_cond_init(&vm->parked, NULL);
     pthread_cond_init(&vm->resumed, NULL);
     ret = vm_build(vm, e);
@@ -455,6 +456,7 @@ void vm_destroy(struct vm *vm)
     free(vm->vcpus);
     pthread_cond_destroy(&vm->resumed);
     pthread_cond_destroy(&vm->parked);
+    pthread_mutex_destroy(&vm->bells.lock);
     pthread_mutex_destroy(&vm->lock);
     pthread_rwlock_destroy(&vm->engine_lock);
     free(vm);

@@ -69,6 +69,11 @@ int netdev_start(struct netdev *net, const struct netdev_client *client, void *c
     return 0;
 }
 
+int netdev_wake_fd(const struct netdev *net)
+{
+    return -1;
+}
+
 void netdev_wake(struct netdev *net)
 {
 }

@@ -1,10 +1,15 @@
 # switch.sh - job of nested.py: a stock kernel with 2 CPUs under kvm, whose engine changes as it works
 #
 # $irqchip says whether with local APICs in the kernel. Lines of the guest are printed behind the host's uptime.
+# The guest fetches /www/data by doppel's network all the while.
+ip link set lo up
+mkdir /www
+dd if=/dev/zero of=/www/data bs=64k count=1 2>/dev/null
+httpd -p 127.0.0.1:8000 -h /www
 mkfifo /tmp/out
 /doppel run --name guest --engine kvm --engines kvm,bt --kvm-irqchip "$irqchip" --cpus 2 --memory 256M \
-    --kernel /kernel --initrd /initrd --on-reboot exit \
-    --cmdline 'console=ttyS0 loglevel=4 panic=-1 doppel.test=sum' </dev/null >/tmp/out &
+    --net user --stats --kernel /kernel --initrd /guest.cpio --on-reboot exit \
+    --cmdline 'console=ttyS0 loglevel=4 panic=-1 doppel.test=script' </dev/null >/tmp/out &
 doppel=$!
 (
     while read -r line; do

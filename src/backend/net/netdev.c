@@ -32,8 +32,22 @@ void netdev_wake(struct netdev *net)
 
     if (atomic_exchange(&net->is_woken, true))
         return;
+    atomic_fetch_add(&net->own_wakes, 1);
     if (write(net->event_fd, &one, sizeof(one)) < 0)
         return; /* the counter is full: it is readable */
+}
+
+int netdev_wake_fd(const struct netdev *net)
+{
+    return net->event_fd;
+}
+
+uint64_t netdev_rung(const struct netdev *net)
+{
+    uint64_t wakes = atomic_load(&net->wakes), own = atomic_load(&net->own_wakes);
+
+    /* one of our own may not have been read yet */
+    return wakes > own ? wakes - own : 0;
 }
 
 /* ---- towards the guest ---- */
@@ -115,6 +129,7 @@ static void *netdev_run(void *ctx)
         net->ops->serve(net);
         if (read(net->event_fd, &count, sizeof(count)) < 0)
             continue; /* woken by the host's side */
+        atomic_fetch_add(&net->wakes, count);
         atomic_store(&net->is_woken, false);
         backlog_flush(net);
         pull_some(net);

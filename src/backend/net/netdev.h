@@ -80,6 +80,12 @@ int netdev_start(struct netdev *net, const struct netdev_client *client, void *c
 /* There is something to pull, or room again. Cheap when that is known already. */
 void netdev_wake(struct netdev *net);
 
+/* An eventfd: who writes to it does what netdev_wake does. The network's. */
+int netdev_wake_fd(const struct netdev *net);
+
+/* How often others wrote there, as far as the thread has looked. Any thread. */
+uint64_t netdev_rung(const struct netdev *net);
+
 /*
  * Say what the guest takes undone, NETDEV_TAKES_*; nothing until then. Frames that are under way
  * may still come with more.

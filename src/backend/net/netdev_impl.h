@@ -43,7 +43,8 @@ struct netdev {
     void *ctx;
     int event_fd; /* readable: woken, or to stop */
     _Atomic bool is_woken, is_stopping;
-    _Atomic unsigned accepted; /* what the guest takes undone */
+    _Atomic uint64_t own_wakes, wakes; /* written by netdev_wake; read, whoever wrote them */
+    _Atomic unsigned accepted;         /* what the guest takes undone */
     pthread_t thread;
     bool is_started;
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "dev/pci/pci_host.h"
 #include "dev/pci/pci_msix.h"
 
 #define PCI_CACHE_LINE 0x0c
@@ -143,12 +144,17 @@ bool pci_device_is_master(const struct pci_device *dev)
 
 void pci_device_decode_bars(struct pci_device *dev)
 {
+    bool has_moved = false;
+
     for (unsigned i = 0; i < PCI_BAR_COUNT; i++) {
         struct pci_bar *bar = &dev->bars[i];
         uint64_t addr = bar->kind != PCI_BAR_NONE ? pci_device_bar_addr(dev, i) : UINT64_MAX;
 
+        has_moved |= addr != atomic_load_explicit(&bar->addr, memory_order_relaxed);
         atomic_store_explicit(&bar->addr, addr, memory_order_release);
     }
+    if (has_moved && dev->host != NULL)
+        pci_host_follow_bells(dev->host);
 }
 
 uint32_t pci_device_config_read(struct pci_device *dev, unsigned offset, unsigned size)

@@ -76,6 +76,18 @@ struct pci_bar {
     _Atomic uint64_t addr;
 };
 
+/*
+ * A register behind a BAR of which a write of 16 bits means nothing but "wake up": whoever serves
+ * it waits for `fd`, an eventfd of the device's. What carries out the guest's writes may write to
+ * that instead of calling the window, or not, as it likes; other accesses go to the window.
+ */
+struct pci_bell {
+    unsigned bar;
+    uint32_t offset;
+    int fd;
+};
+#define PCI_BELL_SIZE 2u
+
 struct pci_device {
     const struct pci_device_ops *ops; /* NULL: none */
     const char *name;                 /* for messages; outlives the device */
@@ -90,7 +102,9 @@ struct pci_device {
     uint8_t capabilities_end; /* where the next capability may start */
     uint8_t pm_control;       /* the power management capability's PMCSR; 0: it has none */
     struct pci_bar bars[PCI_BAR_COUNT];
-    struct pci_msix *msix; /* NULL: none */
+    struct pci_msix *msix;        /* NULL: none */
+    const struct pci_bell *bells; /* the device's; fixed once it is on the bus */
+    unsigned bell_count;
 };
 
 struct pci_ids {

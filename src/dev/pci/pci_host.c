@@ -49,7 +49,7 @@ struct pci_host_state {
 /* Part of an address space that leads to the bus. */
 struct pci_window {
     struct pci_host *host;
-    uint64_t base;
+    uint64_t base, size;
     bool is_io;
 };
 
@@ -67,6 +67,8 @@ struct pci_host {
     struct pci_device bridge;               /* 00:00.0 itself */
     struct pci_window windows[WINDOWS_MAX]; /* fixed after set-up */
     unsigned window_count;
+    struct pci_host_bell bells[PCI_HOST_BELLS_MAX]; /* under lock: what was last told of */
+    unsigned bell_count;
 };
 
 /* ---- interrupt wires ---- */
@@ -288,11 +290,73 @@ int pci_host_map_window(struct pci_host *host, struct space *space, bool is_io, 
         return err_set(e, ENOSPC, "give the PCI bus another window at %#llx",
                        (unsigned long long)base);
     struct pci_window *window = &host->windows[host->window_count];
-    *window = (struct pci_window){.host = host, .base = base, .is_io = is_io};
+    *window = (struct pci_window){.host = host, .base = base, .size = size, .is_io = is_io};
     int rc = space_add_io(space, base, size, &window_ops, window, NULL, e);
     if (rc == 0)
         host->window_count++;
     return rc;
+}
+
+/* ---- bells ---- */
+
+/* Is it `bar` that answers at `addr`, and not one that lies above it, or nobody? */
+static bool bell_is_reached(const struct pci_host *host, const struct pci_bar *bar, uint64_t addr)
+{
+    uint64_t at, left;
+
+    for (unsigned i = 0; i < host->window_count; i++) {
+        const struct pci_window *window = &host->windows[i];
+        if (window->is_io || addr < window->base ||
+            !range_fits(addr - window->base, PCI_BELL_SIZE, window->size))
+            continue;
+        return window_find(window, addr, &at, &left) == bar && left >= PCI_BELL_SIZE &&
+               window_find(window, addr + PCI_BELL_SIZE - 1, &at, &left) == bar;
+    }
+    return false;
+}
+
+static unsigned bells_find(const struct pci_host *host, struct pci_host_bell *out)
+{
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < host->present_count; i++) {
+        const struct pci_device *dev = host->devices[host->present[i]];
+        for (unsigned n = 0; n < dev->bell_count && count < PCI_HOST_BELLS_MAX; n++) {
+            const struct pci_bell *bell = &dev->bells[n];
+            const struct pci_bar *bar = &dev->bars[bell->bar];
+            uint64_t base = atomic_load_explicit(&bar->addr, memory_order_relaxed);
+            if (base != UINT64_MAX && base <= UINT64_MAX - bar->size &&
+                bell_is_reached(host, bar, base + bell->offset))
+                out[count++] = (struct pci_host_bell){base + bell->offset, bell->fd};
+        }
+    }
+    return count;
+}
+
+static bool bells_are_known(const struct pci_host *host, const struct pci_host_bell *bells,
+                            unsigned count)
+{
+    if (count != host->bell_count)
+        return false;
+    for (unsigned i = 0; i < count; i++)
+        if (bells[i].addr != host->bells[i].addr || bells[i].fd != host->bells[i].fd)
+            return false;
+    return true;
+}
+
+void pci_host_follow_bells(struct pci_host *host)
+{
+    struct pci_host_bell bells[PCI_HOST_BELLS_MAX];
+    unsigned count;
+
+    if (host->config.bells_moved == NULL)
+        return;
+    count = bells_find(host, bells);
+    if (bells_are_known(host, bells, count))
+        return;
+    memcpy(host->bells, bells, count * sizeof(bells[0]));
+    host->bell_count = count;
+    host->config.bells_moved(host->config.ctx, bells, count);
 }
 
 void pci_host_send_msi(struct pci_host *host, uint64_t address, uint32_t data)

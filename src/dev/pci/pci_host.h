@@ -32,6 +32,14 @@ struct space;
 
 #define PCI_HOST_PAM_COUNT 7
 
+/* Where a write of PCI_BELL_SIZE bytes of memory may be one to `fd` (struct pci_bell) instead. */
+struct pci_host_bell {
+    uint64_t addr;
+    int fd;
+};
+/* Those of further devices are left to their windows. */
+#define PCI_HOST_BELLS_MAX 256
+
 struct pci_host_config {
     /*
      * The four interrupt wires of the bus (PIRQA..D) after the swizzle that firmware expects of
@@ -45,6 +53,11 @@ struct pci_host_config {
      * follows.
      */
     void (*pam_changed)(void *ctx, const uint8_t pam[PCI_HOST_PAM_COUNT]);
+    /*
+     * The guest has moved BARs: these are all bells that it can reach from now on, each at an
+     * address of its own. Any thread, the bridge's lock held. NULL: nobody rings them.
+     */
+    void (*bells_moved)(void *ctx, const struct pci_host_bell *bells, unsigned count);
     /* A function's message signalled interrupt. Any thread, the function's lock held. */
     void (*send_msi)(void *ctx, uint64_t address, uint32_t data);
     void *ctx;
@@ -80,6 +93,9 @@ int pci_host_map_window(struct pci_host *host, struct space *space, bool is_io, 
  */
 int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, unsigned function,
                  struct err *e);
+
+/* A BAR answers elsewhere: bells_moved, if that concerns any bell. With the bridge's lock held. */
+void pci_host_follow_bells(struct pci_host *host);
 
 /*
  * RST#: registers as they were when the function was put on the bus, BARs nowhere, MSI-X off,

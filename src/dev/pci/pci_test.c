@@ -26,6 +26,10 @@ struct fixture {
     uint64_t message_address;
     uint32_t message_data;
     uint8_t registers[32]; /* behind BARs 0 and 2 */
+    struct pci_bell bells[2];
+    struct pci_host_bell rung[4]; /* as the bridge told last */
+    unsigned rung_count, rung_changes;
+    struct pci_device above; /* slot 2 */
     pthread_mutex_t registers_lock;
 };
 
@@ -86,6 +90,15 @@ static void note_pam(void *ctx, const uint8_t pam[PCI_HOST_PAM_COUNT])
     f->pam_changes++;
 }
 
+static void note_bells(void *ctx, const struct pci_host_bell *bells, unsigned count)
+{
+    struct fixture *f = ctx;
+    assert_true(count <= ARRAY_SIZE(f->rung));
+    memcpy(f->rung, bells, count * sizeof(bells[0]));
+    f->rung_count = count;
+    f->rung_changes++;
+}
+
 static int setup(void **state)
 {
     static struct fixture f;
@@ -96,8 +109,11 @@ static int setup(void **state)
     for (unsigned i = 0; i < 16; i++)
         isa[i] = probe_line(&f.isa[i]);
     assert_int_equal(piix3_create(isa, &f.bridge, NULL), 0);
-    struct pci_host_config config = {
-        .reset = count_reset, .pam_changed = note_pam, .send_msi = note_message, .ctx = &f};
+    struct pci_host_config config = {.reset = count_reset,
+                                     .pam_changed = note_pam,
+                                     .bells_moved = note_bells,
+                                     .send_msi = note_message,
+                                     .ctx = &f};
     for (unsigned i = 0; i < 4; i++)
         config.pirq[i] = piix3_pirq_input(f.bridge, i);
     assert_int_equal(pci_host_create(&config, &f.host, NULL), 0);
@@ -110,6 +126,10 @@ static int setup(void **state)
     pci_device_set_bar(&f.dev, 0, PCI_BAR_IO, 32, &window);
     assert_int_equal(pci_msix_create(&f.dev, 1, 70, &f.msix, NULL), 0);
     pci_device_set_bar(&f.dev, 2, PCI_BAR_MEM64, UINT64_C(8) << 30, &window);
+    f.bells[0] = (struct pci_bell){.bar = 2, .offset = 8, .fd = 70};
+    f.bells[1] = (struct pci_bell){.bar = 2, .offset = 0xff0002, .fd = 71};
+    f.dev.bells = f.bells;
+    f.dev.bell_count = 2;
     pci_device_add_power_management(&f.dev);
     assert_int_equal(pci_host_map_ecam(f.host, f.memory, ECAM, NULL), 0);
     assert_int_equal(pci_host_map_window(f.host, f.b.ports, true, 0x1000, 0xf000, NULL), 0);
@@ -291,6 +311,88 @@ static void test_windows(void **state)
     set(f, 3, 0x10, WINDOW, 4);
     set(f, 3, PCI_COMMAND, 3, 2);
     assert_int_equal(space_load(memory, WINDOW, 4), 0xffffffff);
+}
+
+static void expect_bells(struct fixture *f, unsigned changes, unsigned count, uint64_t first,
+                         uint64_t second)
+{
+    assert_int_equal(f->rung_changes, changes);
+    assert_int_equal(f->rung_count, count);
+    if (count > 0)
+        assert_true(f->rung[0].addr == first);
+    if (count > 1)
+        assert_true(f->rung[1].addr == second && f->rung[1].fd == 71);
+}
+
+/* Where a write can be one to a descriptor: as BARs move, are switched off, and lie over another.
+ */
+static void test_bells(void **state)
+{
+    struct fixture *f = *state;
+    struct space_window window = {&registers_ops, f, NULL};
+    pci_device_init(&f->above, "another device", NULL, &dev_ids);
+    pci_device_set_bar(&f->above, 0, PCI_BAR_MEM32, 0x1000, &window);
+    assert_int_equal(pci_host_add(f->host, &f->above, 2, 0, NULL), 0);
+    set(f, 3, 0x18, (uint32_t)WINDOW_64, 4);
+    set(f, 3, 0x1c, (uint32_t)(WINDOW_64 >> 32), 4);
+    expect_bells(f, 0, 0, 0, 0); /* not decoded yet */
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+    expect_bells(f, 1, 2, WINDOW_64 + 8, WINDOW_64 + 0xff0002);
+    assert_int_equal(f->rung[0].fd, 70);
+    /* what is no move is not told */
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+    set(f, 3, PCI_INTERRUPT_LINE, 5, 1);
+    expect_bells(f, 1, 2, WINDOW_64 + 8, WINDOW_64 + 0xff0002);
+    /* within its window, out of it, and back */
+    set(f, 3, 0x1c, (uint32_t)((WINDOW_64 + (UINT64_C(32) << 30)) >> 32), 4);
+    expect_bells(f, 2, 2, WINDOW_64 + (UINT64_C(32) << 30) + 8,
+                 WINDOW_64 + (UINT64_C(32) << 30) + 0xff0002);
+    set(f, 3, 0x1c, 0x1000, 4);
+    expect_bells(f, 3, 0, 0, 0);
+    set(f, 3, 0x1c, 0xffffffff, 4); /* as drivers do to find out its size */
+    expect_bells(f, 3, 0, 0, 0);
+    set(f, 3, 0x1c, 0, 4); /* the other window is in its midst, but no bell in that */
+    expect_bells(f, 3, 0, 0, 0);
+    set(f, 3, 0x1c, (uint32_t)(WINDOW_64 >> 32), 4);
+    expect_bells(f, 4, 2, WINDOW_64 + 8, WINDOW_64 + 0xff0002);
+    /* the other device's BAR over the window of 32 bits, where this one is not */
+    set(f, 2, 0x10, WINDOW, 4);
+    set(f, 2, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+    expect_bells(f, 4, 2, WINDOW_64 + 8, WINDOW_64 + 0xff0002);
+    /* all off */
+    set(f, 3, PCI_COMMAND, 0, 2);
+    expect_bells(f, 5, 0, 0, 0);
+    set(f, 3, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+    pci_host_reset_device(f->host, &f->dev);
+    expect_bells(f, 7, 0, 0, 0);
+}
+
+/* A BAR of a lower slot that lies over another hides its bells. */
+static void test_bells_below_another(void **state)
+{
+    struct fixture *f = *state;
+    struct space_window window = {&registers_ops, f, NULL};
+    struct pci_bell bell = {.bar = 0, .offset = 0x800, .fd = 72};
+    struct pci_device below;
+    pci_device_init(&f->above, "a device", NULL, &dev_ids);
+    pci_device_set_bar(&f->above, 0, PCI_BAR_MEM32, 0x100, &window);
+    assert_int_equal(pci_host_add(f->host, &f->above, 2, 0, NULL), 0);
+    pci_device_init(&below, "another device", NULL, &dev_ids);
+    pci_device_set_bar(&below, 0, PCI_BAR_MEM32, 0x1000, &window);
+    below.bells = &bell;
+    below.bell_count = 1;
+    assert_int_equal(pci_host_add(f->host, &below, 4, 0, NULL), 0);
+    set(f, 2, 0x10, WINDOW, 4);
+    set(f, 2, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+    set(f, 4, 0x10, WINDOW, 4);
+    set(f, 4, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+    expect_bells(f, 1, 1, WINDOW + 0x800, 0); /* behind it */
+    set(f, 2, 0x10, WINDOW + 0x800, 4);
+    expect_bells(f, 2, 0, 0, 0);
+    space_store(f->memory, WINDOW + 0x800, 0x1234, 2); /* which the write shows */
+    assert_int_equal(load_le16(f->registers), 0x1234);
+    set(f, 2, 0x10, WINDOW + 0x900, 4);
+    expect_bells(f, 3, 1, WINDOW + 0x800, 0);
 }
 
 static void test_messages(void **state)
@@ -521,6 +623,8 @@ int main(void)
         TEST(test_capabilities),
         TEST(test_ecam),
         TEST(test_windows),
+        TEST(test_bells),
+        TEST(test_bells_below_another),
         TEST(test_messages),
         TEST(test_who_may_interrupt),
     };

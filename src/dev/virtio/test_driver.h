@@ -157,12 +157,26 @@ static inline void test_driver_offer(struct test_driver *t, unsigned queue, uint
     ring_store16(t->ram + TEST_DRIVER(queue) + AVAIL_INDEX, t->avail[queue]);
 }
 
-/* Notify, and wait until all that was made available has come back. */
+/* Wait until all that was made available has come back. */
+static inline void test_driver_await(struct test_driver *t, unsigned queue)
+{
+    while (ring_load16(t->ram + TEST_DEVICE(queue) + USED_INDEX) != t->avail[queue])
+        pthread_cond_wait(&t->signalled, &t->dev->lock);
+}
+
+/* Notify, and wait. */
 static inline void test_driver_wait(struct test_driver *t, unsigned queue)
 {
     virtio_notify(t->dev, queue);
-    while (ring_load16(t->ram + TEST_DEVICE(queue) + USED_INDEX) != t->avail[queue])
-        pthread_cond_wait(&t->signalled, &t->dev->lock);
+    test_driver_await(t, queue);
+}
+
+/* Ring the queue's bell instead. */
+static inline void test_driver_ring_bell(struct test_driver *t, unsigned queue)
+{
+    uint64_t one = 1;
+
+    assert_int_equal(write(t->dev->ops->bell(t->dev, queue), &one, sizeof(one)), sizeof(one));
 }
 
 /* What the device says it has written of the chain that came back last. */

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -135,6 +136,14 @@ static inline void driver_notify(struct driver *d, unsigned queue)
     pthread_mutex_lock(&d->dev->lock);
     virtio_notify(d->dev, queue);
     pthread_mutex_unlock(&d->dev->lock);
+}
+
+/* Ring the queue's bell instead. */
+static inline void driver_ring_bell(struct driver *d, unsigned queue)
+{
+    uint64_t one = 1;
+
+    assert_int_equal(write(d->dev->ops->bell(d->dev, queue), &one, sizeof(one)), sizeof(one));
 }
 
 /* The next chain that was given back: its identifier and what was written, or -1. */

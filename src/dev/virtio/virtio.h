@@ -58,6 +58,13 @@ struct virtio_ops {
     void (*start)(struct virtio_device *dev);
     /* Buffers may be available in queue `index`. */
     void (*notify)(struct virtio_device *dev, unsigned index);
+    /*
+     * An eventfd of the device's, to which may be written instead of calling notify for queue
+     * `index`: for queues whose notify would do nothing but wake a thread. Whoever waits for it
+     * must bear to be woken for nothing. -1: there is none, as for every queue of a device where
+     * this is NULL. Asked for before there is a driver, once.
+     */
+    int (*bell)(struct virtio_device *dev, unsigned index);
     /* The driver wrote config[offset..], within what config_write_mask allows. May be NULL. */
     void (*config_written)(struct virtio_device *dev, unsigned offset, unsigned size);
     /* Stop; true when nothing uses guest memory any more. May be NULL. */

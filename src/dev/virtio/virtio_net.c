@@ -268,6 +268,14 @@ static void net_notify(struct virtio_device *dev, unsigned index)
         netdev_wake(n->net);
 }
 
+/* Not for either of the queues that may be the control queue: the driver has yet to say which. */
+static int net_bell(struct virtio_device *dev, unsigned index)
+{
+    struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
+
+    return index != 2 && index != 2 * n->pair_count ? netdev_wake_fd(n->net) : -1;
+}
+
 static void net_start(struct virtio_device *dev)
 {
     struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
@@ -285,7 +293,7 @@ static bool net_reset(struct virtio_device *dev)
 }
 
 static const struct virtio_ops net_ops = {
-    .start = net_start, .notify = net_notify, .reset = net_reset};
+    .start = net_start, .notify = net_notify, .bell = net_bell, .reset = net_reset};
 
 void virtio_net_set_link(struct virtio_net *n, bool is_up)
 {

@@ -7,6 +7,7 @@
 
 #include "backend/net/netdev.h"
 #include "dev/virtio/virtio_net.h"
+#include "dev/virtio/virtio_net_internal.h"
 
 #define F_CSUM BIT(0)
 #define F_GUEST_CSUM BIT(1)
@@ -37,6 +38,13 @@ int netdev_start(struct netdev *net, const struct netdev_client *client, void *c
     net->client = client;
     net->ctx = ctx;
     return 0;
+}
+
+#define WAKE_FD 77
+
+int netdev_wake_fd(const struct netdev *net)
+{
+    return WAKE_FD;
 }
 
 void netdev_wake(struct netdev *net)
@@ -299,6 +307,23 @@ static void no_cable(void **state)
     teardown(f);
 }
 
+/* A control queue has none, and with one pair it is where the second would be. */
+static void bells_wake_the_network_only(void **state)
+{
+    static const uint64_t features[] = {NET_F_CTRL_VQ, NET_F_CTRL_VQ | NET_F_MQ};
+
+    for (unsigned n = 0; n < ARRAY_SIZE(features); n++) {
+        struct fixture *f = setup(features[n]);
+        struct virtio_device *dev = f->driver.dev;
+        unsigned control = virtio_net_control_queue(f->net);
+        assert_int_equal(dev->queue_count, 7);
+        assert_int_equal(control, n == 0 ? 2 : 6);
+        for (unsigned i = 0; i < dev->queue_count; i++)
+            assert_int_equal(dev->ops->bell(dev, i), i == 2 || i == 6 ? -1 : WAKE_FD);
+        teardown(f);
+    }
+}
+
 static void hostile_drivers(void **state)
 {
     struct fixture *f = setup(F_CSUM | F_MRG);
@@ -329,9 +354,13 @@ static void hostile_drivers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers_pass_through),     cmocka_unit_test(what_the_guest_takes),
-        cmocka_unit_test(flows_keep_to_their_pair), cmocka_unit_test(a_pair_comes_back),
-        cmocka_unit_test(control_commands),         cmocka_unit_test(no_cable),
+        cmocka_unit_test(headers_pass_through),
+        cmocka_unit_test(what_the_guest_takes),
+        cmocka_unit_test(flows_keep_to_their_pair),
+        cmocka_unit_test(a_pair_comes_back),
+        cmocka_unit_test(bells_wake_the_network_only),
+        cmocka_unit_test(control_commands),
+        cmocka_unit_test(no_cable),
         cmocka_unit_test(hostile_drivers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -78,6 +78,8 @@ struct virtio_pci {
     uint16_t config_vector;
     uint16_t queue_vectors[VIRTIO_QUEUES_MAX];
     uint8_t isr;
+
+    struct pci_bell bells[VIRTIO_QUEUES_MAX]; /* fixed */
 };
 
 /* ---- interrupts; under the device's lock ---- */
@@ -390,6 +392,21 @@ static void add_capabilities(struct virtio_pci *f)
 
 /* ---- set-up ---- */
 
+static void add_bells(struct virtio_pci *f)
+{
+    struct virtio_device *dev = f->dev;
+
+    for (unsigned i = 0; i < dev->queue_count && dev->ops->bell != NULL; i++) {
+        int fd = dev->ops->bell(dev, i);
+        if (fd >= 0)
+            f->bells[f->pci.bell_count++] =
+                (struct pci_bell){.bar = BAR_REGISTERS,
+                                  .offset = AREA_OFFSET(AREA_NOTIFY) + i * NOTIFY_MULTIPLIER,
+                                  .fd = fd};
+    }
+    f->pci.bells = f->bells;
+}
+
 int virtio_pci_create(struct virtio_device *dev, uint16_t class_device, struct virtio_pci **out,
                       struct err *e)
 {
@@ -417,6 +434,7 @@ int virtio_pci_create(struct virtio_device *dev, uint16_t class_device, struct v
         return rc;
     }
     add_capabilities(f);
+    add_bells(f);
     forget_driver(f);
     dev->is_held = true; /* no bus master yet */
     dev->transport_ops = &transport_ops;

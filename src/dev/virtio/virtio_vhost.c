@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,6 +97,8 @@ struct virtio_vhost {
     size_t memory_size, ring_stride;
     unsigned ring_count; /* queues that the back end serves, the first ones */
     int kick_fds[QUEUES_MAX], call_fds[QUEUES_MAX], wake_fd;
+    int bell_fds[QUEUES_MAX]; /* written to instead of a notification by the driver */
+    _Atomic uint64_t rung;
     pthread_t thread;
     bool is_started; /* the thread has been */
 
@@ -413,19 +416,30 @@ static void take_message(struct virtio_vhost *v)
         lose_backend(v, e.msg);
 }
 
-enum { POLL_WAKE, POLL_BACKEND, POLL_MESSAGE, POLL_CALLS };
+enum { POLL_WAKE, POLL_BACKEND, POLL_MESSAGE, POLL_CALLS, POLL_BELLS = POLL_CALLS + QUEUES_MAX };
 
-static void clear_event(int fd)
+/* How often it was written to. */
+static uint64_t clear_event(int fd)
 {
-    uint64_t count;
+    uint64_t count = 0;
 
     while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
         ;
+    return count;
+}
+
+/* A notification of queue `index`, on this thread. */
+static void answer_bell(struct virtio_vhost *v, unsigned index)
+{
+    atomic_fetch_add(&v->rung, clear_event(v->bell_fds[index]));
+    pthread_mutex_lock(&v->dev.lock);
+    virtio_notify(&v->dev, index);
+    pthread_mutex_unlock(&v->dev.lock);
 }
 
 static void wait_for_work(struct virtio_vhost *v)
 {
-    struct pollfd fds[POLL_CALLS + QUEUES_MAX] = {
+    struct pollfd fds[POLL_BELLS + QUEUES_MAX] = {
         [POLL_WAKE] = {.fd = v->wake_fd, .events = POLLIN},
         [POLL_BACKEND] = {.fd = v->backend != NULL ? vhost_user_fd(v->backend) : -1,
                           .events = POLLIN},
@@ -434,13 +448,18 @@ static void wait_for_work(struct virtio_vhost *v)
     };
     char why[ERR_MSG_SIZE];
 
-    for (unsigned i = 0; i < v->ring_count; i++)
+    /* of queues that are not there the descriptors are -1 */
+    for (unsigned i = 0; i < QUEUES_MAX; i++) {
         fds[POLL_CALLS + i] = (struct pollfd){.fd = v->call_fds[i], .events = POLLIN};
-    if (poll(fds, POLL_CALLS + v->ring_count, -1) < 0)
+        fds[POLL_BELLS + i] = (struct pollfd){.fd = v->bell_fds[i], .events = POLLIN};
+    }
+    if (poll(fds, ARRAY_SIZE(fds), -1) < 0)
         return;
     if (fds[POLL_WAKE].revents)
         clear_event(v->wake_fd);
     for (unsigned i = 0; i < v->ring_count; i++) {
+        if (fds[POLL_BELLS + i].revents)
+            answer_bell(v, i);
         if (!fds[POLL_CALLS + i].revents)
             continue;
         clear_event(v->call_fds[i]);
@@ -506,6 +525,13 @@ static void vhost_notify(struct virtio_device *dev, unsigned index)
     }
 }
 
+static int vhost_bell(struct virtio_device *dev, unsigned index)
+{
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    return index < v->ring_count ? v->bell_fds[index] : -1;
+}
+
 static bool vhost_reset(struct virtio_device *dev)
 {
     struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
@@ -519,7 +545,7 @@ static bool vhost_reset(struct virtio_device *dev)
 }
 
 static const struct virtio_ops vhost_ops = {
-    .start = vhost_start, .notify = vhost_notify, .reset = vhost_reset};
+    .start = vhost_start, .notify = vhost_notify, .bell = vhost_bell, .reset = vhost_reset};
 
 /* ---- set-up ---- */
 
@@ -599,7 +625,8 @@ static int make_rings(struct virtio_vhost *v, struct err *e)
             return err_set(e, -rc, "make the rings for '%s'", v->config.path);
         v->kick_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         v->call_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (v->kick_fds[i] < 0 || v->call_fds[i] < 0)
+        v->bell_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (v->kick_fds[i] < 0 || v->call_fds[i] < 0 || v->bell_fds[i] < 0)
             return err_set(e, errno, "make event descriptors for '%s'", v->config.path);
     }
     return rc;
@@ -634,7 +661,7 @@ int virtio_vhost_create(const struct virtio_vhost_config *config, struct virtio_
     v->kind = &kinds[config->kind];
     v->memory_fd = v->wake_fd = -1;
     for (unsigned i = 0; i < QUEUES_MAX; i++)
-        v->kick_fds[i] = v->call_fds[i] = -1;
+        v->kick_fds[i] = v->call_fds[i] = v->bell_fds[i] = -1;
     int rc = vhost_user_open(config->path, &v->backend, e);
     if (rc == 0)
         rc = fill_device(v, e);
@@ -679,6 +706,7 @@ void virtio_vhost_destroy(struct virtio_vhost *v)
     for (unsigned i = 0; i < QUEUES_MAX; i++) {
         close_if_open(v->kick_fds[i]);
         close_if_open(v->call_fds[i]);
+        close_if_open(v->bell_fds[i]);
         vhost_ring_fini(&v->rings[i]);
     }
     close_if_open(v->wake_fd);
@@ -687,6 +715,11 @@ void virtio_vhost_destroy(struct virtio_vhost *v)
     close_if_open(v->memory_fd);
     virtio_fini(&v->dev);
     free(v);
+}
+
+uint64_t virtio_vhost_rung(const struct virtio_vhost *v)
+{
+    return atomic_load(&v->rung);
 }
 
 struct virtio_device *virtio_vhost_device(struct virtio_vhost *v)

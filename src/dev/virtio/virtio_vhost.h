@@ -50,4 +50,7 @@ void virtio_vhost_destroy(struct virtio_vhost *v);
 
 struct virtio_device *virtio_vhost_device(struct virtio_vhost *v);
 
+/* Notifications that came by its bells. Any thread. */
+uint64_t virtio_vhost_rung(const struct virtio_vhost *v);
+
 #endif

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -392,6 +393,27 @@ static void vsock_notify(struct virtio_device *dev, unsigned index)
         post(CONTAINER_OF(dev, struct virtio_vsock, dev));
 }
 
+static int vsock_bell(struct virtio_device *dev, unsigned index)
+{
+    return index != VSOCK_QUEUE_EVENT ? CONTAINER_OF(dev, struct virtio_vsock, dev)->bell_fd : -1;
+}
+
+/* On the loop. */
+static void on_bell(void *ctx, unsigned events)
+{
+    struct virtio_vsock *v = ctx;
+    uint64_t count;
+
+    if (read(v->bell_fd, &count, sizeof(count)) != sizeof(count))
+        return;
+    atomic_fetch_add(&v->rung, count);
+    pthread_mutex_lock(&v->dev.lock);
+    bool is_posted = v->is_posted;
+    pthread_mutex_unlock(&v->dev.lock);
+    if (!is_posted)
+        serve(v);
+}
+
 static bool vsock_reset(struct virtio_device *dev)
 {
     struct virtio_vsock *v = CONTAINER_OF(dev, struct virtio_vsock, dev);
@@ -401,9 +423,18 @@ static bool vsock_reset(struct virtio_device *dev)
     return true;
 }
 
-static const struct virtio_ops vsock_ops = {.notify = vsock_notify, .reset = vsock_reset};
+static const struct virtio_ops vsock_ops = {
+    .notify = vsock_notify, .bell = vsock_bell, .reset = vsock_reset};
 
 /* ---- set-up ---- */
+
+static int make_bell(struct virtio_vsock *v, struct err *e)
+{
+    v->bell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (v->bell_fd < 0)
+        return err_set(e, errno, "make an event descriptor for the socket device");
+    return loop_fd_add(v->loop, v->bell_fd, LOOP_READ, on_bell, v, &v->bell_watch, e);
+}
 
 int virtio_vsock_create(const struct virtio_vsock_config *config, struct virtio_vsock **out,
                         struct err *e)
@@ -412,6 +443,7 @@ int virtio_vsock_create(const struct virtio_vsock_config *config, struct virtio_
 
     if (v == NULL)
         return err_set(e, ENOMEM, "make the socket device");
+    v->bell_fd = -1;
     v->loop = config->loop;
     v->path = config->path;
     v->cid = config->cid;
@@ -426,6 +458,8 @@ int virtio_vsock_create(const struct virtio_vsock_config *config, struct virtio_
     virtio_init(&v->dev);
     store_le64(v->dev.config, config->cid);
     int rc = vsock_listen(v, e);
+    if (rc == 0)
+        rc = make_bell(v, e);
     if (rc != 0) {
         virtio_vsock_destroy(v);
         return rc;
@@ -440,12 +474,20 @@ void virtio_vsock_destroy(struct virtio_vsock *v)
         return;
     vsock_remove_all(v);
     loop_fd_remove(v->listen_watch);
+    loop_fd_remove(v->bell_watch);
+    if (v->bell_fd >= 0)
+        close(v->bell_fd);
     if (v->listen_fd >= 0) {
         unlink(v->path);
         close(v->listen_fd);
     }
     virtio_fini(&v->dev);
     free(v);
+}
+
+uint64_t virtio_vsock_rung(const struct virtio_vsock *v)
+{
+    return atomic_load(&v->rung);
 }
 
 struct virtio_device *virtio_vsock_device(struct virtio_vsock *v)

@@ -43,4 +43,7 @@ void virtio_vsock_destroy(struct virtio_vsock *vsock);
 
 struct virtio_device *virtio_vsock_device(struct virtio_vsock *vsock);
 
+/* Notifications that came by its bell. Any thread. */
+uint64_t virtio_vsock_rung(const struct virtio_vsock *vsock);
+
 #endif

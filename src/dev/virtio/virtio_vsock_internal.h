@@ -7,6 +7,8 @@
 #ifndef DOPPEL_DEV_VIRTIO_VIRTIO_VSOCK_INTERNAL_H
 #define DOPPEL_DEV_VIRTIO_VIRTIO_VSOCK_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "dev/virtio/virtio.h"
 #include "dev/virtio/virtio_vsock.h"
 #include "os/loop.h"
@@ -86,6 +88,9 @@ struct virtio_vsock {
     uint32_t cid;
     int listen_fd;
     struct loop_fd *listen_watch;
+    int bell_fd; /* written to instead of a notification of RX or TX */
+    struct loop_fd *bell_watch;
+    _Atomic uint64_t rung;
 
     /* under dev.lock; what is not said to be any thread's, on the loop's only */
     bool is_posted;    /* any thread: serve runs soon */

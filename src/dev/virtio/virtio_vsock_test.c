@@ -100,7 +100,10 @@ static void send_raw(struct fixture *f, const struct vsock_header *h, const void
     if (size != 0)
         memcpy(p + VSOCK_HEADER_SIZE, data, size);
     driver_offer(&f->driver, VSOCK_QUEUE_TX, id, &piece, 1);
-    driver_notify(&f->driver, VSOCK_QUEUE_TX);
+    if (id & 1)
+        driver_ring_bell(&f->driver, VSOCK_QUEUE_TX);
+    else
+        driver_notify(&f->driver, VSOCK_QUEUE_TX);
     turn(f);
     assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_TX, NULL), (int)id);
 }

@@ -49,6 +49,7 @@ static int set_caps(struct engine *engine, struct err *e)
     uint32_t quirks = (uint32_t)kvm_extension(sys, engine->vm_fd, KVM_CAP_DISABLE_QUIRKS2);
     int ret = 0;
 
+    engine->has_bells = kvm_extension(sys, engine->vm_fd, KVM_CAP_IOEVENTFD) != 0;
     caps->has_sregs2 = kvm_extension(sys, engine->vm_fd, KVM_CAP_SREGS2) != 0;
     caps->has_tsc_offset = kvm_extension(sys, engine->vm_fd, KVM_CAP_VCPU_ATTRIBUTES) != 0;
     caps->xsave_size = (uint32_t)kvm_extension(sys, engine->vm_fd, KVM_CAP_XSAVE2);
@@ -412,6 +413,7 @@ const struct engine_ops engine_kvm = {
     .watch_eoi = kvm_apic_watch_eoi,
     .add_ram = engine_add_ram,
     .remove_ram = engine_remove_ram,
+    .set_bells = kvm_set_bells,
     .log_dirty = engine_log_dirty,
     .take_dirty = engine_take_dirty,
     .code_changed = engine_code_changed,

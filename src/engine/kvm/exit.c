@@ -28,6 +28,7 @@ static void exit_io(struct engine_vcpu *v)
         }
     }
     v->stats.counts[is_out ? KVM_COUNT_IO_WRITE : KVM_COUNT_IO_READ] += run->io.count;
+    kvm_stats_count_place(v, true, run->io.port, run->io.count);
     v->is_incomplete = true;
 }
 
@@ -53,6 +54,7 @@ static void exit_mmio(struct engine_vcpu *v)
         done += size;
     }
     v->stats.counts[run->mmio.is_write ? KVM_COUNT_MMIO_WRITE : KVM_COUNT_MMIO_READ]++;
+    kvm_stats_count_place(v, false, run->mmio.phys_addr, 1);
     v->is_incomplete = true;
 }
 

@@ -165,6 +165,29 @@ static int fake_enable(struct fake *f, const struct kvm_enable_cap *cap)
     return 0;
 }
 
+/* As the kernel: an address has one bell, and what is not there is not taken down. */
+static int fake_bell(struct fake *f, const struct kvm_ioeventfd *bell)
+{
+    bool is_removal = bell->flags & KVM_IOEVENTFD_FLAG_DEASSIGN;
+    unsigned room = f->bells_room != 0 ? f->bells_room : ARRAY_SIZE(f->bells), at = 0;
+
+    while (at < f->bell_count && f->bells[at].addr != bell->addr)
+        at++;
+    if (is_removal && (at == f->bell_count || f->bells[at].fd != bell->fd)) {
+        errno = ENOENT;
+        return -1;
+    }
+    if (!is_removal && (at < f->bell_count || f->bell_count >= room)) {
+        errno = at < f->bell_count ? EEXIST : ENOSPC;
+        return -1;
+    }
+    if (is_removal)
+        f->bells[at] = f->bells[--f->bell_count];
+    else
+        f->bells[f->bell_count++] = *bell;
+    return 0;
+}
+
 static int fake_ioctl(void *ctx, int fd, unsigned long request, void *arg)
 {
     struct fake *f = ctx;
@@ -189,6 +212,8 @@ static int fake_ioctl(void *ctx, int fd, unsigned long request, void *arg)
     case KVM_SIGNAL_MSI:
         memcpy(&f->msi, arg, sizeof(f->msi));
         return 1;
+    case KVM_IOEVENTFD:
+        return fake_bell(f, arg);
     case KVM_SET_GSI_ROUTING:
         return fake_set_routes(f, arg);
     case KVM_GET_DIRTY_LOG:

@@ -44,7 +44,9 @@ struct fake {
     unsigned interrupts, nmis;
     uint32_t interrupt;
     struct kvm_userspace_memory_region region;
-    uint64_t dirty; /* the first 64 pages of what KVM_GET_DIRTY_LOG shows */
+    struct kvm_ioeventfd bells[8];
+    unsigned bell_count, bells_room; /* bells_room: KVM_IOEVENTFD fails beyond it; 0: all fit */
+    uint64_t dirty;                  /* the first 64 pages of what KVM_GET_DIRTY_LOG shows */
 };
 
 struct kvm_sys fake_sys(struct fake *f);

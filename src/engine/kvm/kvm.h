@@ -95,6 +95,9 @@ struct engine {
     struct kvm_caps caps;
     _Atomic(struct cpu_model *) stepping_model; /* recover.c; NULL: not needed yet */
     struct kvm_slot slots[SOFT_RAM_SLOTS_MAX];
+    bool has_bells;                             /* bells.c */
+    struct engine_bell bells[ENGINE_BELLS_MAX]; /* which KVM rings */
+    unsigned bell_count;
     struct kvm_seat seats[SOFT_VCPUS_MAX];
 };
 
@@ -129,9 +132,18 @@ struct kvm_failed_insn {
     uint64_t count;
 };
 
+/* Where accesses went that left the guest: ports, and pages of memory that is not there. */
+#define KVM_EXIT_PLACES 24u
+struct kvm_exit_place {
+    uint64_t addr; /* of a page: 4 KiB */
+    bool is_port;
+    uint64_t count; /* 0: free */
+};
+
 struct kvm_stats {
     uint64_t runs;
     uint64_t counts[KVM_COUNT_MAX];
+    struct kvm_exit_place places[KVM_EXIT_PLACES]; /* the most frequent ones survive */
     struct kvm_failed_insn failed[KVM_FAILED_KINDS];
 };
 
@@ -210,6 +222,10 @@ int kvm_apic_tsc_changed(struct engine_vcpu *v, struct err *e);
 /* On the vCPU's thread, with nothing to be stored: leave nothing that KVM puts off to an entry. */
 int kvm_apic_settle(struct engine_vcpu *v, struct err *e);
 
+/* bells.c: see engine.h */
+int kvm_set_bells(struct engine *engine, const struct engine_bell *bells, unsigned count,
+                  struct err *e);
+
 /* run.c */
 /* KVM_RUN once: 0 with an exit to serve, 1 when it was interrupted, or -errno. */
 int kvm_run_turn(struct engine_vcpu *v, struct err *e);
@@ -229,6 +245,7 @@ int kvm_take_over(struct engine_vcpu *v, struct err *e);
 int kvm_deliver_pending(struct engine_vcpu *v, struct err *e);
 
 /* stats.c */
+void kvm_stats_count_place(struct engine_vcpu *v, bool is_port, uint64_t addr, uint64_t count);
 void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigned length);
 void kvm_stats_report(struct engine *engine, struct stats_sink *sink);
 

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/stats.h"
@@ -959,6 +960,81 @@ static void does_without_apics_in_the_kernel(void **state)
     }
 }
 
+/* ---- bells ---- */
+
+static const struct engine_bell some_bells[] = {
+    {0xd0000000, 2, 50}, {0xd0000004, 2, 51}, {UINT64_C(0x800000000), 2, 50}};
+static const struct engine_bell moved_bells[] = {
+    {0xd0000004, 2, 51}, {UINT64_C(0x800000000), 2, 52}, {0xd0000000, 2, 51}};
+
+static bool fake_has_bells(const struct fake *f, const struct engine_bell *bells, unsigned count)
+{
+    unsigned found = 0;
+
+    for (unsigned i = 0; i < f->bell_count; i++)
+        for (unsigned n = 0; n < count; n++)
+            found += f->bells[i].addr == bells[n].addr && f->bells[i].len == bells[n].size &&
+                     f->bells[i].fd == bells[n].fd && f->bells[i].flags == 0;
+    return found == count && f->bell_count == count;
+}
+
+static void hangs_bells(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct err e;
+
+    assert_int_equal(engine_kvm.set_bells(m->engine, some_bells, 3, &e), 0);
+    assert_true(fake_has_bells(&f, some_bells, 3));
+    assert_int_equal(engine_kvm.set_bells(m->engine, some_bells, 3, &e), 0);
+    assert_true(fake_has_bells(&f, some_bells, 3));
+    /* another descriptor at an address that one had before */
+    assert_int_equal(engine_kvm.set_bells(m->engine, moved_bells, 3, &e), 0);
+    assert_true(fake_has_bells(&f, moved_bells, 3));
+    assert_int_equal(engine_kvm.set_bells(m->engine, moved_bells, 1, &e), 0);
+    assert_true(fake_has_bells(&f, moved_bells, 1));
+    assert_int_equal(engine_kvm.set_bells(m->engine, NULL, 0, &e), 0);
+    assert_int_equal(f.bell_count, 0);
+    machine_free(m);
+}
+
+static void does_without_bells(void **state)
+{
+    struct fake f = {.lacking = KVM_CAP_IOEVENTFD};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct err e;
+
+    assert_int_equal(engine_kvm.set_bells(m->engine, some_bells, 3, &e), 0);
+    assert_int_equal(f.bell_count, 0);
+    machine_free(m);
+
+    /* a kernel that has no room for more: those that fit, and others when one of them goes */
+    f = (struct fake){.bells_room = 1};
+    m = machine_create(&sys, nothing, sizeof(nothing));
+    assert_int_equal(engine_kvm.set_bells(m->engine, some_bells, 3, &e), 0);
+    assert_true(fake_has_bells(&f, some_bells, 1));
+    assert_int_equal(engine_kvm.set_bells(m->engine, some_bells + 1, 2, &e), 0);
+    assert_true(fake_has_bells(&f, some_bells + 1, 1));
+    machine_free(m);
+}
+
+/* One that cannot be taken down would go on ringing where something else is by now. */
+static void a_bell_that_stays_is_an_error(void **state)
+{
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, nothing, sizeof(nothing));
+    struct err e;
+
+    assert_int_equal(engine_kvm.set_bells(m->engine, some_bells, 3, &e), 0);
+    f.bell_count = 0;
+    assert_true(engine_kvm.set_bells(m->engine, moved_bells, 3, &e) < 0);
+    assert_non_null(strstr(e.msg, "0xd0000000: KVM_IOEVENTFD"));
+    machine_free(m);
+}
+
 /* ---- calls that fail ---- */
 
 static unsigned open_files(void)
@@ -971,6 +1047,19 @@ static unsigned open_files(void)
         count++;
     closedir(dir);
     return count;
+}
+
+static int ring_bells(struct machine *m, struct err *e)
+{
+    struct engine_bell bell = {0xd0000000, 2, eventfd(0, 0)};
+    int ret;
+
+    assert_true(bell.fd >= 0);
+    ret = engine_kvm.set_bells(m->engine, &bell, 1, e);
+    if (ret == 0)
+        ret = engine_kvm.set_bells(m->engine, NULL, 0, e);
+    close(bell.fd);
+    return ret;
 }
 
 /* Everything an engine is asked for, until the first failure. */
@@ -1003,6 +1092,8 @@ static int exercise(const struct kvm_sys *sys, struct err *e)
         atomic_store(&m->pins.bits, PIN_STOP);
         ret = engine_kvm.run(m->vcpu, &stop, e); /* says if the exchange failed */
     }
+    if (ret == 0)
+        ret = ring_bells(m, e);
     if (ret == 0)
         ret = engine_kvm.log_dirty(m->engine, 0, true, e);
     if (ret == 0)
@@ -1038,8 +1129,9 @@ static void fails_in_turn(const struct kvm_sys *under, exercise_fn run)
             assert_int_equal(ret, 0);
             break;
         }
-        /* only what is tried out, and what is asked of an extension, may fail without a word */
-        if (ret == 0 && f.failed != KVM_CHECK_EXTENSION && i >= tried)
+        /* only what is tried out, as bells are, and what is asked of an extension, may fail without
+         * a word */
+        if (ret == 0 && f.failed != KVM_CHECK_EXTENSION && f.failed != KVM_IOEVENTFD && i >= tried)
             fail_msg("call %u (request 0x%lx) failed without a word", i, f.failed);
         assert_true(ret == 0 || (ret < 0 && e.code != 0));
         if (ret != 0 && strstr(e.msg, "KVM") == NULL)
@@ -1150,6 +1242,9 @@ int main(void)
         cmocka_unit_test(a_one_shot_is_not_left_behind),
         cmocka_unit_test(keeps_out_of_the_kernels_apic),
         cmocka_unit_test(does_without_apics_in_the_kernel),
+        cmocka_unit_test(hangs_bells),
+        cmocka_unit_test(does_without_bells),
+        cmocka_unit_test(a_bell_that_stays_is_an_error),
         cmocka_unit_test(calls_fail_in_turn),
         cmocka_unit_test(calls_for_apics_fail_in_turn),
         cmocka_unit_test(calls_of_the_host_fail_in_turn),

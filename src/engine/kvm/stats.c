@@ -1,6 +1,7 @@
 /*
  * stats.c - what the engine on KVM counts
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,6 +33,26 @@ static const struct {
 };
 
 /* Space-Saving: a newcomer takes the rarest one's place, and its count. */
+void kvm_stats_count_place(struct engine_vcpu *v, bool is_port, uint64_t addr, uint64_t count)
+{
+    struct kvm_exit_place *rarest = &v->stats.places[0];
+    uint64_t at = is_port ? addr : align_down(addr, 4096);
+
+    for (unsigned i = 0; i < KVM_EXIT_PLACES; i++) {
+        struct kvm_exit_place *place = &v->stats.places[i];
+        if (place->count != 0 && place->addr == at && place->is_port == is_port) {
+            place->count += count;
+            return;
+        }
+        if (place->count < rarest->count)
+            rarest = place;
+    }
+    rarest->addr = at;
+    rarest->is_port = is_port;
+    rarest->count += count;
+}
+
+/* The same. */
 void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigned length)
 {
     struct kvm_failed_insn *rarest = &v->stats.failed[0];
@@ -74,9 +95,38 @@ static void report_failed(const struct kvm_stats *s, struct stats_sink *sink)
     }
 }
 
+/* The most frequent first. */
+static void report_places(const struct kvm_stats *s, struct stats_sink *sink)
+{
+    bool is_done[KVM_EXIT_PLACES] = {false};
+
+    for (unsigned n = 0; n < KVM_EXIT_PLACES; n++) {
+        const struct kvm_exit_place *best = NULL;
+        char key[40], title[40];
+        for (unsigned i = 0; i < KVM_EXIT_PLACES; i++)
+            if (!is_done[i] && s->places[i].count != 0 &&
+                (best == NULL || s->places[i].count > best->count))
+                best = &s->places[i];
+        if (best == NULL)
+            return;
+        is_done[best - s->places] = true;
+        snprintf(key, sizeof(key), best->is_port ? "exits.port_%04" PRIx64 : "exits.page_%" PRIx64,
+                 best->addr);
+        snprintf(title, sizeof(title), best->is_port ? "  port %04" PRIx64 : "  page %" PRIx64,
+                 best->addr);
+        stats_put_count(sink, key, title, best->count);
+    }
+}
+
 void kvm_stats_report(struct engine *engine, struct stats_sink *sink)
 {
     double tsc_per_ms = MAX((double)engine->soft.model->tsc_hz / 1000, 1.0);
+
+    if (engine->bell_count != 0) {
+        stats_begin(sink, "KVM", -1);
+        stats_put_count(sink, "bells", "registers that wake threads without an exit",
+                        engine->bell_count);
+    }
 
     for (unsigned i = 0; i < engine->soft.vcpu_count; i++) {
         const struct engine_vcpu *v;
@@ -89,5 +139,6 @@ void kvm_stats_report(struct engine *engine, struct stats_sink *sink)
         for (unsigned n = 0; n < KVM_COUNT_MAX; n++)
             stats_put_count(sink, counts[n].key, counts[n].title, v->stats.counts[n]);
         report_failed(&v->stats, sink);
+        report_places(&v->stats, sink);
     }
 }
