@@ -128,8 +128,11 @@ struct engine_ops {
      */
     int (*probe)(struct err *why);
 
-    /* Narrow *limit to what this engine can offer the guest on this host. NULL: to anything. */
-    int (*limit_model)(struct cpu_model_limit *limit, struct err *e);
+    /*
+     * Narrow *limit to what this engine can offer the guest on this host, opened with that
+     * `irqchip`. NULL: to anything.
+     */
+    int (*limit_model)(enum engine_irqchip irqchip, struct cpu_model_limit *limit, struct err *e);
 
     int (*open)(const struct engine_config *config, struct engine **out, struct err *e);
     void (*close)(struct engine *engine);

@@ -6,6 +6,7 @@
  * at the PCI-to-ISA bridge, which routes them to the 8259s, and at IOAPIC inputs 16 to 19.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "dev/irqchip/apic_bus.h"
@@ -52,6 +53,8 @@ _Static_assert(MAP_SLP_TYP_S5 == ACPI_PM_SLP_TYP_S5, "the DSDT says how to power
 /* PAM registers of the host bridge: for F0000H, and for E0000H to EFFFFH */
 #define PAM0_OFFSET 0x59
 #define PAM5_OFFSET 0x5e
+
+#define RESET_ROM_SIZE 4096u
 
 /* ---- RAM ---- */
 
@@ -167,16 +170,40 @@ static int board_create_vars(struct board *b, struct err *e)
     return ret;
 }
 
+/*
+ * What there is at the reset vector without firmware: a kernel's processors get there when one
+ * sends INIT to the boot processor, and firmware that finds the machine running resets it.
+ */
+static int board_create_reset_vector(struct board *b, struct err *e)
+{
+    static const uint8_t code[16] = {
+        0xba, PCI_HOST_RESET_PORT & 0xff, PCI_HOST_RESET_PORT >> 8, /* mov dx, 0cf9h */
+        0xb0, PCI_HOST_RESET_VALUE,                                 /* mov al, 6 */
+        0xee,                                                       /* out dx, al */
+        0xf4, 0xeb, 0xfd,                                           /* hlt; jmp to it */
+    };
+
+    b->reset_rom = aligned_alloc(RESET_ROM_SIZE, RESET_ROM_SIZE);
+    if (b->reset_rom == NULL)
+        return err_set(e, ENOMEM, "make a ROM of %u bytes", RESET_ROM_SIZE);
+    memset(b->reset_rom, 0xff, RESET_ROM_SIZE);
+    memcpy(b->reset_rom + RESET_ROM_SIZE - sizeof(code), code, sizeof(code));
+    return space_add_ram(b->memory, BIT(32) - RESET_ROM_SIZE, b->reset_rom, RESET_ROM_SIZE, true,
+                         e);
+}
+
 /* The firmware's ROM below 4 GiB; RAM, or the end of that ROM, below 1 MiB. */
 static int board_create_rom(struct board *b, struct err *e)
 {
     const struct firmware *fw = &b->vm->firmware;
     uint32_t copy = MIN(fw->rom_size, SHADOW_ROM_MAX);
     uint8_t *tail = fw->rom != NULL ? fw->rom + (fw->rom_size - copy) : NULL;
-    int ret = 0;
+    int ret;
 
     if (fw->rom != NULL)
         ret = space_add_ram(b->memory, BIT(32) - fw->rom_size, fw->rom, fw->rom_size, true, e);
+    else
+        ret = board_create_reset_vector(b, e);
     if (ret == 0)
         ret = shadow_create(&b->shadow, b->memory, b->ram.host, tail, copy, e);
     return ret;
@@ -521,6 +548,7 @@ void board_destroy(struct board *b)
     apic_bus_destroy(b->apic_bus);
     vclock_destroy(b->clock);
     space_destroy(b->memory);
+    free(b->reset_rom);
     if (b->ram.host != NULL)
         ram_destroy(&b->ram);
     memset(b, 0, sizeof(*b));

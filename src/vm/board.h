@@ -37,6 +37,7 @@ struct board {
     struct boot_map map; /* what the guest is told of RAM */
     struct space *memory, *ports;
     struct shadow shadow; /* 0xc0000 to 0xfffff */
+    uint8_t *reset_rom;   /* with the reset vector; NULL: firmware has it */
     struct vclock *clock;
 
     struct apic_bus *apic_bus;

@@ -80,6 +80,23 @@ static void engines_choose_best(struct vm *vm)
     }
 }
 
+static enum engine_irqchip engines_irqchip(const struct vm *vm)
+{
+    static const enum engine_irqchip irqchips[] = {
+        [VM_IRQCHIP_AUTO] = ENGINE_IRQCHIP_AUTO,
+        [VM_IRQCHIP_ON] = ENGINE_IRQCHIP_ON,
+        [VM_IRQCHIP_OFF] = ENGINE_IRQCHIP_OFF,
+    };
+
+    return apics_can_be_lent(vm) ? irqchips[vm->config.kvm_irqchip] : ENGINE_IRQCHIP_OFF;
+}
+
+int engines_limit_model(const struct vm *vm, const struct engine_ops *ops,
+                        struct cpu_model_limit *limit, struct err *e)
+{
+    return ops->limit_model != NULL ? ops->limit_model(engines_irqchip(vm), limit, e) : 0;
+}
+
 int engines_choose(struct vm *vm, struct cpu_model_limit *limit, struct err *e)
 {
     const char *name = vm->config.engine, *list = vm->config.engines;
@@ -101,7 +118,7 @@ int engines_choose(struct vm *vm, struct cpu_model_limit *limit, struct err *e)
 
     cpu_model_limit_init(limit);
     for (unsigned i = 0; i < vm->engine_count; i++) {
-        ret = vm->engines[i]->limit_model != NULL ? vm->engines[i]->limit_model(limit, e) : 0;
+        ret = engines_limit_model(vm, vm->engines[i], limit, e);
         if (ret != 0)
             return list != NULL ? err_prefix(e, "--engines %s", list) : ret;
     }
@@ -120,17 +137,12 @@ static int engines_add_ram(void *ctx, uint64_t addr, void *host, uint64_t size, 
 
 int engines_open(struct vm *vm, const struct engine_ops *ops, struct vm_engine *out, struct err *e)
 {
-    static const enum engine_irqchip irqchips[] = {
-        [VM_IRQCHIP_AUTO] = ENGINE_IRQCHIP_AUTO,
-        [VM_IRQCHIP_ON] = ENGINE_IRQCHIP_ON,
-        [VM_IRQCHIP_OFF] = ENGINE_IRQCHIP_OFF,
-    };
     const struct vm_config *config = &vm->config;
     struct engine_config engine_config = {
         .model = &vm->model,
         .host = &vm_engine_host,
         .cpu_count = config->cpu_count,
-        .irqchip = apics_can_be_lent(vm) ? irqchips[config->kvm_irqchip] : ENGINE_IRQCHIP_OFF,
+        .irqchip = engines_irqchip(vm),
         .slice = config->switch_storm,
         .code_cache_size = config->code_cache_size,
         .counts_hits = config->counts_hits,

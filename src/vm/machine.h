@@ -175,6 +175,9 @@ void bells_report_stats(const struct vm *vm, struct stats_sink *sink);
 const struct engine_ops *engines_find(const char *name, struct err *e);
 /* Fill in vm->engines, vm->ops and what all of them can offer of a processor. */
 int engines_choose(struct vm *vm, struct cpu_model_limit *limit, struct err *e);
+/* What an engine of this machine could offer of a processor. */
+int engines_limit_model(const struct vm *vm, const struct engine_ops *ops,
+                        struct cpu_model_limit *limit, struct err *e);
 /* On failure nothing is left open. */
 int engines_open(struct vm *vm, const struct engine_ops *ops, struct vm_engine *out,
                  struct err *e);

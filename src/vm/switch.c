@@ -77,7 +77,7 @@ static int switch_check(struct vm *vm, const struct engine_ops *ops, struct err 
     if (ops->limit_model == NULL)
         return 0;
     cpu_model_limit_init(&limit);
-    ret = ops->limit_model(&limit, e);
+    ret = engines_limit_model(vm, ops, &limit, e);
     if (ret == 0)
         ret = cpu_model_check_limit(&vm->model, &limit, e);
     if (ret != 0 && vm->config.engines == NULL)

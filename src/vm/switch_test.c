@@ -242,7 +242,7 @@ static void the_kick_signal_of_kvm_does_no_harm_later(void **state)
 
     assert_true(ours != MAP_FAILED);
     cpu_model_limit_init(&limit);
-    if (engine_kvm.limit_model(&limit, &e) != 0)
+    if (engine_kvm.limit_model(ENGINE_IRQCHIP_OFF, &limit, &e) != 0)
         skip(); /* no KVM here */
     f.vm = TEST_VM((&(struct vm_config){.engine = "kvm"}), count, &f.loop);
     vcpu = &f.vm->vcpus[0];
@@ -285,7 +285,7 @@ static int fail_sync(struct engine_vcpu *vcpu, struct err *e)
     return err_set(e, EINVAL, "take nothing");
 }
 
-static int fail_limit(struct cpu_model_limit *limit, struct err *e)
+static int fail_limit(enum engine_irqchip irqchip, struct cpu_model_limit *limit, struct err *e)
 {
     limit->who = "the test";
     cpu_model_limit_remove(limit, CPU_FEATURE_SSE3);

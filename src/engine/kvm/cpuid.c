@@ -13,6 +13,7 @@
 #include "engine/kvm/kvm.h"
 
 #define SUPPORTED_ENTRIES 256u
+#define INTEL_EBX 0x756e6547u /* "Genu" */
 
 struct cpuid_table {
     struct kvm_cpuid2 head;
@@ -53,8 +54,8 @@ static bool is_machines_own(enum cpu_feature feature)
     }
 }
 
-static int limit_from(const struct kvm_sys *sys, int fd, struct cpuid_table *table,
-                      struct cpu_model_limit *limit, struct err *e)
+static int limit_from(const struct kvm_sys *sys, int fd, enum engine_irqchip irqchip,
+                      struct cpuid_table *table, struct cpu_model_limit *limit, struct err *e)
 {
     struct {
         struct kvm_msrs head;
@@ -73,9 +74,10 @@ static int limit_from(const struct kvm_sys *sys, int fd, struct cpuid_table *tab
         limit->phys_bits = MIN(limit->phys_bits, sizes.eax & 0xff);
     /*
      * KVM on Intel takes writes of the TSC-deadline register on its fast path for its own local
-     * APIC's, before any filter, and drops them when there is none.
+     * APIC's, before any filter, and drops them when there is none. There is one for certain where
+     * the engine would not open without.
      */
-    if (supported_leaf(table, 0, 0).ebx == 0x756e6547)
+    if (supported_leaf(table, 0, 0).ebx == INTEL_EBX && irqchip != ENGINE_IRQCHIP_ON)
         cpu_model_limit_remove(limit, CPU_FEATURE_TSC_DEADLINE);
     /* what the host's processor promises; one that KVM does not tell of promises nothing */
     if (kvm_try(sys, fd, KVM_GET_MSRS, &msrs) == 1)
@@ -85,7 +87,8 @@ static int limit_from(const struct kvm_sys *sys, int fd, struct cpuid_table *tab
     return 0;
 }
 
-int kvm_cpuid_limit(const struct kvm_sys *sys, struct cpu_model_limit *limit, struct err *e)
+int kvm_cpuid_limit(const struct kvm_sys *sys, enum engine_irqchip irqchip,
+                    struct cpu_model_limit *limit, struct err *e)
 {
     struct cpuid_table *table = calloc(1, sizeof(*table));
     int fd = -1, ret;
@@ -94,7 +97,7 @@ int kvm_cpuid_limit(const struct kvm_sys *sys, struct cpu_model_limit *limit, st
         return err_set(e, ENOMEM, "allocate a table of CPUID leaves");
     ret = kvm_open_system(sys, &fd, e);
     if (ret == 0)
-        ret = limit_from(sys, fd, table, limit, e);
+        ret = limit_from(sys, fd, irqchip, table, limit, e);
     if (ret == 0)
         limit->is_tsc_hosts |= kvm_probe_tsc(sys); /* and learns its frequency */
     kvm_close_fd(&fd);

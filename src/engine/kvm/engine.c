@@ -388,9 +388,10 @@ static int engine_probe(struct err *why)
     return kvm_probe(&kvm_sys_host, NULL, why);
 }
 
-static int engine_limit_model(struct cpu_model_limit *limit, struct err *e)
+static int engine_limit_model(enum engine_irqchip irqchip, struct cpu_model_limit *limit,
+                              struct err *e)
 {
-    return kvm_cpuid_limit(&kvm_sys_host, limit, e);
+    return kvm_cpuid_limit(&kvm_sys_host, irqchip, limit, e);
 }
 
 const struct engine_ops engine_kvm = {

@@ -165,6 +165,12 @@ static int fake_enable(struct fake *f, const struct kvm_enable_cap *cap)
     return 0;
 }
 
+static void fake_cpuid(const struct fake *f, struct kvm_cpuid2 *table)
+{
+    table->nent = 1;
+    table->entries[0] = (struct kvm_cpuid_entry2){.eax = 1, .ebx = f->is_intel ? 0x756e6547 : 0};
+}
+
 /* As the kernel: an address has one bell, and what is not there is not taken down. */
 static int fake_bell(struct fake *f, const struct kvm_ioeventfd *bell)
 {
@@ -212,6 +218,9 @@ static int fake_ioctl(void *ctx, int fd, unsigned long request, void *arg)
     case KVM_SIGNAL_MSI:
         memcpy(&f->msi, arg, sizeof(f->msi));
         return 1;
+    case KVM_GET_SUPPORTED_CPUID:
+        fake_cpuid(f, arg);
+        return 0;
     case KVM_IOEVENTFD:
         return fake_bell(f, arg);
     case KVM_SET_GSI_ROUTING:

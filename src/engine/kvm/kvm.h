@@ -183,7 +183,8 @@ int kvm_engine_open(const struct kvm_sys *sys, const struct engine_config *confi
                     struct engine **out, struct err *e);
 
 /* cpuid.c */
-int kvm_cpuid_limit(const struct kvm_sys *sys, struct cpu_model_limit *limit, struct err *e);
+int kvm_cpuid_limit(const struct kvm_sys *sys, enum engine_irqchip irqchip,
+                    struct cpu_model_limit *limit, struct err *e);
 int kvm_cpuid_set(struct engine_vcpu *v, struct err *e);
 
 /* msr.c: which MSRs KVM keeps; every other access comes out to the soft vCPU */

@@ -189,7 +189,7 @@ static int machine_try(const struct kvm_sys *sys, const void *code, size_t size,
     *out = m;
     cpu_model_limit_init(&limit);
     /* asking runs a probe, which would follow a script's first turns */
-    ret = asks ? kvm_cpuid_limit(sys, &limit, e) : 0;
+    ret = asks ? kvm_cpuid_limit(sys, irqchip, &limit, e) : 0;
     if (ret == 0 && sys->open_kvm == kvm_sys_host.open_kvm)
         ret = cpu_model_create_within("host", 1, 1000000000, &limit, &m->model, e);
     else if (ret == 0)
@@ -960,6 +960,33 @@ static void does_without_apics_in_the_kernel(void **state)
     }
 }
 
+/* Intel's KVM drops writes of the deadline where it has no local APIC. */
+static void offers_tsc_deadlines(void **state)
+{
+    static const struct {
+        bool is_intel;
+        enum engine_irqchip irqchip;
+        bool is_offered;
+    } cases[] = {
+        {false, ENGINE_IRQCHIP_OFF, true}, {false, ENGINE_IRQCHIP_ON, true},
+        {true, ENGINE_IRQCHIP_OFF, false}, {true, ENGINE_IRQCHIP_AUTO, false},
+        {true, ENGINE_IRQCHIP_ON, true},
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct fake f = {.is_intel = cases[i].is_intel};
+        struct kvm_sys sys = fake_sys(&f);
+        struct cpu_model_limit limit;
+        struct err e = {0};
+        unsigned at = CPU_FEATURE_TSC_DEADLINE;
+
+        cpu_model_limit_init(&limit);
+        if (kvm_cpuid_limit(&sys, cases[i].irqchip, &limit, &e) != 0)
+            fail_msg("%s", e.msg);
+        assert_int_equal(limit.feature_words[at / 64] >> (at % 64) & 1, cases[i].is_offered);
+    }
+}
+
 /* ---- bells ---- */
 
 static const struct engine_bell some_bells[] = {
@@ -1117,7 +1144,7 @@ static void fails_in_turn(const struct kvm_sys *under, exercise_fn run)
 
     f = (struct failing){.under = under, .fail_at = UINT32_MAX};
     cpu_model_limit_init(&limit);
-    assert_int_equal(kvm_cpuid_limit(&sys, &limit, NULL), 0);
+    assert_int_equal(kvm_cpuid_limit(&sys, ENGINE_IRQCHIP_OFF, &limit, NULL), 0);
     tried = f.count;
 
     for (i = 0;; i++) {
@@ -1242,6 +1269,7 @@ int main(void)
         cmocka_unit_test(a_one_shot_is_not_left_behind),
         cmocka_unit_test(keeps_out_of_the_kernels_apic),
         cmocka_unit_test(does_without_apics_in_the_kernel),
+        cmocka_unit_test(offers_tsc_deadlines),
         cmocka_unit_test(hangs_bells),
         cmocka_unit_test(does_without_bells),
         cmocka_unit_test(a_bell_that_stays_is_an_error),
