@@ -133,7 +133,7 @@ struct kvm_failed_insn {
 };
 
 /* Where accesses went that left the guest: ports, and pages of memory that is not there. */
-#define KVM_EXIT_PLACES 24u
+#define KVM_EXIT_PLACES 64u
 struct kvm_exit_place {
     uint64_t addr; /* of a page: 4 KiB */
     bool is_port;
