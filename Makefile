@@ -99,6 +99,12 @@ sanitize:
 		meson setup build-sanitize -Db_sanitize=address,undefined -Db_lundef=false
 	@tools/run-tests build-sanitize --suite unit --suite fuzz
 
+.PHONY: bench-switch
+bench-switch: $(BUILD)/build.ninja
+	@tools/deps build run test
+	ninja -C $(BUILD) doppel
+	@bench/switch.py --doppel $(BUILD)/doppel $(BENCH)
+
 clean:
 	rm -rf build build-*
 
@@ -116,6 +122,7 @@ help:
 	'make format     clang-format over all C files' \
 	'make fuzz       run each fuzz target for FUZZ_SECONDS=60' \
 	'make sanitize   unit tests with AddressSanitizer and UndefinedBehaviorSanitizer' \
+	'make bench-switch  how long changes of engine stop a guest of 1 GiB (BENCH="--changes 100", BENCH=--nested)' \
 	'make clean      remove build directories, cached guest kernels too' \
 	'' \
 	'Variables: CC=clang  ENGINE=auto|bt|interp  CPUS=N  MEMORY=512M  KERNEL=cloud|generic|FILE'
