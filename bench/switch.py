@@ -112,6 +112,8 @@ def report(lines):
             name, len(stopped), statistics.mean(stopped), statistics.median(stopped),
             stopped[min(len(stopped) - 1, len(stopped) * 99 // 100)], stopped[-1],
             statistics.mean(time[1] for time in times)))
+    print("host: %d CPUs, load average %.1f: with more than it has CPUs, the guest's threads wait for each other's turn"
+          % (os.cpu_count(), os.getloadavg()[0]))
     longest = max((time[0] for times in rows.values() for time in times), default=0)
     print("the longest: %.3f ms, %s %d ms" % (longest, "within" if longest <= BOUND_MS else "OVER", BOUND_MS))
     return sum(len(times) for times in rows.values())
