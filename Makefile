@@ -25,6 +25,7 @@ CPUS ?=
 MEMORY ?= 512M
 KERNEL ?= cloud
 FUZZ_SECONDS ?= 60
+FUZZ ?=
 MINUTES ?= 30
 ROUNDS ?= 200
 BENCH ?=
@@ -91,7 +92,7 @@ format:
 
 fuzz:
 	@tools/deps build fuzz
-	@tools/run-fuzz build-fuzz $(FUZZ_SECONDS)
+	@tools/run-fuzz build-fuzz $(FUZZ_SECONDS) $(FUZZ)
 
 sanitize:
 	@tools/deps build test
@@ -120,7 +121,7 @@ help:
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
 	'make format     clang-format over all C files' \
-	'make fuzz       run each fuzz target for FUZZ_SECONDS=60' \
+	'make fuzz       run each fuzz target for FUZZ_SECONDS=60 (FUZZ="qcow2 virtio": only these)' \
 	'make sanitize   unit tests with AddressSanitizer and UndefinedBehaviorSanitizer' \
 	'make bench-switch  how long changes of engine stop a guest of 1 GiB (BENCH="--changes 100", BENCH=--nested)' \
 	'make clean      remove build directories, cached guest kernels too' \
