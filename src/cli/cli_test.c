@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -468,8 +469,15 @@ static bool is_canonical(int fd)
  * A process with a guardian makes the terminal raw and a file, and is killed. `report` is a
  * pipe: the process and its guardian hold it open at first, and only they.
  */
-static void kill_with_guardian(struct pty *pty, const char *path, bool is_done)
+enum kill_when {
+    KILL_AT_WORK,
+    KILL_REPLACED, /* another file has taken the place of the one it made */
+    KILL_DONE,     /* the guardian was let go */
+};
+
+static void kill_with_guardian(struct pty *pty, const char *path, enum kill_when when)
 {
+    bool is_done = when == KILL_DONE;
     int ready[2];
     assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
     pid_t pid = fork();
@@ -495,6 +503,12 @@ static void kill_with_guardian(struct pty *pty, const char *path, bool is_done)
     char c;
     assert_int_equal(read(ready[0], &c, 1), 1);
     assert_false(is_canonical(pty->slave));
+    if (when == KILL_REPLACED) {
+        char other[80];
+        snprintf(other, sizeof(other), "%s.other", path);
+        close(open(other, O_CREAT | O_WRONLY, 0600));
+        assert_int_equal(rename(other, path), 0);
+    }
     kill(pid, SIGKILL);
     int status;
     assert_int_equal(waitpid(pid, &status, 0), pid);
@@ -514,6 +528,37 @@ static bool is_cleaned_up(const struct pty *pty, const char *path)
     return false;
 }
 
+/* The guardian of a process that was killed has ended; it was left to us. */
+static void wait_for_guardian(void)
+{
+    int status;
+
+    assert_true(waitpid(-1, &status, 0) > 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* A machine that starts again at once may find its old name taken, and take it itself. */
+static void test_guardian_leaves_others_files_alone(void **state)
+{
+    char dir[] = "/tmp/doppel-test-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    char path[64];
+    snprintf(path, sizeof(path), "%s/s", dir);
+    struct pty pty = open_pty();
+    assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+    kill_with_guardian(&pty, path, KILL_REPLACED);
+    wait_for_guardian();
+    assert_int_equal(access(path, F_OK), 0);
+    unlink(path);
+    kill_with_guardian(&pty, path, KILL_AT_WORK);
+    wait_for_guardian();
+    assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
+    rmdir(dir);
+    close(pty.master);
+    close(pty.slave);
+}
+
 static void test_guardian_cleans_up_after_kill(void **state)
 {
     char dir[] = "/tmp/doppel-test-XXXXXX";
@@ -521,11 +566,11 @@ static void test_guardian_cleans_up_after_kill(void **state)
     char path[64];
     snprintf(path, sizeof(path), "%s/s", dir);
     struct pty pty = open_pty();
-    kill_with_guardian(&pty, path, false);
+    kill_with_guardian(&pty, path, KILL_AT_WORK);
     assert_true(is_cleaned_up(&pty, path));
 
     /* Let go before the end, it leaves everything alone. */
-    kill_with_guardian(&pty, path, true);
+    kill_with_guardian(&pty, path, KILL_DONE);
     assert_false(is_canonical(pty.slave));
     assert_int_equal(access(path, F_OK), 0);
     unlink(path);
@@ -601,6 +646,7 @@ int main(void)
         cmocka_unit_test(test_suggest),
         cmocka_unit_test(test_keys),
         cmocka_unit_test(test_guardian_cleans_up_after_kill),
+        cmocka_unit_test(test_guardian_leaves_others_files_alone),
         cmocka_unit_test(test_guardian_survives_its_terminals_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

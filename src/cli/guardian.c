@@ -13,15 +13,26 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* A note is the number of a file, or that there is nothing to do any more. */
-#define GUARDIAN_DONE 255
+/*
+ * Which file there is now, or that there is nothing to do any more. Its inode too: the next doppel
+ * may have put its own under that name before the guardian gets to work.
+ */
+struct guardian_note {
+    unsigned file;
+    dev_t dev;
+    ino_t ino;
+};
+#define GUARDIAN_DONE ~0u
+_Static_assert(sizeof(struct guardian_note) <= _POSIX_PIPE_BUF, "written and read as a whole");
 
 static bool guardian_is_raw(const struct tty *tty)
 {
@@ -43,23 +54,28 @@ static void guardian_close_range(unsigned first, unsigned last)
 
 static void guardian_main(int fd, const struct tty *tty, const char *const *files, unsigned count)
 {
+    struct guardian_note there[GUARDIAN_FILES_MAX] = {0};
     bool is_there[GUARDIAN_FILES_MAX] = {false};
+    struct stat st;
     for (;;) {
-        unsigned char note;
-        ssize_t n = read(fd, &note, 1);
+        struct guardian_note note;
+        ssize_t n = read(fd, &note, sizeof(note));
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0)
+        if (n != sizeof(note))
             break;
-        if (note == GUARDIAN_DONE)
+        if (note.file == GUARDIAN_DONE)
             return;
-        if (note < count)
-            is_there[note] = true;
+        if (note.file < count) {
+            there[note.file] = note;
+            is_there[note.file] = true;
+        }
     }
     if (tty != NULL && guardian_is_raw(tty))
         tty_leave_raw(tty);
     for (unsigned i = 0; i < count; i++)
-        if (is_there[i])
+        if (is_there[i] && lstat(files[i], &st) == 0 && st.st_dev == there[i].dev &&
+            st.st_ino == there[i].ino)
             unlink(files[i]);
 }
 
@@ -107,25 +123,26 @@ int guardian_start(struct guardian *guardian, const struct tty *tty, const char 
     return 0;
 }
 
-static void guardian_tell(struct guardian *guardian, unsigned char note)
+static void guardian_tell(struct guardian *guardian, const struct guardian_note *note)
 {
     /* If somebody killed the guardian this fails, and nothing is lost but its service. */
-    while (write(guardian->pipe_fd, &note, 1) < 0 && errno == EINTR)
+    while (write(guardian->pipe_fd, note, sizeof(*note)) < 0 && errno == EINTR)
         ;
 }
 
 void guardian_note_file(struct guardian *guardian, const char *file)
 {
+    struct stat st;
     for (unsigned i = 0; guardian->pid > 0 && i < guardian->file_count; i++)
-        if (guardian->files[i] == file)
-            guardian_tell(guardian, (unsigned char)i);
+        if (guardian->files[i] == file && lstat(file, &st) == 0)
+            guardian_tell(guardian, &(struct guardian_note){i, st.st_dev, st.st_ino});
 }
 
 void guardian_finish(struct guardian *guardian)
 {
     if (guardian->pid <= 0)
         return;
-    guardian_tell(guardian, GUARDIAN_DONE);
+    guardian_tell(guardian, &(struct guardian_note){.file = GUARDIAN_DONE});
     close(guardian->pipe_fd);
     while (waitpid(guardian->pid, NULL, 0) < 0 && errno == EINTR)
         ;

@@ -28,7 +28,7 @@ struct guardian {
  */
 int guardian_start(struct guardian *guardian, const struct tty *tty, const char *const *files,
                    unsigned file_count, struct err *e);
-/* The file (one of those, the same pointer) is there, and ours. */
+/* The file (one of those, the same pointer) is there, and ours. One that takes its place is not. */
 void guardian_note_file(struct guardian *guardian, const char *file);
 /* All is clean: let it go, and wait until it has. */
 void guardian_finish(struct guardian *guardian);
