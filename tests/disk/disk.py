@@ -2,7 +2,9 @@
 """disk.py - a Debian disk of guests/debian: login, packages, ssh, reboot, power button
 
 The disk is made smaller than the machine's, and has to grow. What is written has to be there after
-a reboot and after a shutdown by the power button, in a file system that has no errors.
+a reboot and after a shutdown by the power button, in a file system that has no errors; and
+`qemu-img check` finds nothing in an image that is qcow2. With --short there are no packages and no
+reboot.
 """
 import argparse
 import hashlib
@@ -26,7 +28,26 @@ def parse_arguments():
     parser.add_argument("--engine", default="bt")
     parser.add_argument("--firmware", default="none",
                         help="seabios, ovmf, or none: the disk's kernel is started directly")
+    parser.add_argument("--format", default="qcow2", choices=("qcow2", "raw"))
+    parser.add_argument("--short", action="store_true")
     return parser.parse_args()
+
+
+def as_raw(work, disk):
+    """The disk's bytes in a file, as another program than doppel reads them."""
+    if not disk.endswith(".qcow2"):
+        return disk
+    out = os.path.join(work, "copy.img")
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, out], check=True)
+    return out
+
+
+def check_disk(work, disk):
+    if disk.endswith(".qcow2"):
+        # 0: no errors, and no leaks either
+        subprocess.run(["qemu-img", "check", "-f", "qcow2", disk], check=True)
+    subprocess.run(["e2fsck", "-fn", "%s?offset=%d" % (as_raw(work, disk), ROOT_AT)], check=True,
+                   stdin=subprocess.DEVNULL)
 
 
 def debugfs(disk, request):
@@ -37,7 +58,7 @@ def debugfs(disk, request):
 
 def kernel_options(work, disk):
     """As GRUB does it: kernel and initial RAM disk are those of the disk."""
-    options = []
+    options, disk = [], as_raw(work, disk)
     for option, name in (("--kernel", "vmlinuz"), ("--initrd", "initrd.img")):
         found = re.search("/(%s-[^/]+)/" % name, debugfs(disk, "ls -p /boot"))
         expect(found, "the disk holds no /boot/%s" % name)
@@ -52,10 +73,10 @@ def check_grown(guest):
     expect(mib > 2700, "the root file system has %d MiB of a disk of 3 GiB" % mib)
 
 
-def check_kept(guest, word, digest):
+def check_kept(args, guest, word, digest):
     expect(guest.run("cat /root/word").strip() == word, "a file was lost")
     expect(guest.run("sha256sum /root/data").split()[0] == digest, "data was lost")
-    expect("Hello, world!" in guest.run("hello"), "the package was lost")
+    expect(args.short or "Hello, world!" in guest.run("hello"), "the package was lost")
 
 
 def check_log(guest):
@@ -63,14 +84,15 @@ def check_log(guest):
     expect(log.strip() == "", "the kernel complains:\n" + log)
 
 
-def use_machine(guest, ssh, data):
+def use_machine(args, guest, ssh, data):
     """What the issue asks of it; returns a word that was written to a file."""
     word = os.urandom(8).hex()
     guest.login()
     print("\nlogin after %.1f s" % (time.monotonic() - guest.start))
     check_grown(guest)
-    guest.run("apt-get -q update")
-    guest.run("DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends hello")
+    if not args.short:
+        guest.run("apt-get -q update")
+        guest.run("DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends hello")
     guest.run("echo %s >/root/word" % word)
     ssh.run("cat >/root/data", data)
     expect(ssh.run("cat /root/data") == data, "data came back through ssh another")
@@ -78,11 +100,11 @@ def use_machine(guest, ssh, data):
 
 
 def test(args, work):
-    disk = os.path.join(work, "debian.img")
+    disk = os.path.join(work, "debian.qcow2" if args.format == "qcow2" else "debian.img")
     port = free_port()
     ssh = Ssh(work, port)
     make_disk(disk, "--size", "2G", "--hostname", "disktest", "--ssh-key", ssh.key + ".pub")
-    os.truncate(disk, 3 << 30)
+    subprocess.run([args.doppel, "image", "resize", disk, "3G"], check=True)
     data = os.urandom(8 << 20)
     digest = hashlib.sha256(data).hexdigest()
     env = dict(os.environ, XDG_RUNTIME_DIR=work)
@@ -95,22 +117,22 @@ def test(args, work):
         command += ["--firmware", args.firmware]
 
     with Guest(command, env) as guest:
-        word = use_machine(guest, ssh, data)
-        guest.send("reboot")
-        guest.login()
-        check_kept(guest, word, digest)
+        word = use_machine(args, guest, ssh, data)
+        if not args.short:
+            guest.send("reboot")
+            guest.login()
+        check_kept(args, guest, word, digest)
         check_log(guest)
         run_doppel(args.doppel, env, "stop", "disktest")
         expect(guest.wait_end() == 0, "doppel's exit status is %s" % guest.process.returncode)
         expect("reboot: Power down" in guest.text, "the power button did not shut the guest down")
     with Guest(command, env) as guest:
         guest.login()
-        check_kept(guest, word, digest)
+        check_kept(args, guest, word, digest)
         check_log(guest)
         guest.send("poweroff")
         expect(guest.wait_end() == 0, "doppel's exit status is %s" % guest.process.returncode)
-    subprocess.run(["e2fsck", "-fn", "%s?offset=%d" % (disk, ROOT_AT)], check=True,
-                   stdin=subprocess.DEVNULL)
+    check_disk(work, disk)
 
 
 def main():
