@@ -1,13 +1,14 @@
 /*
- * fuzz_pci.c - libFuzzer entry of the PCI bus: the input is a guest's accesses to configuration
- * space, by both ways, and to BARs wherever it has put them
+ * fuzz_pci.c - libFuzzer entry of the PCI bus: configuration both ways, BARs, interrupts
  *
- * On the bus are a plain function with a BAR of each kind, interrupt vectors and power management;
- * an entropy device as a virtio function; and the bridges of the board. What must hold: bits that
- * are read-only stay as they are; an access that reaches a BAR lies within it; the interrupt wire
- * is what the function drives and the command register lets through; and a reset makes all as it
- * was.
+ * The input is accesses, eight bytes each, to a bus with the bridges, a function with all kinds of
+ * BARs and MSI-X, and a virtio device whose queue the same bytes can set up. What must hold, beside
+ * what sanitizers see: both ways of configuration read the same; what is read-only stays; nothing
+ * but a bus master in D0 writes memory; wires are asserted by functions that may, and by no other;
+ * and after a reset each function is as it was.
  */
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,53 +17,43 @@
 #include "dev/pci/pci_msix.h"
 #include "dev/pci/piix3.h"
 #include "dev/pci/piix4_pm.h"
+#include "dev/virtio/virtio.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
 #include "mem/space.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define RAM_SIZE 0x10000u
+#define STEP 8u
+#define STEPS_MAX 512u
+#define RAM_SIZE 0x4000u
 #define ECAM 0xe0000000u
 #define WINDOW 0xf0000000u
 #define WINDOW_SIZE 0x1000000u
-#define WINDOW_64 UINT64_C(0x4000000000)
+#define WINDOW_64 UINT64_C(0x100000000)
 #define PORTS 0x1000u
-#define PLAIN_SLOT 3u
-#define VIRTIO_SLOT 4u
-#define VECTORS 70u
-#define STEP_BYTES 8u
-#define STEPS_MAX 500u
+#define VECTORS 3u
+#define REGISTERS 64u
 
-/* The plain function's BARs: ports, 32 bits, MSI-X, 64 bits. */
-enum { BAR_PORTS = 0, BAR_32 = 1, BAR_VECTORS = 2, BAR_64 = 3 };
-static const uint64_t bar_sizes[] = {
-    [BAR_PORTS] = 32, [BAR_32] = 4096, [BAR_64] = UINT64_C(8) << 30};
+enum { BRIDGE, ISA, PM, OWN, VIRTIO, NOBODY, FUNCTIONS };
+static const uint8_t devfns[FUNCTIONS] = {PCI_DEVFN(0, 0), PCI_DEVFN(1, 0), PCI_DEVFN(1, 3),
+                                          PCI_DEVFN(2, 0), PCI_DEVFN(3, 0), PCI_DEVFN(31, 7)};
 
-struct machine;
-
-/* What answers behind a BAR of the plain function. */
-struct registers {
-    struct machine *m;
-    uint64_t size;
-};
-
-struct machine {
-    uint8_t *ram;
-    struct space *memory, *ports;
+struct bus {
+    struct space *ports, *memory;
     struct pci_host *host;
     struct piix3 *isa;
     struct piix4_pm *pm;
-    struct pci_device plain;
+    struct pci_device dev; /* OWN */
     struct pci_msix *msix;
-    pthread_mutex_t lock; /* of what is behind the plain function's BARs */
-    struct registers registers[4];
     struct virtio_rng *rng;
     struct virtio_pci *virtio;
-    bool is_asserted;                       /* INTA of the plain function */
-    bool wires[4];                          /* as the bus drives them */
-    bool wants_reset;                       /* by the reset control register */
-    uint8_t virtio_config[PCI_CONFIG_SIZE]; /* as it was at first */
+    pthread_mutex_t lock;
+    uint8_t registers[REGISTERS];
+    uint8_t *ram, *before; /* the latter as it was before an access */
+    uint8_t at_first[FUNCTIONS][PCI_CONFIG_SIZE];
+    int pins[4], inputs[16]; /* asserted: 0 or 1 */
+    bool is_asserted;        /* OWN drives its pin */
 };
 
 static void require(bool claim)
@@ -71,234 +62,314 @@ static void require(bool claim)
         abort();
 }
 
+/* ---- what is around the bus ---- */
+
 static uint64_t registers_read(void *ctx, uint64_t offset, unsigned size)
 {
-    const struct registers *r = ctx;
+    struct bus *b = ctx;
+    uint64_t value = 0;
 
-    require(range_fits(offset, size, r->size));
-    return offset * 0x0101010101010101u;
+    if (range_fits(offset, size, REGISTERS))
+        memcpy(&value, b->registers + offset, size);
+    return value;
 }
 
 static void registers_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
 {
-    const struct registers *r = ctx;
+    struct bus *b = ctx;
 
-    require(range_fits(offset, size, r->size));
+    if (range_fits(offset, size, REGISTERS))
+        memcpy(b->registers + offset, &value, size);
 }
 
 static const struct space_ops registers_ops = {
-    .read = registers_read, .write = registers_write, .min_size = 1, .max_size = 4};
+    .read = registers_read, .write = registers_write, .max_size = 4};
 
-static void set_wire(void *sink, unsigned input, bool level)
+static void input_set(void *sink, unsigned input, bool level)
 {
-    struct machine *m = sink;
+    struct bus *b = sink;
 
-    require(m->wires[input] != level);
-    m->wires[input] = level;
+    require(b->inputs[input] == !level); /* only changes are told */
+    b->inputs[input] = level;
 }
 
-static void ask_for_reset(void *ctx)
+static void pin_set(void *sink, unsigned input, bool level)
 {
-    ((struct machine *)ctx)->wants_reset = true;
+    struct bus *b = sink;
+    struct irq_line onwards = piix3_pirq_input(b->isa, input);
+
+    require(b->pins[input] == !level);
+    b->pins[input] = level;
+    irq_set(&onwards, level);
 }
 
-static uint32_t config_of(struct machine *m, unsigned slot, unsigned offset)
+static void ignore_reset(void *ctx)
 {
-    return (uint32_t)space_load(m->memory, ECAM + (slot << 15) + offset, 4);
 }
 
-static void send_msi(void *ctx, uint64_t address, uint32_t value)
+static void ignore_pam(void *ctx, const uint8_t pam[PCI_HOST_PAM_COUNT])
+{
+}
+
+static void check_message(void *ctx, uint64_t address, uint32_t data)
 {
     require((address & 3) == 0);
 }
 
-static void pam_changed(void *ctx, const uint8_t pam[PCI_HOST_PAM_COUNT])
-{
-    volatile uint8_t sum = 0;
+/* ---- configuration ---- */
 
-    for (unsigned i = 0; i < PCI_HOST_PAM_COUNT; i++)
-        sum ^= pam[i];
+static uint32_t get(struct bus *b, unsigned function, unsigned reg, unsigned size)
+{
+    space_store(b->ports, 0xcf8, 0x80000000u | devfns[function] << 8 | (reg & 0xfc), 4);
+    return (uint32_t)space_load(b->ports, 0xcfc + (reg & 3), size);
 }
 
-/* ---- the machine ---- */
-
-static void make_plain(struct machine *m)
+static void put(struct bus *b, unsigned function, unsigned reg, uint32_t value, unsigned size)
 {
-    static const struct pci_ids ids = {.vendor = 0x1234, .device = 0x5678, .class_device = 0xff00};
-    static const enum pci_bar_kind kinds[] = {
-        [BAR_PORTS] = PCI_BAR_IO, [BAR_32] = PCI_BAR_MEM32, [BAR_64] = PCI_BAR_MEM64};
-    struct err e;
-
-    pci_device_init(&m->plain, "plain", NULL, &ids);
-    m->plain.config[PCI_INTERRUPT_PIN] = 1;
-    for (unsigned i = 0; i < ARRAY_SIZE(kinds); i++) {
-        m->registers[i] = (struct registers){m, bar_sizes[i]};
-        struct space_window window = {&registers_ops, &m->registers[i], &m->lock};
-        if (i != BAR_VECTORS)
-            pci_device_set_bar(&m->plain, i, kinds[i], bar_sizes[i], &window);
-    }
-    require(pci_msix_create(&m->plain, BAR_VECTORS, VECTORS, &m->msix, &e) == 0);
-    pci_device_add_power_management(&m->plain);
-    require(pci_host_add(m->host, &m->plain, PLAIN_SLOT, 0, &e) == 0);
+    space_store(b->ports, 0xcf8, 0x80000000u | devfns[function] << 8 | (reg & 0xfc), 4);
+    space_store(b->ports, 0xcfc + (reg & 3), value, size);
 }
 
-static void make_machine(struct machine *m)
+static uint64_t ecam(unsigned function, unsigned reg)
 {
-    struct err e;
-    struct irq_line isa[16] = {0};
-    struct pci_host_config config = {
-        .reset = ask_for_reset, .pam_changed = pam_changed, .send_msi = send_msi, .ctx = m};
-
-    require(space_create("memory", BIT(40), &m->memory, &e) == 0);
-    require(space_create("ports", 65536, &m->ports, &e) == 0);
-    require(space_add_ram(m->memory, 0, m->ram, RAM_SIZE, false, &e) == 0);
-    require(piix3_create(isa, &m->isa, &e) == 0);
-    for (unsigned i = 0; i < 4; i++)
-        config.pirq[i] = (struct irq_line){set_wire, m, i};
-    require(pci_host_create(&config, &m->host, &e) == 0);
-    require(pci_host_map(m->host, m->ports, PCI_HOST_PORT, &e) == 0);
-    require(pci_host_map_ecam(m->host, m->memory, ECAM, &e) == 0);
-    require(pci_host_map_window(m->host, m->ports, true, PORTS, 0x10000 - PORTS, &e) == 0);
-    require(pci_host_map_window(m->host, m->memory, false, WINDOW, WINDOW_SIZE, &e) == 0);
-    require(pci_host_map_window(m->host, m->memory, false, WINDOW_64, WINDOW_64, &e) == 0);
-    require(piix3_attach(m->isa, m->host, 1, &e) == 0);
-    require(piix4_pm_create(0x600, 9, &m->pm, &e) == 0);
-    require(piix4_pm_attach(m->pm, m->host, 1, &e) == 0);
-    pthread_mutex_init(&m->lock, NULL);
-    make_plain(m);
-    require(virtio_rng_create(m->memory, &m->rng, &e) == 0);
-    require(virtio_pci_create(virtio_rng_device(m->rng), 0x1000, &m->virtio, &e) == 0);
-    require(virtio_pci_attach(m->virtio, m->host, VIRTIO_SLOT, &e) == 0);
-    for (unsigned i = 0; i < PCI_CONFIG_SIZE; i += 4)
-        store_le32(m->virtio_config + i, config_of(m, VIRTIO_SLOT, i));
+    return ECAM + ((uint64_t)devfns[function] << 12) + reg;
 }
 
-static void destroy_machine(struct machine *m)
+/* Reading the data register of virtio's window reads what it shows, which may change by that. */
+static bool has_effects(struct bus *b, unsigned function, unsigned reg)
 {
-    space_destroy(m->ports);
-    space_destroy(m->memory);
-    virtio_pci_destroy(m->virtio);
-    virtio_rng_destroy(m->rng);
-    pci_msix_destroy(m->msix);
-    piix4_pm_destroy(m->pm);
-    piix3_destroy(m->isa);
-    pci_host_destroy(m->host);
-    pthread_mutex_destroy(&m->lock);
+    if (function != VIRTIO)
+        return false;
+    for (unsigned at = b->at_first[VIRTIO][PCI_CAPABILITIES]; at != 0;
+         at = b->at_first[VIRTIO][at + 1])
+        if (b->at_first[VIRTIO][at] == PCI_CAP_VENDOR && b->at_first[VIRTIO][at + 3] == 5)
+            return ranges_overlap(reg, 4, at + 16, 4);
+    return false;
 }
 
-/* As the board does it, which nobody may call from within an access. */
-static void reset(struct machine *m)
+static void check_same(struct bus *b, unsigned function, unsigned reg, unsigned size)
 {
-    pci_host_reset_device(m->host, &m->plain);
-    m->is_asserted = false;
-    virtio_pci_reset(m->virtio);
-    piix3_reset(m->isa);
-    piix4_pm_reset(m->pm);
-    pci_host_reset(m->host);
-    require(memcmp(m->plain.config, m->plain.initial, PCI_CONFIG_SIZE) == 0);
-    for (unsigned i = 0; i < PCI_BAR_COUNT; i++)
-        require(m->plain.bars[i].addr == UINT64_MAX);
-    for (unsigned i = 0; i < PCI_CONFIG_SIZE; i += 4)
-        require(config_of(m, VIRTIO_SLOT, i) == load_le32(m->virtio_config + i));
-    for (unsigned i = 0; i < 4; i++)
-        require(!m->wires[i]);
-    m->wants_reset = false;
+    if (!has_effects(b, function, reg))
+        require(get(b, function, reg, size) == space_load(b->memory, ecam(function, reg), size));
 }
 
-/* ---- the guest ---- */
-
-static void access_config(struct machine *m, const uint8_t *step, bool is_write, bool is_ecam)
+/* Identity, header type, and the list of capabilities. */
+static void check_fixed(struct bus *b, unsigned function)
 {
-    static const uint8_t functions[] = {PCI_DEVFN(PLAIN_SLOT, 0), PCI_DEVFN(VIRTIO_SLOT, 0),
-                                        PCI_DEVFN(0, 0),          PCI_DEVFN(1, 0),
-                                        PCI_DEVFN(1, 3),          PCI_DEVFN(9, 1)};
-    uint32_t devfn = functions[step[1] % ARRAY_SIZE(functions)], value = load_le32(step + 4);
-    unsigned size = 1u << (step[3] & 3) % 3;
-    uint64_t at = ECAM + (devfn << 12) + (step[2] | (step[3] & 8) << 5);
+    static const uint8_t fixed[] = {0x00, 0x01, 0x02, 0x03, 0x08, 0x09, 0x0a, 0x0b,
+                                    0x0e, 0x2c, 0x2d, 0x2e, 0x2f, 0x34, 0x3d};
+    const uint8_t *first = b->at_first[function];
 
-    if (!is_ecam) {
-        space_store(m->ports, PCI_HOST_PORT, 0x80000000u | devfn << 8 | step[2], 4);
-        at = PCI_HOST_PORT + 4 + (step[3] >> 2 & 3);
-    }
-    struct space *space = is_ecam ? m->memory : m->ports;
-    if (is_write)
-        space_store(space, at, value, size);
+    for (unsigned i = 0; i < ARRAY_SIZE(fixed); i++)
+        require(get(b, function, fixed[i], 1) == first[fixed[i]]);
+    for (unsigned at = first[PCI_CAPABILITIES]; at != 0; at = first[at + 1])
+        require(get(b, function, at, 2) == (uint32_t)(first[at] | first[at + 1] << 8));
+    if (function != VIRTIO && function != OWN)
+        return;
+    unsigned state = get(b, function, first[PCI_CAPABILITIES] + 4u, 1) & 3; /* PM came last */
+    require(state == 0 || state == 3);
+}
+
+static bool is_powered(struct bus *b, unsigned function)
+{
+    return (get(b, function, b->at_first[function][PCI_CAPABILITIES] + 4u, 1) & 3) == 0;
+}
+
+static bool may_master(struct bus *b)
+{
+    return (get(b, VIRTIO, PCI_COMMAND, 2) & PCI_COMMAND_MASTER) != 0 && is_powered(b, VIRTIO);
+}
+
+/* Is OWN's pin on its wire as it should be? Slot 2, pin A: the second wire, which is its alone. */
+static void check_wire(struct bus *b)
+{
+    bool may = !(get(b, OWN, PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE) && is_powered(b, OWN) &&
+               !pci_msix_is_enabled(b->msix);
+
+    require(b->pins[1] == (b->is_asserted && may));
+    require(((get(b, OWN, PCI_STATUS, 2) & PCI_STATUS_INTX) != 0) == b->is_asserted);
+}
+
+/* ---- steps ---- */
+
+/* An address in BAR 0 to 4 of OWN or VIRTIO, wherever that is; false: it decodes nothing. */
+static bool bar_place(struct bus *b, const uint8_t *step, bool *is_io, uint64_t *addr)
+{
+    unsigned function = step[1] & 1 ? VIRTIO : OWN, bar = step[1] >> 1 & 7;
+
+    if (bar > 4)
+        return false;
+    uint32_t low = get(b, function, PCI_BAR0 + 4 * bar, 4);
+    *is_io = low & 1;
+    *addr = low & (*is_io ? ~3u : ~15u);
+    if ((low & 7) == 4)
+        *addr |= (uint64_t)get(b, function, PCI_BAR0 + 4 * bar + 4, 4) << 32;
+    *addr += load_le16(step + 2);
+    return true;
+}
+
+static void access_bar(struct bus *b, const uint8_t *step, unsigned size)
+{
+    uint64_t addr;
+    bool is_io;
+
+    if (!bar_place(b, step, &is_io, &addr))
+        return;
+    struct space *space = is_io ? b->ports : b->memory;
+    if (is_io ? addr >= 0x10000 : addr >= UINT64_C(1) << 40)
+        return;
+    if (step[0] & 0x20)
+        space_store(space, addr, load_le32(step + 4), size);
     else
-        space_load(space, at, size);
+        space_load(space, addr, size);
+    if (!is_io && addr < RAM_SIZE) /* a BAR that is nowhere: it was the driver that wrote */
+        memcpy(b->before, b->ram, RAM_SIZE);
 }
 
-/* To a BAR where it is now, or anywhere in the windows. */
-static void access_bar(struct machine *m, const uint8_t *step, bool is_write)
+static void obey(struct bus *b, const uint8_t *step)
 {
-    unsigned size = 1u << (step[1] & 3), bar = (step[1] >> 2) % PCI_BAR_COUNT;
-    uint64_t value = load_le32(step + 4) * UINT64_C(0x100000001);
-    unsigned slot = step[2] & 1 ? VIRTIO_SLOT : PLAIN_SLOT, offset = load_le16(step + 2) >> 1;
-    uint32_t low = config_of(m, slot, PCI_BAR0 + 4 * bar);
-    bool is_io = (low & 1) != 0;
-    uint64_t at = low & (is_io ? ~3u : ~15u);
+    unsigned size = 1u << (step[0] >> 3 & 3), function = step[1] % FUNCTIONS;
+    unsigned reg = step[2] & ~(MIN(size, 4u) - 1);
+    uint32_t value = load_le32(step + 4);
 
-    if (!is_io && (low & 4) && bar + 1 < PCI_BAR_COUNT)
-        at |= (uint64_t)config_of(m, slot, PCI_BAR0 + 4 * bar + 4) << 32;
-    /* as far before its end as behind its start */
-    at = step[1] & 0x80 ? at - (offset & 15) : at + offset;
-    struct space *space = is_io ? m->ports : m->memory;
-    if (is_write)
-        space_store(space, at, value, size);
-    else
-        space_load(space, at, size);
-}
-
-static void check(struct machine *m)
-{
-    const struct pci_device *dev = &m->plain;
-
-    for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
-        require(((dev->config[i] ^ dev->initial[i]) &
-                 (uint8_t) ~(dev->write_mask[i] | dev->clear_mask[i] |
-                             (i == PCI_STATUS ? PCI_STATUS_INTX : 0))) == 0);
-    bool is_disabled = load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE;
-    require(m->wires[PLAIN_SLOT - 1] == (m->is_asserted && !is_disabled));
-    require(!m->wires[0] && !m->wires[1]);
-}
-
-static void take_step(struct machine *m, const uint8_t *step)
-{
-    switch (step[0] % 8) {
+    switch (step[0] & 7) {
     case 0:
+        put(b, function, reg, value, MIN(size, 4u));
+        break;
     case 1:
+        space_store(b->memory, ecam(function, reg), value, MIN(size, 4u));
+        break;
     case 2:
+        check_same(b, function, reg, MIN(size, 4u));
+        break;
     case 3:
-        access_config(m, step, step[0] & 1, step[0] & 2);
-        break;
     case 4:
-    case 5:
-        access_bar(m, step, step[0] & 1);
+        access_bar(b, step, size);
         break;
-    case 6: /* the devices' side */
-        m->is_asserted = step[1] & 1;
-        pci_host_set_intx(m->host, &m->plain, m->is_asserted);
-        pci_msix_notify(m->msix, load_le16(step + 2) % (VECTORS + 2));
+    case 5: /* the ports themselves */
+        if (step[0] & 0x20)
+            space_store(b->ports, 0xcf8 + (step[2] & 7), value, MIN(size, 4u));
+        else
+            space_load(b->ports, 0xcf8 + (step[2] & 7), MIN(size, 4u));
         break;
-    default: /* the bridge's ports, in every way */
-        space_store(m->ports, PCI_HOST_PORT + (step[1] & 7), load_le32(step + 4),
-                    1u << (step[2] & 3) % 3);
+    case 6:
+        b->is_asserted = value & 1;
+        pci_host_set_intx(b->host, &b->dev, b->is_asserted);
+        break;
+    default:
+        pci_msix_notify(b->msix, value % (VECTORS + 1));
         break;
     }
-    if (m->wants_reset)
-        reset(m);
-    check(m);
+}
+
+static void check_step(struct bus *b, const uint8_t *step)
+{
+    bool was_master = may_master(b);
+
+    memcpy(b->before, b->ram, RAM_SIZE);
+    obey(b, step);
+    if (!was_master && !may_master(b))
+        require(memcmp(b->before, b->ram, RAM_SIZE) == 0);
+    check_wire(b);
+}
+
+/* ---- the bus ---- */
+
+static void make_functions(struct bus *b)
+{
+    static const struct pci_ids ids = {.vendor = 0x1af4, .device = 0x1000, .class_device = 0x0200};
+    struct space_window window = {&registers_ops, b, &b->lock};
+
+    require(piix3_attach(b->isa, b->host, 1, NULL) == 0);
+    require(piix4_pm_create(0x600, 9, &b->pm, NULL) == 0);
+    require(piix4_pm_attach(b->pm, b->host, 1, NULL) == 0);
+    pci_device_init(&b->dev, "function", NULL, &ids);
+    b->dev.config[PCI_INTERRUPT_PIN] = 1;
+    pci_device_set_bar(&b->dev, 0, PCI_BAR_IO, REGISTERS, &window);
+    require(pci_msix_create(&b->dev, 1, VECTORS, &b->msix, NULL) == 0);
+    pci_device_set_bar(&b->dev, 2, PCI_BAR_MEM64, UINT64_C(1) << 33, &window);
+    pci_device_set_bar(&b->dev, 4, PCI_BAR_MEM32, 4096, &window);
+    pci_device_add_power_management(&b->dev);
+    require(pci_host_add(b->host, &b->dev, 2, 0, NULL) == 0);
+    require(virtio_rng_create(b->memory, &b->rng, NULL) == 0);
+    require(virtio_pci_create(virtio_rng_device(b->rng), 0x00ff, &b->virtio, NULL) == 0);
+    require(virtio_pci_attach(b->virtio, b->host, 3, NULL) == 0);
+}
+
+static void make_bus(struct bus *b)
+{
+    struct pci_host_config config = {
+        .reset = ignore_reset, .pam_changed = ignore_pam, .send_msi = check_message, .ctx = b};
+    struct irq_line isa[16];
+
+    memset(b, 0, sizeof(*b));
+    pthread_mutex_init(&b->lock, NULL);
+    b->ram = calloc(1, RAM_SIZE);
+    b->before = malloc(RAM_SIZE);
+    require(b->ram != NULL && b->before != NULL);
+    require(space_create("memory", BIT(40), &b->memory, NULL) == 0);
+    require(space_create("ports", BIT(16), &b->ports, NULL) == 0);
+    require(space_add_ram(b->memory, 0, b->ram, RAM_SIZE, false, NULL) == 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(isa); i++)
+        isa[i] = (struct irq_line){.set = input_set, .sink = b, .input = i};
+    require(piix3_create(isa, &b->isa, NULL) == 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(config.pirq); i++)
+        config.pirq[i] = (struct irq_line){.set = pin_set, .sink = b, .input = i};
+    require(pci_host_create(&config, &b->host, NULL) == 0);
+    require(pci_host_map(b->host, b->ports, 0xcf8, NULL) == 0);
+    require(pci_host_map_ecam(b->host, b->memory, ECAM, NULL) == 0);
+    require(pci_host_map_window(b->host, b->ports, true, PORTS, 0x10000 - PORTS, NULL) == 0);
+    require(pci_host_map_window(b->host, b->memory, false, WINDOW, WINDOW_SIZE, NULL) == 0);
+    require(pci_host_map_window(b->host, b->memory, false, WINDOW_64, BIT(40) - WINDOW_64, NULL) ==
+            0);
+    make_functions(b);
+}
+
+static void look(struct bus *b, uint8_t config[FUNCTIONS][PCI_CONFIG_SIZE])
+{
+    for (unsigned i = 0; i < FUNCTIONS; i++)
+        for (unsigned reg = 0; reg < PCI_CONFIG_SIZE; reg++)
+            config[i][reg] = (uint8_t)get(b, i, reg, 1);
+}
+
+static void check_reset(struct bus *b)
+{
+    static uint8_t after[FUNCTIONS][PCI_CONFIG_SIZE];
+
+    virtio_pci_reset(b->virtio);
+    pci_host_reset_device(b->host, &b->dev);
+    pci_host_reset(b->host);
+    piix3_reset(b->isa);
+    piix4_pm_reset(b->pm);
+    look(b, after);
+    require(memcmp(after, b->at_first, sizeof(after)) == 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(b->pins); i++)
+        require(b->pins[i] == 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(b->inputs); i++)
+        require(b->inputs[i] == 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static uint8_t ram[RAM_SIZE] __attribute__((aligned(4096)));
-    struct machine m = {.ram = ram};
+    static struct bus b;
 
-    memset(ram, 0, sizeof(ram));
-    make_machine(&m);
-    for (unsigned i = 0; i < STEPS_MAX && size >= STEP_BYTES; i++, data += 8, size -= 8)
-        take_step(&m, data);
-    reset(&m);
-    destroy_machine(&m);
+    make_bus(&b);
+    look(&b, b.at_first);
+    for (size_t at = 0; size - at >= STEP && at < STEPS_MAX * STEP; at += STEP)
+        check_step(&b, data + at);
+    for (unsigned i = 0; i < NOBODY; i++)
+        check_fixed(&b, i);
+    check_reset(&b);
+    space_destroy(b.ports);
+    space_destroy(b.memory);
+    virtio_pci_destroy(b.virtio);
+    virtio_rng_destroy(b.rng);
+    pci_host_destroy(b.host);
+    pci_msix_destroy(b.msix);
+    piix4_pm_destroy(b.pm);
+    piix3_destroy(b.isa);
+    pthread_mutex_destroy(&b.lock);
+    free(b.ram);
+    free(b.before);
     return 0;
 }
