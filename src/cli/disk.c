@@ -45,8 +45,9 @@ static int take_serial(const char *value, struct vm_disk *out, struct err *e)
     return 0;
 }
 
-static int take_property(const char *part, struct vm_disk *out, struct err *e)
+static int take_property(const char *part, void *ctx, struct err *e)
 {
+    struct vm_disk *out = ctx;
     static const char *const names[] = {"ro", "format", "cache", "serial"};
     const char *value;
 
@@ -87,12 +88,5 @@ int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out
                            "none here",
                            socket);
     }
-    while (rest != NULL) {
-        const char *part = to;
-        rest = props_take(rest, &to);
-        int rc = take_property(part, out, e);
-        if (rc != 0)
-            return rc;
-    }
-    return 0;
+    return props_each(rest, &to, take_property, out, e);
 }

@@ -103,8 +103,9 @@ static int take_mtu(const char *text, struct vm_net *out, struct err *e)
     return rc;
 }
 
-static int take_property(const char *part, struct vm_net *out, struct err *e)
+static int take_property(const char *part, void *ctx, struct err *e)
 {
+    struct vm_net *out = ctx;
     static const char *const names[] = {"mac", "mtu", "hostfwd", "restrict"};
     static const char *const tap_names[] = {"mac", "mtu", "ifname"};
     const char *value;
@@ -160,14 +161,7 @@ int net_parse(const char *value, char text[NET_TEXT_SIZE], struct vm_net *out, s
                        "--net: the socket's path is missing, as in socket:/run/user/1000/lan");
     if (out->kind == VM_NET_NONE && rest != NULL)
         return err_set(e, 0, "--net: none has no properties");
-    while (rest != NULL) {
-        const char *part = to;
-        rest = props_take(rest, &to);
-        int rc = take_property(part, out, e);
-        if (rc != 0)
-            return rc;
-    }
-    return 0;
+    return props_each(rest, &to, take_property, out, e);
 }
 
 void net_choose_mac(const char *name, struct vm_net *net)

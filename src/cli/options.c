@@ -326,10 +326,23 @@ static int options_take_vsock(const char *value, struct vm_vsock *out, struct er
     return rc;
 }
 
+static int options_take_balloon_property(const char *part, void *ctx, struct err *e)
+{
+    static const char *const names[] = {"reporting", "deflate-on-oom"};
+    struct vm_balloon *out = ctx;
+    if (strcmp(part, names[0]) == 0)
+        out->reports_free_pages = true;
+    else if (strcmp(part, names[1]) == 0)
+        out->deflates_on_oom = true;
+    else
+        return props_unknown("--balloon", part, names, ARRAY_SIZE(names),
+                             "there are reporting and deflate-on-oom", e);
+    return 0;
+}
+
 static int options_take_balloon(const char *value, struct vm_balloon *out, struct err *e)
 {
     static const char *const kinds[] = {"none", "on"};
-    static const char *const names[] = {"reporting", "deflate-on-oom"};
     char text[64];
     char *to = text;
     unsigned kind = 0;
@@ -341,17 +354,8 @@ static int options_take_balloon(const char *value, struct vm_balloon *out, struc
     *out = (struct vm_balloon){.is_there = kind == 1};
     if (rc == 0 && kind == 0 && rest != NULL)
         return err_set(e, 0, "--balloon: none has no properties");
-    while (rc == 0 && rest != NULL) {
-        const char *part = to;
-        rest = props_take(rest, &to);
-        if (strcmp(part, names[0]) == 0)
-            out->reports_free_pages = true;
-        else if (strcmp(part, names[1]) == 0)
-            out->deflates_on_oom = true;
-        else
-            rc = props_unknown("--balloon", part, names, ARRAY_SIZE(names),
-                               "there are reporting and deflate-on-oom", e);
-    }
+    if (rc == 0)
+        rc = props_each(rest, &to, options_take_balloon_property, out, e);
     return rc;
 }
 

@@ -18,8 +18,9 @@ static int take_name(const char *name, struct port_option *out, struct err *e)
     return 0;
 }
 
-static int take_property(const char *part, struct port_option *out, struct err *e)
+static int take_property(const char *part, void *ctx, struct err *e)
 {
+    struct port_option *out = ctx;
     static const char *const names[] = {"name", "socket", "file", "pty"};
     static const char *const kinds[] = {NULL, "unix:", "file:", "pty:"};
 
@@ -48,13 +49,9 @@ int port_parse(const char *value, struct port_option *out, struct err *e)
     *out = (struct port_option){0};
     if (strlen(value) >= sizeof(text) - 8)
         return err_set(e, 0, "--port: the value is longer than %zu characters", sizeof(text) - 9);
-    for (const char *rest = value; rest != NULL;) {
-        const char *part = to;
-        rest = props_take(rest, &to);
-        int rc = take_property(part, out, e);
-        if (rc != 0)
-            return rc;
-    }
+    int rc = props_each(value, &to, take_property, out, e);
+    if (rc != 0)
+        return rc;
     if (out->name[0] == '\0' || out->device[0] == '\0')
         return err_set(e, 0,
                        "--port: '%s' lacks its name or its other end; it has the form "

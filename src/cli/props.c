@@ -20,6 +20,19 @@ const char *props_take(const char *from, char **to)
     return *from == ',' ? from + 1 : NULL;
 }
 
+int props_each(const char *rest, char **to, int (*take)(const char *part, void *ctx, struct err *e),
+               void *ctx, struct err *e)
+{
+    int rc = 0;
+
+    while (rc == 0 && rest != NULL) {
+        const char *part = *to;
+        rest = props_take(rest, to);
+        rc = take(part, ctx, e);
+    }
+    return rc;
+}
+
 const char *props_vhost_user(const char *part)
 {
     static const char prefix[] = "vhost-user:";

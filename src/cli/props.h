@@ -16,6 +16,10 @@
  */
 const char *props_take(const char *from, char **to);
 
+/* Give all parts of `rest` (NULL: there are none) to `take`, in order, until it fails with one. */
+int props_each(const char *rest, char **to, int (*take)(const char *part, void *ctx, struct err *e),
+               void *ctx, struct err *e);
+
 /* The socket's path of a part "vhost-user:PATH", or NULL when it is none. */
 const char *props_vhost_user(const char *part);
 

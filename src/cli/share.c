@@ -17,8 +17,9 @@ static int take_tag(const char *value, struct vm_share *out, struct err *e)
     return 0;
 }
 
-static int take_property(const char *part, struct vm_share *out, struct err *e)
+static int take_property(const char *part, void *ctx, struct err *e)
 {
+    struct vm_share *out = ctx;
     static const char *const names[] = {"ro", "tag"};
     const char *value;
 
@@ -52,13 +53,9 @@ int share_parse(const char *value, char text[SHARE_TEXT_SIZE], struct vm_share *
         if (socket[0] == '\0')
             return err_set(e, 0, "--share: vhost-user: lacks the path of a socket");
     }
-    while (rest != NULL) {
-        const char *part = to;
-        rest = props_take(rest, &to);
-        int rc = take_property(part, out, e);
-        if (rc != 0)
-            return rc;
-    }
+    int rc = props_each(rest, &to, take_property, out, e);
+    if (rc != 0)
+        return rc;
     if (out->tag == NULL)
         return err_set(e, 0,
                        "--share: by what name is the guest to mount it? Say so with "
