@@ -63,14 +63,14 @@ test-crash: $(BUILD)/build.ninja
 		--rounds $(ROUNDS)
 
 bench: $(BUILD)/build.ninja
-	@tools/deps build run bench
+	@tools/deps build run test bench guests
 	ninja -C $(BUILD)
 	@bench/run $(BUILD) $(BENCH)
 
 bench-io: $(BUILD)/build.ninja
 	@tools/deps build run test bench guests
 	ninja -C $(BUILD) doppel
-	@bench/io.py --doppel $(BUILD)/doppel $(BENCH)
+	@bench/run $(BUILD) --io $(BENCH)
 
 soak: $(BUILD)/build.ninja
 	@tools/deps build run test
@@ -117,7 +117,7 @@ help:
 	'make test-nested of these, those under kvm on a host that QEMU makes' \
 	'make test-crash kill machines at work ROUNDS=200 times; disks and file systems are checked' \
 	'make bench      measure against QEMU and the bare host (BENCH=--list, BENCH="--rows boot,sqlite")' \
-	'make bench-io   disk and network of a Debian guest beside QEMU'"'"'s (BENCH="--rows read4k,net-in")' \
+	'make bench-io   of these, disk, network and shared folder of a Debian guest (BENCH="--rows read4k,net-in")' \
 	'make soak       a guest under load and memory pressure for MINUTES=30, every result checked' \
 	'make install    into $$(DESTDIR)$$(PREFIX), PREFIX=/usr/local; uninstall takes it out again' \
 	'make format     clang-format over all C files' \
