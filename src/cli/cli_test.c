@@ -324,14 +324,19 @@ static void test_share(void **state)
 {
     struct options o;
     struct err e;
-    assert_int_equal(
-        PARSE(&o, &e, "--kernel", "k", "--share", "/a,,b,tag=x", "--share", "c,ro,tag=y"), 0);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", "/a,,b,tag=x", "--share",
+                           "c,ro,tag=y,cache=never"),
+                     0);
     assert_int_equal(o.share_count, 2);
     assert_string_equal(o.shares[0].path, "/a,b");
     assert_string_equal(o.shares[0].tag, "x");
     assert_false(o.shares[0].is_read_only);
     assert_string_equal(o.shares[1].path, "c");
     assert_true(o.shares[1].is_read_only);
+    assert_int_equal(o.shares[0].cache, SHARE_CACHE_AUTO);
+    assert_int_equal(o.shares[1].cache, SHARE_CACHE_NEVER);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", "c,tag=x,cache=always"), 0);
+    assert_int_equal(o.shares[0].cache, SHARE_CACHE_ALWAYS);
     static const char *const bad[][2] = {
         {"c", "tag=NAME"},
         {",tag=x", "empty"},
@@ -339,6 +344,7 @@ static void test_share(void **state)
         {"c,tag=0123456789012345678901234567890123456", "1 to 36"},
         {"c,tga=x", "did you mean 'tag'"},
         {"c,tag=x,rw", "ro"},
+        {"c,tag=x,cache=none", "auto, always, never"},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", bad[i][0]), -EINVAL);
@@ -365,10 +371,15 @@ static void test_vhost_user(void **state)
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "./vhost-user:/a"), 0);
     assert_false(o.disks[0].is_vhost_user);
     static const char *const bad[][2] = {
-        {"--disk", "vhost-user:"},        {"--disk", "vhost-user:/a,ro"},
-        {"--net", "vhost-user:"},         {"--net", "vhost-user:/n,restrict"},
-        {"--net", "vhost-user:/n,mtu=1"}, {"--share", "vhost-user:/s"},
-        {"--share", "vhost-user:,tag=x"}, {"--share", "vhost-user:/s,tag=x,ro"},
+        {"--disk", "vhost-user:"},
+        {"--disk", "vhost-user:/a,ro"},
+        {"--net", "vhost-user:"},
+        {"--net", "vhost-user:/n,restrict"},
+        {"--net", "vhost-user:/n,mtu=1"},
+        {"--share", "vhost-user:/s"},
+        {"--share", "vhost-user:,tag=x"},
+        {"--share", "vhost-user:/s,tag=x,ro"},
+        {"--share", "vhost-user:/s,tag=x,cache=always"},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         assert_int_equal(PARSE(&o, &e, "--kernel", "k", bad[i][0], bad[i][1]), -EINVAL);

@@ -17,23 +17,40 @@ static int take_tag(const char *value, struct vm_share *out, struct err *e)
     return 0;
 }
 
+static int take_cache(const char *value, struct vm_share *out, struct err *e)
+{
+    static const char *const names[] = {[SHARE_CACHE_AUTO] = "auto",
+                                        [SHARE_CACHE_ALWAYS] = "always",
+                                        [SHARE_CACHE_NEVER] = "never"};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+        if (strcmp(value, names[i]) == 0) {
+            out->cache = (enum share_cache)i;
+            return 0;
+        }
+    return err_set(e, 0, "--share: unknown cache '%s' (choose from auto, always, never)", value);
+}
+
 static int take_property(const char *part, void *ctx, struct err *e)
 {
     struct vm_share *out = ctx;
-    static const char *const names[] = {"ro", "tag"};
+    static const char *const names[] = {"ro", "tag", "cache"};
     const char *value;
 
-    if (strcmp(part, "ro") == 0 && out->is_vhost_user)
-        return err_set(e, 0, "--share: what serves 'vhost-user:%s' says if it is read-only",
-                       out->path);
+    if (out->is_vhost_user && (strcmp(part, "ro") == 0 || props_value(part, "cache") != NULL))
+        return err_set(e, 0, "--share: what serves 'vhost-user:%s' says if it is %s", out->path,
+                       part[0] == 'r' ? "read-only" : "to be cached");
     if (strcmp(part, "ro") == 0) {
         out->is_read_only = true;
         return 0;
     }
     if ((value = props_value(part, "tag")) != NULL)
         return take_tag(value, out, e);
-    return props_unknown("--share", part, names, ARRAY_SIZE(names),
-                         "there are tag= and ro; a comma in the folder's name is written twice", e);
+    if ((value = props_value(part, "cache")) != NULL)
+        return take_cache(value, out, e);
+    return props_unknown(
+        "--share", part, names, ARRAY_SIZE(names),
+        "there are tag=, ro and cache=; a comma in the folder's name is written twice", e);
 }
 
 int share_parse(const char *value, char text[SHARE_TEXT_SIZE], struct vm_share *out, struct err *e)

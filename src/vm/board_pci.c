@@ -295,6 +295,7 @@ static int board_create_folder(struct board *b, unsigned index, struct err *e)
     struct share_config host = {
         .path = share->path,
         .is_read_only = share->is_read_only,
+        .cache = share->cache,
         .descriptors_max = share_descriptors(b->vm->config.share_count),
     };
     int ret = share_open(&host, &s->share, e);

@@ -15,6 +15,7 @@
 
 #include "backend/block/block.h"
 #include "backend/net/netdev.h"
+#include "backend/share/share.h"
 #include "base/err.h"
 #include "base/uuid.h"
 
@@ -94,6 +95,7 @@ struct vm_share {
     bool is_vhost_user; /* as for disks */
     const char *tag; /* 1 to VM_SHARE_TAG_MAX bytes */
     bool is_read_only;
+    enum share_cache cache;
 };
 
 #define VM_SHARES_MAX 8

@@ -53,6 +53,10 @@ class Folders:
     def __init__(self, work):
         self.work, self.look = os.path.join(work, "wo,rk"), os.path.join(work, "look")
         self.secret = os.path.join(work, "secret")
+        self.cached = {mode: os.path.join(work, mode) for mode in ("always", "never")}
+        for folder in self.cached.values():
+            os.mkdir(folder)
+            write(os.path.join(folder, "file"), b"from the host\n")
         os.mkdir(self.work)
         os.mkdir(self.look)
         write(self.secret, b"not the guest's\n")
@@ -60,14 +64,20 @@ class Folders:
         for folder in (self.work, self.look):
             os.symlink(self.secret, os.path.join(folder, "host-link"))
         write(os.path.join(self.look, "file"), b"for reading\n")
+        write(os.path.join(self.work, "changing"), b"before\n")
 
     def options(self):
         return ["--share", self.work.replace(",", ",,") + ",tag=work",
-                "--share", self.look + ",ro,tag=look"]
+                "--share", self.look + ",ro,tag=look",
+                *(option for mode, folder in self.cached.items()
+                  for option in ("--share", "%s,tag=%s,cache=%s" % (folder, mode, mode)))]
 
     def told(self):
         """The guest waits for a file."""
         expect(read(self.work, "from-guest") == b"1\n", "the guest's file is not here")
+        # as long as what the guest has in its memory
+        with open(os.path.join(self.work, "changing"), "r+b") as file:
+            file.write(b"behind\n")
         path = os.path.join(self.work, "from-host")
         write(path + ".new", b"the host was here\n")
         os.rename(path + ".new", path)
@@ -76,6 +86,11 @@ class Folders:
         expect(one(marked, "sum").split()[0] == self.tree_sum, "the guest read something else")
         subprocess.run(["diff", "-r", "--no-dereference", os.path.join(self.work, "tree"),
                         os.path.join(self.work, "copy")], check=True)
+        for mode, folder in self.cached.items():
+            digest = hashlib.md5(read(folder, "big")).hexdigest()
+            expect(one(marked, "sum-" + mode).split()[0] == digest, "with cache=%s the host has something else" % mode)
+            expect(read(folder, "yours") == b"secret\nmore\n", "a file written with cache=%s differs" % mode)
+            expect(os.stat(os.path.join(folder, "new")).st_mtime == 981173106, "a time with cache=%s differs" % mode)
         digest = hashlib.md5(read(self.work, "big")).hexdigest()
         expect(one(marked, "big").split()[0] == digest, "the host has something else")
         expect(one(marked, "big-again").split()[0] == digest, "the guest read something else again")

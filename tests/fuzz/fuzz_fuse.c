@@ -69,8 +69,10 @@ static void make_world(struct world *w, bool is_read_only)
     require(symlinkat("../secret", w->dir, "folder/l") == 0 &&
             symlinkat("..", w->dir, "folder/d/u") == 0 && mkfifoat(w->dir, "folder/f", 0666) == 0);
     snprintf(folder, sizeof(folder), "%s/folder", w->top);
-    struct share_config config = {
-        .path = folder, .is_read_only = is_read_only, .descriptors_max = 64};
+    struct share_config config = {.path = folder,
+                                  .is_read_only = is_read_only,
+                                  .cache = is_read_only ? SHARE_CACHE_AUTO : SHARE_CACHE_ALWAYS,
+                                  .descriptors_max = 64};
     require(share_open(&config, &w->share, &e) == 0);
 }
 
@@ -110,7 +112,10 @@ static void learn(struct world *w, uint32_t opcode, const uint8_t *reply, size_t
     case FUSE_SYMLINK:
     case FUSE_LINK:
     case FUSE_CREATE:
-        require(size >= sizeof(*entry) && entry->nodeid > FUSE_ROOT_ID);
+        require(size >= sizeof(*entry));
+        if (opcode == FUSE_LOOKUP && entry->nodeid == 0) /* there is none, for a while */
+            break;
+        require(entry->nodeid > FUSE_ROOT_ID);
         w->nodes[w->node_count++ % KNOWN] = entry->nodeid;
         if (opcode == FUSE_CREATE)
             w->handles[w->handle_count++ % KNOWN] = load_le64(reply + sizeof(*entry));

@@ -44,9 +44,18 @@ struct share_request {
     struct share_request *next;
 };
 
+/* What the guest keeps in memory of the folder, which others may change at any time. */
+enum share_cache {
+    SHARE_CACHE_AUTO,   /* names and attributes for a second, data until an open finds it changed */
+    SHARE_CACHE_ALWAYS, /* everything, and what it writes for a while: nobody else writes there */
+    SHARE_CACHE_NEVER,  /* nothing: each look is one at the folder */
+};
+
 struct share_config {
     const char *path; /* for messages too; outlives the share */
     bool is_read_only;
+    enum share_cache cache;
+    int64_t (*now_s)(void); /* seconds since 1970; NULL: the host's clock (tests have their own) */
     /* how many descriptors the guest may make the server hold at a time; at least 16 */
     unsigned descriptors_max;
 };

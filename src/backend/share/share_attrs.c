@@ -51,7 +51,7 @@ static int answer_attr(struct share_call *c, const struct share_inode *inode)
 
     if (rc != 0)
         return rc;
-    *out = (struct fuse_attr_out){.attr_valid = SHARE_VALID_S};
+    *out = (struct fuse_attr_out){.attr_valid = share_valid_s(c->share)};
     share_fill_attr(&st, &out->attr);
     c->reply_size = sizeof(*out);
     return 0;

@@ -23,7 +23,7 @@ int share_opendir(struct share_call *c, struct share_inode *inode)
     int fd = share_reopen(c->share, inode, O_RDONLY | O_DIRECTORY);
     if (fd < 0)
         return fd;
-    *out = (struct fuse_open_out){0};
+    *out = (struct fuse_open_out){.open_flags = share_cache_opendir(c->share)};
     c->reply_size = sizeof(*out);
     return share_file_add(&c->share->tables, inode, fd, &out->fh);
 }

@@ -98,6 +98,14 @@ const char *share_take_name(struct share_call *c)
      FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS | FUSE_SUBMOUNTS |                \
      FUSE_HANDLE_KILLPRIV_V2)
 
+/* What the guest writes late, others see late, and it takes no size from the host. */
+static uint32_t wanted(const struct share *share)
+{
+    bool is_late = share->config.cache == SHARE_CACHE_ALWAYS && !share->config.is_read_only;
+
+    return is_late ? WANTED | FUSE_WRITEBACK_CACHE : WANTED;
+}
+
 static int share_init(struct share_call *c, struct share_inode *inode)
 {
     const struct fuse_init_in *in = (const void *)c->args;
@@ -111,7 +119,8 @@ static int share_init(struct share_call *c, struct share_inode *inode)
         return -EPROTO;
     out->minor = MIN(in->minor, (uint32_t)FUSE_KERNEL_MINOR_VERSION);
     out->max_readahead = MIN(in->max_readahead, MAX_WRITE);
-    out->flags = in->flags & WANTED;
+    out->flags = in->flags & wanted(c->share);
+    c->share->is_write_late = (out->flags & FUSE_WRITEBACK_CACHE) != 0;
     out->max_background = BACKGROUND_MAX;
     out->congestion_threshold = BACKGROUND_MAX / 4 * 3;
     out->max_write = MAX_WRITE;

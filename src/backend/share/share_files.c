@@ -34,15 +34,41 @@ int share_reopen(const struct share *share, const struct share_inode *inode, int
     return fd < 0 ? -errno : fd;
 }
 
-/* Of what the guest asks for: not O_DIRECT, whose alignment its buffers need not have. */
-static int open_flags(uint32_t asked)
+/*
+ * Of what the guest asks for: not O_DIRECT, whose alignment its buffers need not have. When it
+ * writes from its page cache, it reads pages that it writes to in part, and knows itself where the
+ * end is.
+ */
+static int open_flags(const struct share *share, uint32_t asked)
 {
-    return (int)(asked & (O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC));
+    int flags = (int)(asked & (O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC));
+
+    if (!share->is_write_late)
+        return flags;
+    if ((flags & O_ACCMODE) == O_WRONLY)
+        flags = (flags & ~O_ACCMODE) | O_RDWR;
+    return flags & ~O_APPEND;
 }
 
 static bool is_write(uint32_t asked)
 {
     return (asked & O_ACCMODE) != O_RDONLY || (asked & O_TRUNC);
+}
+
+/* Takes `fd` over; fills *out. */
+static int add_file(struct share_call *c, struct share_inode *inode, int fd, uint32_t asked,
+                    struct fuse_open_out *out)
+{
+    struct share_tables *tables = &c->share->tables;
+
+    *out = (struct fuse_open_out){0};
+    int rc = share_file_add(tables, inode, fd, &out->fh);
+    struct share_file *file = rc == 0 ? share_file_get(tables, out->fh, inode->id) : NULL;
+    if (file == NULL) /* not there: released by a guess */
+        return rc;
+    out->open_flags = share_cache_open(c->share, file, asked);
+    share_file_put(tables, file);
+    return 0;
 }
 
 static int open_inode(struct share_call *c, struct share_inode *inode, uint32_t asked, uint32_t how,
@@ -56,13 +82,13 @@ static int open_inode(struct share_call *c, struct share_inode *inode, uint32_t 
         return -EROFS;
     int fd = kills ? share_creds_drop_fsetid(c) : 0;
     if (fd == 0)
-        fd = share_reopen(c->share, inode, open_flags(asked));
+        fd = share_reopen(c->share, inode, open_flags(c->share, asked));
+    /* one that may be written, but not read */
+    if (fd == -EACCES && (asked & O_ACCMODE) == O_WRONLY && c->share->is_write_late)
+        fd = share_reopen(c->share, inode, (int)(asked & (O_ACCMODE | O_TRUNC | O_SYNC)));
     if (kills)
         share_creds_regain_fsetid(c);
-    if (fd < 0)
-        return fd;
-    *out = (struct fuse_open_out){0};
-    return share_file_add(&c->share->tables, inode, fd, &out->fh);
+    return fd < 0 ? fd : add_file(c, inode, fd, asked, out);
 }
 
 int share_open_file(struct share_call *c, struct share_inode *inode)
@@ -85,7 +111,8 @@ static int make_file(struct share_call *c, struct share_inode *parent, const cha
 
     if (rc != 0)
         return rc;
-    int fd = share_open_name(parent->fd, name, open_flags(in->flags) | O_CREAT | O_EXCL | O_NOCTTY,
+    int fd = share_open_name(parent->fd, name,
+                             open_flags(c->share, in->flags) | O_CREAT | O_EXCL | O_NOCTTY,
                              in->mode & 07777);
     share_creds_leave(c);
     if (fd < 0)
@@ -103,8 +130,7 @@ static int make_file(struct share_call *c, struct share_inode *parent, const cha
         close(fd);
         return -ESTALE;
     }
-    *out = (struct fuse_open_out){0};
-    rc = share_file_add(&c->share->tables, inode, fd, &out->fh);
+    rc = add_file(c, inode, fd, in->flags, out);
     share_inode_put(&c->share->tables, inode);
     if (rc != 0) /* the guest will not hear of its number */
         share_inode_forget(&c->share->tables, entry->nodeid, 1);
@@ -183,6 +209,7 @@ int share_read(struct share_call *c, struct share_inode *inode)
 
     if (file == NULL)
         return -EBADF;
+    share_cache_read(c->share, file);
     ssize_t n = -EINVAL;
     if (in->offset <= INT64_MAX)
         n = transfer(c, file, false, in->offset, sizeof(struct fuse_out_header),

@@ -15,6 +15,13 @@
 
 #include "backend/share/share.h"
 
+/* What tells whether a file was changed. */
+struct share_stamp {
+    uint64_t size;
+    int64_t mtime_s, ctime_s;
+    uint32_t mtime_ns, ctime_ns;
+};
+
 struct share_inode {
     uint64_t id;   /* the guest's name for it */
     int fd;        /* O_PATH | O_NOFOLLOW */
@@ -24,6 +31,8 @@ struct share_inode {
     uint64_t lookups; /* not yet forgotten by the guest; together one reference */
     unsigned refs;
     struct share_inode *next_by_id, *next_by_key;
+    bool has_kept;
+    struct share_stamp kept; /* see share_cache.c */
 };
 
 struct share_file {
@@ -34,6 +43,8 @@ struct share_file {
     /* under tables.lock */
     unsigned refs;
     bool is_open; /* not released; one reference */
+    bool has_stamp;
+    struct share_stamp stamp; /* the inode's `kept`, once the guest reads */
     struct share_file *next;
 };
 
@@ -86,7 +97,8 @@ struct share {
     int proc_fd; /* /proc/self/fd */
     struct share_creds creds;
     struct share_tables tables;
-    _Atomic uint32_t minor; /* of the protocol, 0: before INIT */
+    _Atomic uint32_t minor;     /* of the protocol, 0: before INIT */
+    _Atomic bool is_write_late; /* the guest writes from its page cache, when it likes */
 
     pthread_mutex_t lock;
     pthread_cond_t has_work;
@@ -191,8 +203,16 @@ int share_open_name(int folder, const char *name, int flags, uint32_t mode);
 share_op_fn share_getattr, share_setattr, share_statfs, share_access, share_setxattr,
     share_getxattr, share_listxattr, share_removexattr, share_syncfs;
 void share_fill_attr(const struct statx *st, struct fuse_attr *attr);
+
+/* ---- share_cache.c ---- */
+
 /* How long the guest may use names and attributes unasked, in seconds. */
-#define SHARE_VALID_S 1
+uint32_t share_valid_s(const struct share *share);
+/* The FOPEN_* flags of a file that was opened with flags `asked`, and of a folder. */
+uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t asked);
+uint32_t share_cache_opendir(const struct share *share);
+/* The guest reads by this handle. */
+void share_cache_read(struct share *share, struct share_file *file);
 
 /* share_files.c */
 share_op_fn share_open_file, share_create, share_read, share_write, share_flush, share_fsync,

@@ -57,8 +57,9 @@ int share_enter_fd(struct share_call *c, const struct share_inode *parent, int f
     rc = share_inode_learn(&c->share->tables, &key, &inode);
     if (rc != 0)
         return rc;
-    *entry = (struct fuse_entry_out){
-        .nodeid = inode->id, .entry_valid = SHARE_VALID_S, .attr_valid = SHARE_VALID_S};
+    uint32_t valid_s = share_valid_s(c->share);
+    *entry =
+        (struct fuse_entry_out){.nodeid = inode->id, .entry_valid = valid_s, .attr_valid = valid_s};
     share_fill_attr(&st, &entry->attr);
     /* inode numbers of another file system are another's in the guest too */
     if (key.type == S_IFDIR && (inode->dev != parent->dev || inode->mount != parent->mount))
@@ -85,8 +86,16 @@ static int answer_entry(struct share_call *c, struct share_inode *parent, const 
 int share_lookup(struct share_call *c, struct share_inode *parent)
 {
     const char *name = share_take_name(c);
+    uint32_t valid_s = share_valid_s(c->share);
 
-    return name == NULL ? -EINVAL : answer_entry(c, parent, name);
+    if (name == NULL)
+        return -EINVAL;
+    int rc = answer_entry(c, parent, name);
+    if (rc != -ENOENT || valid_s == 0)
+        return rc;
+    /* number 0: that there is no such name may be remembered too */
+    *(struct fuse_entry_out *)c->reply = (struct fuse_entry_out){.entry_valid = valid_s};
+    return 0;
 }
 
 int share_readlink(struct share_call *c, struct share_inode *inode)

@@ -195,16 +195,17 @@ void fs_put_file(const struct fs_test *f, const char *name, const char *text)
     close(fd);
 }
 
-void fs_open_share(struct fs_test *f, bool is_read_only, unsigned descriptors)
+static void open_share(struct fs_test *f, const struct share_config *like)
 {
-    struct share_config config = {
-        .path = f->folder, .is_read_only = is_read_only, .descriptors_max = descriptors};
+    struct share_config config = *like;
     struct err e;
+
+    config.path = f->folder;
 
     assert_int_equal(share_open(&config, &f->share, &e), 0);
 }
 
-struct fs_test *fs_setup_with(bool is_read_only, unsigned descriptors)
+struct fs_test *fs_setup_like(const struct share_config *like)
 {
     struct fs_test *f = calloc(1, sizeof(*f));
 
@@ -224,9 +225,16 @@ struct fs_test *fs_setup_with(bool is_read_only, unsigned descriptors)
     assert_int_equal(symlinkat("../secret", f->dir, "up"), 0);
     assert_int_equal(symlinkat("../secret/file", f->dir, "up-file"), 0);
     assert_int_equal(mkfifoat(f->dir, "fifo", 0666), 0);
-    fs_open_share(f, is_read_only, descriptors);
+    open_share(f, like);
     assert_int_equal(fs_init(f, 7, 36), 0);
     return f;
+}
+
+struct fs_test *fs_setup_with(bool is_read_only, unsigned descriptors)
+{
+    struct share_config like = {.is_read_only = is_read_only, .descriptors_max = descriptors};
+
+    return fs_setup_like(&like);
 }
 
 struct fs_test *fs_setup(void)

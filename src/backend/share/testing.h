@@ -30,12 +30,12 @@ struct fs_test {
 
 /* ---- folders ---- */
 
-/* A folder and its server, with the session begun; at most so many descriptors. */
+/* A folder and its server, with the session begun; of *like all but the path counts. */
+struct fs_test *fs_setup_like(const struct share_config *like);
+/* The same, with at most so many descriptors. */
 struct fs_test *fs_setup_with(bool is_read_only, unsigned descriptors);
 /* The same, writable and with plenty of them. */
 struct fs_test *fs_setup(void);
-/* Only the server, for the folder that is there. */
-void fs_open_share(struct fs_test *f, bool is_read_only, unsigned descriptors);
 /* All of it goes. */
 void fs_teardown(struct fs_test *f);
 /* A file, by a name relative to the folder. */
