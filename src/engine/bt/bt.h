@@ -122,6 +122,7 @@ struct bt_vcpu {
     uint32_t flags_ax;                   /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
+    uint64_t mask_high;                       /* bits 63..32 */
     uint64_t mask_bit[2], mask_df;            /* of bit numbers below 32 and 64; DF in a byte */
     uint64_t canonical_shift;                 /* arithmetic shift right gives 0 or -1 */
     uint8_t set_bit_1[256], clear_bit_1[256]; /* IF, in bits 15..8 of RFLAGS, without flags */

@@ -77,14 +77,19 @@ void bt_emit_string(struct bt_tr *t, const struct insn *in)
     bool is_movs = in->opcode == 0xa4 || in->opcode == 0xa5;
     bool is_repeated = in->has_rep || in->has_repne;
     unsigned size = in->opcode & 1 ? in->op_size : 1, others = 0;
-    uint8_t *other[4];
+    uint8_t *other[6];
 
     /* elsewhere: MOVSD of SSE2; segment bases; wrapping offsets */
-    if (in->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT || t->size != 8 || in->addr_size != 8 ||
+    if (in->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT || in->addr_size != t->size ||
         in->has_seg_override || in->has_lock) {
         bt_emit_soft(t);
         return;
     }
+    /* 32-bit code in which 64-bit code left something above its addresses */
+    if (t->size == 4 && is_movs)
+        other[others++] = emit_require_zero(t, H_RSI, BT_OFFSET(mask_high));
+    if (t->size == 4)
+        other[others++] = emit_require_zero(t, H_RDI, BT_OFFSET(mask_high));
     bt_emit_load_df(t);
     uint8_t *is_up = emit_jrcxz(e);
     other[others++] = emit_jmp(e);
@@ -104,12 +109,12 @@ void bt_emit_string(struct bt_tr *t, const struct insn *in)
     emit_string_op(t, in, size);
     if (is_repeated)
         emit_mov(e, true, H_GUEST_RCX, H_RCX);
-    /* minus the addends: x + ~a + 1 */
+    /* minus the addends: x + ~a + 1; addresses of 32 bits may have reached 0 */
     emit_not(e, S2);
-    emit_lea(e, true, H_RDI, H_RDI, S2, 1, 1);
+    emit_lea(e, t->size == 8, H_RDI, H_RDI, S2, 1, 1);
     if (is_movs) {
         emit_not(e, S1);
-        emit_lea(e, true, H_RSI, H_RSI, S1, 1, 1);
+        emit_lea(e, t->size == 8, H_RSI, H_RSI, S1, 1, 1);
     }
     uint8_t *done = emit_jmp(e);
     for (unsigned i = 0; i < others; i++)

@@ -82,6 +82,7 @@ static int bt_attach(struct engine *engine, unsigned index, void *cpu, struct en
     b->self = (uintptr_t)b;
     b->mask_tlb = (uint64_t)(SOFT_TLB_SIZE - 1) << SOFT_PAGE_SHIFT;
     b->mask_page = ~UINT64_C(0xfff);
+    b->mask_high = ~(uint64_t)UINT32_MAX;
     b->mask_jc = (uint64_t)(BT_JC_SIZE - 1) << 1;
     b->mask_bit[0] = 31;
     b->mask_bit[1] = 63;
