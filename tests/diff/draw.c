@@ -8,6 +8,7 @@
 
 #include <Zydis/Zydis.h>
 
+#include "engine/soft/ops.h"
 #include "generate.h"
 
 /* Opcode bytes, the last of them with `reg` in ModRM.reg (-1: no ModRM in the table's sense). */
@@ -426,9 +427,9 @@ static enum draw_kind classify_special(const struct insn *in)
 
 enum draw_kind draw_classify(const struct insn *in)
 {
-    if (in->is_hidden ||
-        (in->has_mem && !in->is_agen && (in->seg == CPU_FS || in->seg == CPU_GS)) ||
-        in->seg == CPU_FS || in->seg == CPU_GS)
+    /* rAX of CLZERO is no memory operand to the decoder */
+    unsigned seg = in->op == ZYDIS_MNEMONIC_CLZERO ? soft_prefix_segment(in) : in->seg;
+    if (in->is_hidden || seg == CPU_FS || seg == CPU_GS)
         return DRAW_REFUSED; /* the host keeps its own things there */
     switch (in->op) {
     case ZYDIS_MNEMONIC_RDRAND:
