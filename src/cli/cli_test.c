@@ -165,7 +165,7 @@ static void test_disks(void **state)
     struct options o;
     struct err e;
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "a,,b.img", "--disk",
-                           "c,ro,cache=none,serial=X,,1", "--ephemeral", "--disk",
+                           "c,ro,cache=none,aio=io_uring,serial=X,,1", "--ephemeral", "--disk",
                            "d,format=qcow2"),
                      0);
     assert_int_equal(o.disk_count, 3);
@@ -179,11 +179,14 @@ static void test_disks(void **state)
     assert_string_equal(o.disks[1].path, "c");
     assert_true(o.disks[1].is_read_only);
     assert_int_equal(o.disks[1].cache, BLOCK_CACHE_NONE);
+    assert_int_equal(o.disks[0].aio, BLOCK_AIO_AUTO);
+    assert_int_equal(o.disks[1].aio, BLOCK_AIO_IO_URING);
     assert_string_equal(o.disks[1].serial, "X,1");
     static const struct {
         const char *value, *about;
     } bad[] = {{",ro", "empty"},
                {"a,cache=fast", "unknown cache"},
+               {"a,aio=native", "unknown aio"},
                {"a,format=vmdk", "unknown format"},
                {"a,seriel=x", "did you mean 'serial'"},
                {"a,b", "written twice"},

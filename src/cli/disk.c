@@ -36,6 +36,20 @@ static int take_format(const char *value, struct vm_disk *out, struct err *e)
     return err_set(e, 0, "--disk: unknown format '%s' (choose from raw, qcow2)", value);
 }
 
+static int take_aio(const char *value, struct vm_disk *out, struct err *e)
+{
+    static const char *const names[] = {[BLOCK_AIO_AUTO] = "auto",
+                                        [BLOCK_AIO_IO_URING] = "io_uring",
+                                        [BLOCK_AIO_THREADS] = "threads"};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+        if (strcmp(value, names[i]) == 0) {
+            out->aio = (enum block_aio)i;
+            return 0;
+        }
+    return err_set(e, 0, "--disk: unknown aio '%s' (choose from auto, io_uring, threads)", value);
+}
+
 static int take_serial(const char *value, struct vm_disk *out, struct err *e)
 {
     if (strlen(value) > SERIAL_MAX)
@@ -48,7 +62,7 @@ static int take_serial(const char *value, struct vm_disk *out, struct err *e)
 static int take_property(const char *part, void *ctx, struct err *e)
 {
     struct vm_disk *out = ctx;
-    static const char *const names[] = {"ro", "format", "cache", "serial"};
+    static const char *const names[] = {"ro", "format", "cache", "aio", "serial"};
     const char *value;
 
     if (strcmp(part, "ro") == 0) {
@@ -59,11 +73,13 @@ static int take_property(const char *part, void *ctx, struct err *e)
         return take_format(value, out, e);
     if ((value = props_value(part, "cache")) != NULL)
         return take_cache(value, out, e);
+    if ((value = props_value(part, "aio")) != NULL)
+        return take_aio(value, out, e);
     if ((value = props_value(part, "serial")) != NULL)
         return take_serial(value, out, e);
     return props_unknown("--disk", part, names, ARRAY_SIZE(names),
-                         "there are ro, format=, cache=, serial=; a comma in the file's name is "
-                         "written twice",
+                         "there are ro, format=, cache=, aio=, serial=; a comma in the file's name "
+                         "is written twice",
                          e);
 }
 

@@ -109,8 +109,9 @@ static const struct option_spec {
         "up to 16 times. Properties: ro (read-only), format=raw or\n"
         "qcow2 (else found out), serial=TEXT, and cache=writeback\n"
         "(the default), none (past the page cache) or unsafe (the\n"
-        "guest's flushes are ignored). With vhost-user:PATH for FILE,\n"
-        "another process serves it"},
+        "guest's flushes are ignored), aio=auto (the default),\n"
+        "io_uring or threads. With vhost-user:PATH for FILE, another\n"
+        "process serves it"},
     [OPTION_EPHEMERAL] = {"ephemeral", NULL, NULL,
         "What the guest writes to its disks is kept in a temporary\n"
         "file and lost at the end; the images are only read"},

@@ -182,6 +182,7 @@ static int board_create_image(struct board *b, unsigned index, struct err *e)
         .is_read_only = disk->is_read_only,
         .is_ephemeral = disk->is_ephemeral,
         .cache = disk->cache,
+        .aio = disk->aio,
     };
     int ret = block_open(&host, &d->block, e);
 

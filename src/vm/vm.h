@@ -39,6 +39,7 @@ struct vm_disk {
     bool is_read_only;
     bool is_ephemeral; /* the image is only read; what the guest writes is lost at the end */
     enum block_cache cache;
+    enum block_aio aio;
     const char *serial; /* as the guest sees it, up to 20 characters; NULL: none */
 };
 

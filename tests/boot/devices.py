@@ -16,7 +16,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
-from harness import Failed, expect, modules_where, run_tool
+from harness import Failed, expect, has_io_uring, modules_where, run_tool
 from lines import LIMIT, Flows, Guest
 
 CONNECTIONS = 20
@@ -252,6 +252,8 @@ class Test:
             out.truncate(4 << 20)
         subprocess.run([args.doppel, "image", "create", self.path("disk.qcow2"), "4M"], check=True)
         initrd, machine = self.path("initramfs.cpio"), self.path("control")
+        aio = "io_uring" if has_io_uring() else "threads"
+        print("disks: aio=%s" % aio)
         run_tool("make-initramfs", initrd, self.path("script") + "=script", args.peer + "=peer",
                  *modules_where(kernel, lambda name: name.endswith(".ko") and
                                 not name.startswith("kvm")))
@@ -263,8 +265,8 @@ class Test:
                        "--port", "name=org.doppel.test,socket=" + self.path("port"),
                        "--balloon", "on,reporting,deflate-on-oom", "--net", "user,mtu=1400",
                        "--vsock", "7," + self.path("vsock"),
-                       "--disk", self.path("disk") + ",serial=GROWS", "--disk",
-                       self.path("disk.qcow2"), "--control", machine])
+                       "--disk", self.path("disk") + ",serial=GROWS,aio=" + aio, "--disk",
+                       self.path("disk.qcow2") + ",aio=" + aio, "--control", machine])
         try:
             self.ports(guest)
             self.console(guest)

@@ -1,4 +1,5 @@
 """harness.py - what tests that start guests share: expectations, the project's tools, kernel modules"""
+import ctypes
 import os
 import subprocess
 
@@ -19,6 +20,14 @@ def run_tool(*command):
     path = os.path.join(TOP, "tools", command[0])
     return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def has_io_uring():
+    """Does the host let us use it? (io_uring_setup has no other name in libc)"""
+    ring = ctypes.CDLL(None).syscall(425, 1, ctypes.create_string_buffer(120))
+    if ring >= 0:
+        os.close(ring)
+    return ring >= 0
 
 
 def modules_where(kernel, is_wanted):

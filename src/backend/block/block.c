@@ -2,7 +2,8 @@
  * block.c - a disk: requests, and the threads that carry them out
  *
  * A few threads take requests from one list. They block in the kernel, so more of them than CPUs
- * keep a disk busy; they are made with the disk and sleep while there is nothing to do.
+ * keep a disk busy; they are made with the disk and sleep while there is nothing to do. With
+ * io_uring (ring.c), what is one call on a file passes them by.
  */
 #include "backend/block/block.h"
 
@@ -13,14 +14,19 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "backend/block/image.h"
+#include "backend/block/ring.h"
 #include "base/bits.h"
+#include "base/log.h"
 
 #define THREADS 4
 
 struct block {
     struct image *image;
+    struct ring *ring; /* NULL: threads do it all */
+    struct block_faults faults;
     _Atomic uint64_t size; /* only grows */
 
     pthread_mutex_t lock;
@@ -34,15 +40,23 @@ struct block {
     unsigned thread_count;
 };
 
-static int execute(const struct block *block, const struct block_request *r)
+static int check(const struct block *block, const struct block_request *r)
 {
-    struct image *image = block->image;
-
     if (r->op != BLOCK_FLUSH && (((r->offset | r->size) & (BLOCK_SECTOR - 1)) != 0 ||
                                  !range_fits(r->offset, r->size, block_size(block))))
         return -EINVAL;
-    if (r->op != BLOCK_READ && r->op != BLOCK_FLUSH && image->is_read_only)
+    if (r->op != BLOCK_READ && r->op != BLOCK_FLUSH && block->image->is_read_only)
         return -EROFS;
+    return 0;
+}
+
+static int execute(const struct block *block, const struct block_request *r)
+{
+    struct image *image = block->image;
+    int rc = check(block, r);
+
+    if (rc != 0)
+        return rc;
     switch (r->op) {
     case BLOCK_READ:
     case BLOCK_WRITE:
@@ -85,14 +99,34 @@ static void *block_run(void *ctx)
     return NULL;
 }
 
-void block_submit(struct block *block, struct block_request *request)
+/* To the threads. */
+static void push(void *ctx, struct block_request *request)
 {
+    struct block *block = ctx;
+
     request->next = NULL;
     pthread_mutex_lock(&block->lock);
     *block->last = request;
     block->last = &request->next;
     pthread_cond_signal(&block->has_work);
     pthread_mutex_unlock(&block->lock);
+}
+
+static bool locate(void *ctx, const struct block_request *request, struct image_place *place)
+{
+    const struct block *block = ctx;
+    struct image *image = block->image;
+
+    return check(block, request) == 0 && !(request->op == BLOCK_FLUSH && image->is_read_only) &&
+           image->ops->locate(image, request, place);
+}
+
+void block_submit(struct block *block, struct block_request *request)
+{
+    if (block->ring != NULL && (block->image->located_ops & BIT(request->op)))
+        ring_submit(block->ring, request);
+    else
+        push(block, request);
 }
 
 static int start_threads(struct block *block, const char *path, struct err *e)
@@ -113,6 +147,37 @@ static int start_threads(struct block *block, const char *path, struct err *e)
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return code == 0 ? 0 : err_set(e, code, "start the threads of the disk '%s'", path);
+}
+
+/* The ring, if it is wanted and can be had. */
+static int start_ring(struct block *block, const struct block_config *config, struct err *e)
+{
+    struct ring_owner owner = {.locate = locate, .pass = push, .ctx = block};
+
+    if (config->aio == BLOCK_AIO_THREADS ||
+        (config->aio == BLOCK_AIO_AUTO && config->cache != BLOCK_CACHE_NONE))
+        return 0;
+    if (config->faults != NULL) {
+        block->faults = *config->faults;
+        owner.faults = &block->faults;
+    }
+    if (block->image->located_ops == 0) {
+        if (config->aio == BLOCK_AIO_AUTO)
+            return 0;
+        return err_set(e, 0,
+                       "use io_uring for the disk '%s': it is neither a file nor a block device "
+                       "(aio=threads works)",
+                       config->path);
+    }
+    int rc = ring_open(&owner, &block->ring, e);
+    if (rc == 0)
+        return 0;
+    if (config->aio == BLOCK_AIO_IO_URING)
+        return err_prefix(e, "use io_uring for the disk '%s' (aio=threads does without)",
+                          config->path);
+    log_info("the disk '%s' is served by threads: io_uring is not to be had (%s)", config->path,
+             strerror(-rc));
+    return 0;
 }
 
 static int open_image(const struct block_config *config, struct image **out, struct err *e)
@@ -147,6 +212,8 @@ int block_open(const struct block_config *config, struct block **out, struct err
     pthread_cond_init(&block->has_work, NULL);
     pthread_cond_init(&block->is_quiet, NULL);
     rc = start_threads(block, config->path, e);
+    if (rc == 0)
+        rc = start_ring(block, config, e);
     if (rc != 0) {
         block_close(block);
         return rc;
@@ -159,6 +226,7 @@ void block_close(struct block *block)
 {
     if (block == NULL)
         return;
+    ring_close(block->ring); /* first: it passes requests on */
     pthread_mutex_lock(&block->lock);
     block->is_stopping = true;
     pthread_cond_broadcast(&block->has_work);
@@ -181,6 +249,8 @@ uint64_t block_size(const struct block *block)
 /* Requests under way come to their end; what is submitted from now on waits. */
 static void hold(struct block *block)
 {
+    if (block->ring != NULL)
+        ring_hold(block->ring);
     pthread_mutex_lock(&block->lock);
     block->is_held = true;
     while (block->running != 0)
@@ -194,6 +264,8 @@ static void release(struct block *block)
     block->is_held = false;
     pthread_cond_broadcast(&block->has_work);
     pthread_mutex_unlock(&block->lock);
+    if (block->ring != NULL)
+        ring_release(block->ring);
 }
 
 /* What the format can do while requests are under way, or else what it can do without. */
@@ -248,4 +320,9 @@ bool block_is_read_only(const struct block *block)
 uint32_t block_physical_size(const struct block *block)
 {
     return block->image->physical_size;
+}
+
+bool block_uses_io_uring(const struct block *block)
+{
+    return block->ring != NULL;
 }

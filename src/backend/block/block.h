@@ -29,6 +29,8 @@ enum block_op {
     BLOCK_WRITE_ZEROES, /* `may_unmap`: by deallocating, if that makes zeroes */
 };
 
+#define BLOCK_OPS_ALL 0x1fu /* a bit for each */
+
 struct block_request {
     enum block_op op;
     bool may_unmap;
@@ -47,6 +49,22 @@ enum block_cache {
     BLOCK_CACHE_UNSAFE,    /* flushes are ignored: for disks that may be lost */
 };
 
+/* How the host is asked to carry out requests. */
+enum block_aio {
+    BLOCK_AIO_AUTO,     /* io_uring where that was measured to be better, and works */
+    BLOCK_AIO_IO_URING, /* or it is an error */
+    BLOCK_AIO_THREADS,
+};
+
+/* Failures for tests to cause. Each may be NULL. */
+struct block_faults {
+    void *ctx;
+    int (*setup)(void *ctx);  /* -errno: io_uring cannot be had */
+    int (*submit)(void *ctx); /* -errno: the kernel takes no requests this time */
+    /* What the kernel is to have said of a request, instead of `result`. */
+    int (*result)(void *ctx, const struct block_request *request, int result);
+};
+
 enum block_format {
     BLOCK_FORMAT_AUTO, /* found out: image.h says how, and what is refused */
     BLOCK_FORMAT_RAW,
@@ -59,6 +77,8 @@ struct block_config {
     bool is_read_only;
     bool is_ephemeral; /* what is written is lost at the end; the image itself is only read */
     enum block_cache cache;
+    enum block_aio aio;
+    const struct block_faults *faults; /* NULL: none */
 };
 
 int block_open(const struct block_config *config, struct block **out, struct err *e);
@@ -79,6 +99,8 @@ int block_resize(struct block *block, uint64_t bytes, struct err *e);
 bool block_is_read_only(const struct block *block);
 /* Smallest unit of writing that is not a read and a write beneath: bytes. */
 uint32_t block_physical_size(const struct block *block);
+/* Does io_uring carry out what it can? Else threads do it all. */
+bool block_uses_io_uring(const struct block *block);
 
 void block_submit(struct block *block, struct block_request *request);
 

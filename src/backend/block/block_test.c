@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +24,9 @@
 #include "base/bits.h"
 
 #define SIZE (UINT64_C(1) << 20)
+
+/* All tests are run with threads, and with io_uring where the host has it. */
+static enum block_aio aio = BLOCK_AIO_THREADS;
 
 struct fixture {
     char path[64];
@@ -93,11 +97,13 @@ static int run(struct block *b, enum block_op op, uint64_t offset, uint64_t size
 
 static struct block *open_disk(const struct fixture *f, bool is_read_only, enum block_cache cache)
 {
-    struct block_config config = {.path = f->path, .is_read_only = is_read_only, .cache = cache};
+    struct block_config config = {
+        .path = f->path, .is_read_only = is_read_only, .cache = cache, .aio = aio};
     struct block *b;
     struct err e;
     if (block_open(&config, &b, &e) != 0)
         fail_msg("%s", e.msg);
+    assert_int_equal(block_uses_io_uring(b), aio == BLOCK_AIO_IO_URING);
     return b;
 }
 
@@ -212,7 +218,7 @@ static int try_open(const struct fixture *f, bool is_read_only)
 static void disks_grow(void **state)
 {
     struct fixture *f = *state;
-    struct block_config config = {.path = f->path};
+    struct block_config config = {.path = f->path, .aio = aio};
     struct block *b;
     struct err e;
     uint8_t sector[BLOCK_SECTOR];
@@ -269,7 +275,7 @@ static void qcow2_grows_beneath_writers(void **state)
 {
     struct fixture *f = *state;
     struct qcow2_create create = {.size = SIZE, .version = 3, .cluster_size = 512};
-    struct block_config config = {.path = f->path, .format = BLOCK_FORMAT_QCOW2};
+    struct block_config config = {.path = f->path, .format = BLOCK_FORMAT_QCOW2, .aio = aio};
     struct stamper s = {0};
     struct store *store;
     struct err e;
@@ -351,6 +357,230 @@ static void what_is_no_disk_is_refused(void **state)
     assert_non_null(strstr(e.msg, "less than one sector"));
 }
 
+/* ---- io_uring: what may go wrong ---- */
+
+/* Of every so many requests of a kind, what the kernel says instead. */
+struct faults {
+    enum block_op op;
+    int result; /* -errno, or bytes that it says were transferred */
+    unsigned caused, submits_refused;
+    int setup;
+    _Atomic int submit;
+};
+
+static int fault_setup(void *ctx)
+{
+    return ((struct faults *)ctx)->setup;
+}
+
+static int fault_submit(void *ctx)
+{
+    struct faults *faults = ctx;
+    faults->submits_refused += faults->submit != 0;
+    /* interrupted every other time: of an interruption that never ended nothing would come */
+    return faults->submit == -EINTR && faults->submits_refused % 2 == 0 ? 0 : faults->submit;
+}
+
+static int fault_result(void *ctx, const struct block_request *request, int result)
+{
+    struct faults *faults = ctx;
+    if (request->op != faults->op)
+        return result;
+    faults->caused++;
+    return faults->result;
+}
+
+static struct block *open_faulty(const struct fixture *f, struct faults *faults,
+                                 enum block_cache cache)
+{
+    struct block_faults hooks = {
+        .ctx = faults, .setup = fault_setup, .submit = fault_submit, .result = fault_result};
+    struct block_config config = {
+        .path = f->path, .cache = cache, .aio = BLOCK_AIO_IO_URING, .faults = &hooks};
+    struct block *b;
+    struct err e;
+    if (block_open(&config, &b, &e) != 0)
+        fail_msg("%s", e.msg);
+    return b;
+}
+
+#define NOT_CARRIED_OUT 1000 /* no result: requests come to nothing */
+
+/* What is not carried out, or not wholly, is carried out; what fails, fails. */
+static void odd_results(void **state)
+{
+    static const struct {
+        enum block_op op;
+        int result, expected;
+    } cases[] = {
+        {BLOCK_READ, 0, 0},
+        {BLOCK_READ, 512, 0},
+        {BLOCK_READ, 8191, 0},
+        {BLOCK_READ, -EINTR, 0},
+        {BLOCK_READ, -EAGAIN, 0},
+        {BLOCK_READ, -ECANCELED, 0},
+        {BLOCK_READ, -EIO, -EIO},
+        {BLOCK_WRITE, 0, 0},
+        {BLOCK_WRITE, 4096, 0},
+        {BLOCK_WRITE, -EINTR, 0},
+        {BLOCK_WRITE, -EAGAIN, 0},
+        {BLOCK_WRITE, -ENOSPC, -ENOSPC},
+        {BLOCK_WRITE, -EIO, -EIO},
+        {BLOCK_FLUSH, -EINTR, 0},
+        {BLOCK_FLUSH, -EAGAIN, 0},
+        {BLOCK_DISCARD, -EOPNOTSUPP, 0},
+        {BLOCK_WRITE_ZEROES, -EOPNOTSUPP, 0},
+        {BLOCK_WRITE_ZEROES, -EINTR, 0},
+    };
+    struct fixture *f = *state;
+    uint8_t *buf = malloc(8192);
+    struct iovec iov = {buf, 8192};
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct faults faults = {.op = cases[i].op, .result = cases[i].result};
+        struct block *b = open_faulty(f, &faults, BLOCK_CACHE_WRITEBACK);
+        bool is_zero = cases[i].op >= BLOCK_DISCARD, is_read = cases[i].op == BLOCK_READ;
+        memset(buf, is_read ? 0 : (int)i + 1, 8192);
+        int rc = run(b, cases[i].op, 4096, 8192, &iov,
+                     is_zero || cases[i].op == BLOCK_FLUSH ? 0 : 1, true);
+        if (rc != cases[i].expected || faults.caused != 1)
+            fail_msg("case %u: %d instead of %d, %u faults", i, rc, cases[i].expected,
+                     faults.caused);
+        if (is_read && rc == 0)
+            assert_memory_equal(buf, f->data + 4096, 8192);
+        block_close(b);
+        if (cases[i].op == BLOCK_WRITE || is_zero)
+            memset(f->data + 4096, is_zero ? 0 : (int)i + 1, 8192);
+        assert_file(f);
+    }
+    free(buf);
+}
+
+/* The kernel tells of what it could not write once. Nobody may say afterwards that it is safe. */
+static void a_failed_flush_is_not_forgotten(void **state)
+{
+    struct fixture *f = *state;
+    struct faults faults = {.op = BLOCK_FLUSH, .result = -EIO};
+    struct block *b = open_faulty(f, &faults, BLOCK_CACHE_WRITEBACK);
+    assert_int_equal(run(b, BLOCK_FLUSH, 0, 0, NULL, 0, false), -EIO);
+    faults.result = 0; /* the kernel sees nothing wrong any more */
+    assert_int_equal(run(b, BLOCK_FLUSH, 0, 0, NULL, 0, false), -EIO);
+    faults.result = -EINTR; /* threads remember, too */
+    assert_int_equal(run(b, BLOCK_FLUSH, 0, 0, NULL, 0, false), -EIO);
+    block_close(b);
+}
+
+static void submissions_may_be_refused(void **state)
+{
+    static const int codes[] = {-EAGAIN, -EBUSY, -EINTR, -ENOMEM};
+    struct fixture *f = *state;
+    uint8_t buf[4096];
+    struct iovec iov = {buf, sizeof(buf)};
+    for (unsigned i = 0; i < ARRAY_SIZE(codes); i++) {
+        struct faults faults = {.op = NOT_CARRIED_OUT};
+        struct block *b = open_faulty(f, &faults, BLOCK_CACHE_WRITEBACK);
+        for (unsigned j = 0; j < 40; j++) {
+            faults.submit = j % 4 != 0 ? codes[i] : 0;
+            memset(buf, (int)(i * 40 + j), sizeof(buf));
+            memset(f->data + j * 4096, (int)(i * 40 + j), sizeof(buf));
+            assert_int_equal(run(b, BLOCK_WRITE, j * 4096, sizeof(buf), &iov, 1, false), 0);
+            assert_int_equal(run(b, BLOCK_READ, j * 4096, sizeof(buf), &iov, 1, false), 0);
+            assert_memory_equal(buf, f->data + j * 4096, sizeof(buf));
+        }
+        faults.submit = 0;
+        block_close(b);
+        assert_true(faults.submits_refused >= 30);
+        assert_file(f);
+    }
+}
+
+/* More at once than the ring has room for; a close waits for all of them. */
+#define MANY 1000
+struct many {
+    struct block_request request;
+    struct iovec iov;
+    uint8_t data[512];
+    atomic_uint *left;
+};
+
+static void one_of_many(struct block_request *request, int result)
+{
+    struct many *m = request->ctx;
+    assert_int_equal(result, 0);
+    atomic_fetch_sub(m->left, 1);
+}
+
+static void more_than_there_is_room_for(void **state)
+{
+    struct fixture *f = *state;
+    for (unsigned cache = BLOCK_CACHE_WRITEBACK; cache <= BLOCK_CACHE_NONE; cache++) {
+        struct many *all = calloc(MANY, sizeof(*all));
+        struct block *b = open_disk(f, false, (enum block_cache)cache);
+        atomic_uint left = MANY;
+        for (unsigned i = 0; i < MANY; i++) {
+            struct many *m = &all[i];
+            memset(m->data, (int)(cache * 7 + i), 512);
+            memcpy(f->data + i * 512, m->data, 512);
+            m->iov = (struct iovec){m->data, 512};
+            m->left = &left;
+            m->request = (struct block_request){.op = BLOCK_WRITE,
+                                                .offset = i * 512,
+                                                .size = 512,
+                                                .iov = &m->iov,
+                                                .iov_count = 1,
+                                                .done = one_of_many,
+                                                .ctx = m};
+            block_submit(b, &m->request);
+        }
+        block_close(b);
+        assert_int_equal(left, 0);
+        assert_file(f);
+        free(all);
+    }
+}
+
+/* Where io_uring is not to be had: threads, or an error that says what to do. */
+static void hosts_without_io_uring(void **state)
+{
+    struct fixture *f = *state;
+    static const int codes[] = {-ENOSYS, -EPERM, -ENOMEM, -EOPNOTSUPP};
+    for (unsigned i = 0; i < ARRAY_SIZE(codes); i++) {
+        struct faults faults = {.setup = codes[i]};
+        struct block_faults hooks = {.ctx = &faults, .setup = fault_setup};
+        struct block_config config = {.path = f->path, .cache = BLOCK_CACHE_NONE, .faults = &hooks};
+        struct block *b;
+        struct err e;
+        uint8_t sector[512];
+        struct iovec iov = {sector, 512};
+        config.aio = BLOCK_AIO_IO_URING;
+        assert_int_equal(block_open(&config, &b, &e), codes[i]);
+        assert_non_null(strstr(e.msg, f->path));
+        assert_non_null(strstr(e.msg, "aio=threads"));
+        config.aio = BLOCK_AIO_AUTO;
+        assert_int_equal(block_open(&config, &b, &e), 0);
+        assert_false(block_uses_io_uring(b));
+        assert_int_equal(run(b, BLOCK_READ, 512, 512, &iov, 1, false), 0);
+        assert_memory_equal(sector, f->data + 512, 512);
+        block_close(b);
+    }
+}
+
+static int try_io_uring(void)
+{
+    void *state;
+    setup(&state);
+    struct fixture *f = state;
+    struct block_config config = {.path = f->path, .aio = BLOCK_AIO_IO_URING};
+    struct block *b;
+    struct err e;
+    int rc = block_open(&config, &b, &e);
+    if (rc == 0)
+        block_close(b);
+    else
+        print_message("io_uring is not tested: %s\n", e.msg);
+    teardown(&state);
+    return rc;
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -363,6 +593,19 @@ int main(void)
         TEST(one_writer_or_many_readers),
         TEST(what_is_no_disk_is_refused),
         TEST(qcow2_grows_beneath_writers),
+        TEST(more_than_there_is_room_for),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest ring_tests[] = {
+        TEST(odd_results),
+        TEST(a_failed_flush_is_not_forgotten),
+        TEST(submissions_may_be_refused),
+    };
+    const struct CMUnitTest without[] = {TEST(hosts_without_io_uring)};
+    int failed = cmocka_run_group_tests_name("threads", tests, NULL, NULL);
+    failed += cmocka_run_group_tests_name("without io_uring", without, NULL, NULL);
+    if (try_io_uring() != 0)
+        return failed;
+    aio = BLOCK_AIO_IO_URING;
+    failed += cmocka_run_group_tests_name("io_uring", tests, NULL, NULL);
+    return failed + cmocka_run_group_tests_name("faults of io_uring", ring_tests, NULL, NULL);
 }

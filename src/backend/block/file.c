@@ -10,6 +10,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 
 #include "backend/block/store.h"
 #include "base/bits.h"
+#include "base/log.h"
 
 #define DIRECT_ALIGN 4096u
 #define IOV_STEP 64u
@@ -26,10 +28,9 @@
 
 struct file {
     struct store store;
-    int fd;
+    struct store_file host;
     bool is_device;
     bool is_direct;
-    bool is_unsafe;
     pthread_mutex_t around_lock; /* over reading, changing and writing what lies around */
 };
 
@@ -53,8 +54,8 @@ static int transfer_some(const struct file *f, bool is_write, uint64_t offset, s
                          unsigned count)
 {
     while (count > 0) {
-        ssize_t n = is_write ? pwritev(f->fd, iov, (int)count, (off_t)offset)
-                             : preadv(f->fd, iov, (int)count, (off_t)offset);
+        ssize_t n = is_write ? pwritev(f->host.fd, iov, (int)count, (off_t)offset)
+                             : preadv(f->host.fd, iov, (int)count, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -148,11 +149,26 @@ static int file_transfer(struct store *store, bool is_write, uint64_t offset, ui
 
 static int file_flush(struct store *store)
 {
-    const struct file *f = CONTAINER_OF(store, struct file, store);
+    struct file *f = CONTAINER_OF(store, struct file, store);
+    int rc;
 
-    if (f->is_unsafe)
+    if (f->host.ignores_flushes)
         return 0;
-    return fdatasync(f->fd) == 0 ? 0 : -errno;
+    do
+        rc = fdatasync(f->host.fd) == 0 ? 0 : -errno;
+    while (rc == -EINTR);
+    return store_file_flushed(&f->host, rc);
+}
+
+int store_file_flushed(struct store_file *file, int result)
+{
+    int none = 0;
+
+    if (result != 0 && atomic_compare_exchange_strong(&file->lost, &none, result))
+        log_error("a disk's flush failed (%s): what the guest wrote may be lost, and its flushes "
+                  "fail from now on",
+                  strerror(-result));
+    return atomic_load(&file->lost);
 }
 
 static int punch(const struct file *f, uint64_t offset, uint64_t size)
@@ -160,8 +176,8 @@ static int punch(const struct file *f, uint64_t offset, uint64_t size)
     uint64_t range[2] = {offset, size};
 
     if (f->is_device)
-        return ioctl(f->fd, BLKDISCARD, range) == 0 ? 0 : -errno;
-    return fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+        return ioctl(f->host.fd, BLKDISCARD, range) == 0 ? 0 : -errno;
+    return fallocate(f->host.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
                      (off_t)size) == 0
                ? 0
                : -errno;
@@ -202,10 +218,10 @@ static int file_write_zeroes(struct store *store, uint64_t offset, uint64_t size
     int rc = -EOPNOTSUPP;
 
     if (f->is_device)
-        rc = ioctl(f->fd, BLKZEROOUT, range) == 0 ? 0 : -errno;
+        rc = ioctl(f->host.fd, BLKZEROOUT, range) == 0 ? 0 : -errno;
     else if (may_unmap) /* a hole reads as zeroes */
         rc = punch(f, offset, size);
-    else if (fallocate(f->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+    else if (fallocate(f->host.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
                        (off_t)size) == 0)
         rc = 0;
     return rc == 0 ? 0 : write_zero_buffer(store, offset, size);
@@ -219,7 +235,7 @@ static int file_map(struct store *store, uint64_t offset, uint64_t *size, bool *
     *is_zero = false;
     if (f->is_device)
         return 0;
-    off_t data = lseek(f->fd, (off_t)offset, SEEK_DATA);
+    off_t data = lseek(f->host.fd, (off_t)offset, SEEK_DATA);
     if (data < 0 && errno == ENXIO) { /* none: a hole to the end, or behind it */
         *is_zero = true;
         return 0;
@@ -231,7 +247,7 @@ static int file_map(struct store *store, uint64_t offset, uint64_t *size, bool *
         *size = MIN(*size, (uint64_t)data - offset);
         return 0;
     }
-    off_t hole = lseek(f->fd, (off_t)offset, SEEK_HOLE);
+    off_t hole = lseek(f->host.fd, (off_t)offset, SEEK_HOLE);
     if (hole > (off_t)offset)
         *size = MIN(*size, (uint64_t)hole - offset);
     return 0;
@@ -243,8 +259,8 @@ static int file_length(struct store *store, uint64_t *out)
     struct stat st;
 
     if (f->is_device)
-        return ioctl(f->fd, BLKGETSIZE64, out) == 0 ? 0 : -errno;
-    if (fstat(f->fd, &st) != 0)
+        return ioctl(f->host.fd, BLKGETSIZE64, out) == 0 ? 0 : -errno;
+    if (fstat(f->host.fd, &st) != 0)
         return -errno;
     *out = (uint64_t)st.st_size;
     return 0;
@@ -258,7 +274,7 @@ static int file_resize(struct store *store, uint64_t size)
         return -EOPNOTSUPP;
     if (size > INT64_MAX)
         return -EFBIG;
-    return ftruncate(f->fd, (off_t)size) == 0 ? 0 : -errno;
+    return ftruncate(f->host.fd, (off_t)size) == 0 ? 0 : -errno;
 }
 
 static int file_allocate(struct store *store, uint64_t offset, uint64_t size)
@@ -267,15 +283,15 @@ static int file_allocate(struct store *store, uint64_t offset, uint64_t size)
 
     if (f->is_device)
         return 0;
-    return fallocate(f->fd, 0, (off_t)offset, (off_t)size) == 0 ? 0 : -errno;
+    return fallocate(f->host.fd, 0, (off_t)offset, (off_t)size) == 0 ? 0 : -errno;
 }
 
 static void file_close(struct store *store)
 {
     struct file *f = CONTAINER_OF(store, struct file, store);
 
-    if (f->fd >= 0)
-        close(f->fd);
+    if (f->host.fd >= 0)
+        close(f->host.fd);
     pthread_mutex_destroy(&f->around_lock);
     free(f);
 }
@@ -301,8 +317,9 @@ static struct file *file_new(void)
     if (f == NULL)
         return NULL;
     f->store.ops = &file_ops;
+    f->store.file = &f->host;
     f->store.physical_size = BLOCK_SECTOR;
-    f->fd = -1;
+    f->host.fd = -1;
     pthread_mutex_init(&f->around_lock, NULL);
     return f;
 }
@@ -311,14 +328,14 @@ static int file_measure(struct file *f, const char *path, struct err *e)
 {
     struct stat st;
 
-    if (fstat(f->fd, &st) != 0)
+    if (fstat(f->host.fd, &st) != 0)
         return err_set(e, errno, "look at '%s'", path);
     if (S_ISBLK(st.st_mode)) {
         unsigned physical = 0;
         f->is_device = true;
-        if (ioctl(f->fd, BLKGETSIZE64, &f->store.size) != 0)
+        if (ioctl(f->host.fd, BLKGETSIZE64, &f->store.size) != 0)
             return err_set(e, errno, "ask for the size of '%s'", path);
-        if (ioctl(f->fd, BLKPBSZGET, &physical) == 0 && is_pow2(physical))
+        if (ioctl(f->host.fd, BLKPBSZGET, &physical) == 0 && is_pow2(physical))
             f->store.physical_size = MAX(physical, BLOCK_SECTOR);
     } else if (S_ISREG(st.st_mode)) {
         f->store.size = (uint64_t)st.st_size;
@@ -327,6 +344,8 @@ static int file_measure(struct file *f, const char *path, struct err *e)
     } else {
         return err_set(e, 0, "use '%s' as a disk: it is neither a file nor a block device", path);
     }
+    f->host.has_fallocate = !f->is_device;
+    f->host.align = f->is_direct ? DIRECT_ALIGN : 1;
     if (f->is_direct)
         f->store.physical_size = MAX(f->store.physical_size, DIRECT_ALIGN);
     return 0;
@@ -355,12 +374,12 @@ int store_open_file(const struct store_config *config, struct store **out, struc
     if (f == NULL)
         return err_set(e, ENOMEM, "open the disk '%s'", config->path);
     f->is_direct = config->cache == BLOCK_CACHE_NONE;
-    f->is_unsafe = config->cache == BLOCK_CACHE_UNSAFE;
+    f->host.ignores_flushes = config->cache == BLOCK_CACHE_UNSAFE;
     f->store.is_read_only = config->is_read_only;
-    f->fd = open(config->path, flags);
-    int rc = f->fd >= 0 ? file_measure(f, config->path, e) : explain_open(config, errno, e);
+    f->host.fd = open(config->path, flags);
+    int rc = f->host.fd >= 0 ? file_measure(f, config->path, e) : explain_open(config, errno, e);
     if (rc == 0 && !config->is_unlocked)
-        rc = store_lock(f->fd, config->path, config->is_read_only, e);
+        rc = store_lock(f->host.fd, config->path, config->is_read_only, e);
     if (rc != 0) {
         file_close(&f->store);
         return rc;
@@ -377,20 +396,20 @@ int store_create_file(const char *path, bool may_replace, struct store **out, st
 
     if (f == NULL)
         return err_set(e, ENOMEM, "make '%s'", path);
-    f->fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (f->fd < 0 && errno == EEXIST) {
+    f->host.fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (f->host.fd < 0 && errno == EEXIST) {
         bool is_device = stat(path, &st) == 0 && S_ISBLK(st.st_mode);
         if (!may_replace && !is_device) {
             file_close(&f->store);
             return err_set(e, EEXIST, "make '%s' (--force replaces what is there)", path);
         }
-        f->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+        f->host.fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     }
-    rc = f->fd >= 0 ? file_measure(f, path, e) : err_set(e, errno, "make '%s'", path);
+    rc = f->host.fd >= 0 ? file_measure(f, path, e) : err_set(e, errno, "make '%s'", path);
     if (rc == 0)
-        rc = store_lock(f->fd, path, false, e);
+        rc = store_lock(f->host.fd, path, false, e);
     /* only now is it sure that nobody uses it */
-    if (rc == 0 && !f->is_device && ftruncate(f->fd, 0) != 0)
+    if (rc == 0 && !f->is_device && ftruncate(f->host.fd, 0) != 0)
         rc = err_set(e, errno, "empty '%s'", path);
     if (rc != 0) {
         file_close(&f->store);
@@ -412,17 +431,18 @@ int store_open_temporary(struct store **out, struct err *e)
         folder = "/var/tmp";
     if (f == NULL)
         return err_set(e, ENOMEM, "make a temporary file in '%s'", folder);
-    f->is_unsafe = true;
-    f->fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
-    if (f->fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT) &&
+    f->host.ignores_flushes = true;
+    f->host.fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
+    if (f->host.fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT) &&
         snprintf(path, sizeof(path), "%s/doppel-XXXXXX", folder) < (int)sizeof(path)) {
-        f->fd = mkostemp(path, O_CLOEXEC); /* a file system without O_TMPFILE */
-        if (f->fd >= 0)
+        f->host.fd = mkostemp(path, O_CLOEXEC); /* a file system without O_TMPFILE */
+        if (f->host.fd >= 0)
             unlink(path);
     }
-    int rc = f->fd >= 0 ? file_measure(f, folder, e)
-                        : err_set(e, errno, "make a temporary file in '%s' ($TMPDIR names another)",
-                                  folder);
+    int rc =
+        f->host.fd >= 0
+            ? file_measure(f, folder, e)
+            : err_set(e, errno, "make a temporary file in '%s' ($TMPDIR names another)", folder);
     if (rc != 0) {
         file_close(&f->store);
         return rc;

@@ -27,12 +27,34 @@ enum image_extent {
     IMAGE_DATA,
 };
 
+/* A format's note of an access that goes on outside of its functions. */
+struct image_access {
+    uint64_t number;
+    struct image_access *next, **link;
+};
+
+/* Where a request may be carried out by one call on a file. */
+struct image_place {
+    struct store_file *file;
+    uint64_t offset;
+    struct image *image; /* that gave it: its `leave` wants it back */
+    struct image_access access;
+};
+
 struct image_ops {
     int (*transfer)(struct image *image, bool is_write, uint64_t offset, uint64_t size,
                     const struct iovec *iov, unsigned iov_count);
     int (*flush)(struct image *image);
     int (*discard)(struct image *image, uint64_t offset, uint64_t size);
     int (*write_zeroes)(struct image *image, uint64_t offset, uint64_t size, bool may_unmap);
+    /*
+     * Is all of a request one call on a file: a transfer, a flush, a discard or zeroes? Then *out
+     * says where, and stays in place until `leave`. Does not wait, for what false may always
+     * be answered. `leave` may be NULL. For requests of image->located_ops; NULL: none.
+     */
+    bool (*locate)(struct image *image, const struct block_request *request,
+                   struct image_place *out);
+    void (*leave)(struct image *image, struct image_place *place);
     /* From `offset` on, *size bytes (at most what *size was) are of one kind. */
     int (*map)(struct image *image, uint64_t offset, uint64_t *size, enum image_extent *out);
     int (*resize)(struct image *image, uint64_t size, struct err *e);
@@ -54,6 +76,7 @@ struct image {
     uint64_t size;            /* bytes, a multiple of BLOCK_SECTOR */
     uint32_t physical_size;
     bool is_read_only;
+    unsigned located_ops;  /* bits of enum block_op that `locate` may say yes to */
     struct image *backing; /* NULL: none */
 };
 

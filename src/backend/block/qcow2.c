@@ -113,6 +113,8 @@ static const struct image_ops qcow2_ops = {
     .flush = qcow2_flush,
     .discard = qcow2_discard,
     .write_zeroes = qcow2_write_zeroes,
+    .locate = qcow2_locate,
+    .leave = qcow2_leave,
     .map = qcow2_map,
     .resize = qcow2_resize,
     .write_compressed = qcow2_packed_write,
@@ -194,6 +196,7 @@ int qcow2_open(struct store *store, const struct image_config *config, struct im
         .size = align_down(q->header.size, BLOCK_SECTOR),
         .physical_size = (uint32_t)MIN(q->cluster_size, MAX(store->physical_size, 4096u)),
         .is_read_only = store->is_read_only,
+        .located_ops = store->file != NULL ? BIT(BLOCK_READ) | BIT(BLOCK_WRITE) : 0,
     };
     q->path = strdup(config->path);
     rc = q->path != NULL ? store->ops->length(store, &q->file_end) : -ENOMEM;

@@ -109,6 +109,11 @@ static struct qcow2_slice *find(const struct qcow2_cache *cache, uint64_t offset
     return slice;
 }
 
+bool qcow2_cache_has(const struct qcow2_cache *cache, uint64_t offset)
+{
+    return find(cache, offset) != NULL;
+}
+
 static int find_room(struct qcow2_cache *cache, struct qcow2_slice **out)
 {
     for (unsigned i = 0; i < 2; i++) {

@@ -119,7 +119,7 @@ static uint64_t oldest_op(const struct qcow2 *q)
 {
     uint64_t oldest = UINT64_MAX;
 
-    for (const struct qcow2_op *op = q->ops; op != NULL; op = op->next)
+    for (const struct image_access *op = q->ops; op != NULL; op = op->next)
         oldest = MIN(oldest, op->number);
     return oldest;
 }

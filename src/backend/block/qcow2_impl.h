@@ -119,6 +119,8 @@ void qcow2_cache_free(struct qcow2_cache *cache);
 /* The slice at `offset`, a multiple of its size; valid until the next call for this cache. */
 int qcow2_cache_get(struct qcow2_cache *cache, uint64_t offset, struct qcow2_slice **out);
 void qcow2_cache_dirty(struct qcow2_cache *cache, struct qcow2_slice *slice);
+/* Is that slice in memory? */
+bool qcow2_cache_has(const struct qcow2_cache *cache, uint64_t offset);
 /* Forget what is known of a range, changes included. */
 void qcow2_cache_forget(struct qcow2_cache *cache, uint64_t offset, uint64_t size);
 int qcow2_cache_write(struct qcow2_cache *cache);
@@ -138,12 +140,6 @@ bool qcow2_set_has(const struct qcow2_set *set, uint64_t first, uint64_t count);
 void qcow2_set_free(struct qcow2_set *set);
 
 /* ---- the image ---- */
-
-/* One access to clusters outside of the lock; what it may touch is not given free before. */
-struct qcow2_op {
-    uint64_t number;
-    struct qcow2_op *next, **link;
-};
 
 /* Clusters of the disk that are getting room: other writers of them wait. */
 struct qcow2_allocation {
@@ -196,7 +192,7 @@ struct qcow2 {
     uint64_t file_end;       /* nothing was ever written behind it: bytes */
     uint64_t packed_at;      /* where the next compressed cluster may go; 0: nowhere yet */
     struct qcow2_allocation *allocations;
-    struct qcow2_op *ops;
+    struct image_access *ops; /* to clusters, outside of the lock: what they touch stays */
     uint64_t op_number;
     struct qcow2_release *releases;
     size_t release_count, release_room;
@@ -225,8 +221,8 @@ int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...) __attribute__((format(p
 int qcow2_add_tables(struct qcow2 *q);
 
 /* Under the lock. */
-void qcow2_op_begin(struct qcow2 *q, struct qcow2_op *op);
-void qcow2_op_end(struct qcow2 *q, struct qcow2_op *op);
+void qcow2_op_begin(struct qcow2 *q, struct image_access *op);
+void qcow2_op_end(struct qcow2 *q, struct image_access *op);
 
 /* How much of the L2 tables is kept in memory, for a disk of this size. */
 unsigned qcow2_slices_wanted(const struct qcow2 *q);
@@ -283,6 +279,8 @@ int qcow2_entry_kind(const struct qcow2 *q, uint64_t entry, enum qcow2_kind *kin
 /* Where the parts of a compressed cluster lie: bytes. */
 void qcow2_packed_range(const struct qcow2 *q, uint64_t entry, uint64_t *offset, uint64_t *size);
 int qcow2_map_find(struct qcow2 *q, uint64_t offset, uint64_t size, struct qcow2_mapping *out);
+/* Would qcow2_map_find find all it needs in memory? */
+bool qcow2_map_is_known(const struct qcow2 *q, uint64_t offset);
 /*
  * The slice with the entry of a cluster, in a table that may be changed, and where in it. The
  * table is made if `may_make`, else *slice is NULL if there is none.
@@ -306,6 +304,9 @@ int qcow2_commit_if_full(struct qcow2 *q);
 
 int qcow2_transfer(struct image *image, bool is_write, uint64_t offset, uint64_t size,
                    const struct iovec *iov, unsigned iov_count);
+bool qcow2_locate(struct image *image, const struct block_request *request,
+                  struct image_place *out);
+void qcow2_leave(struct image *image, struct image_place *place);
 int qcow2_discard(struct image *image, uint64_t offset, uint64_t size);
 int qcow2_write_zeroes(struct image *image, uint64_t offset, uint64_t size, bool may_unmap);
 /* Everything the image says of a range is taken back. Multiples of the cluster size. */

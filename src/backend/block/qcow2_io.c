@@ -67,7 +67,7 @@ static void fill_zeroes(const struct iovec *iov, unsigned count)
 
 /* ---- operations and allocations ---- */
 
-void qcow2_op_begin(struct qcow2 *q, struct qcow2_op *op)
+void qcow2_op_begin(struct qcow2 *q, struct image_access *op)
 {
     op->number = ++q->op_number;
     op->next = q->ops;
@@ -77,7 +77,7 @@ void qcow2_op_begin(struct qcow2 *q, struct qcow2_op *op)
     q->ops = op;
 }
 
-void qcow2_op_end(struct qcow2 *q, struct qcow2_op *op)
+void qcow2_op_end(struct qcow2 *q, struct image_access *op)
 {
     *op->link = op->next;
     if (op->next != NULL)
@@ -142,7 +142,7 @@ static int read_some(struct qcow2 *q, uint64_t offset, uint64_t size, const stru
                      unsigned count, uint64_t skip, uint64_t *done)
 {
     struct qcow2_mapping m;
-    struct qcow2_op op;
+    struct image_access op;
     struct pieces p;
 
     pthread_mutex_lock(&q->lock);
@@ -333,7 +333,7 @@ static int write_filling(struct qcow2 *q, uint64_t offset, uint64_t size, const 
 {
     uint64_t first = offset >> q->cluster_bits, last = (offset + size - 1) >> q->cluster_bits;
     uint64_t clusters = MIN(last - first + 1, qcow2_map_room(q, first));
-    struct qcow2_op op;
+    struct image_access op;
     struct filling f;
 
     clusters = unallocating(q, first, clusters);
@@ -369,7 +369,7 @@ static int write_in_place(struct qcow2 *q, const struct qcow2_mapping *m, const 
 {
     uint64_t first = m->host >> q->cluster_bits;
     uint64_t last = (m->host + m->size - 1) >> q->cluster_bits;
-    struct qcow2_op op;
+    struct image_access op;
     struct pieces p;
 
     if (qcow2_set_has(&q->tables, first, last - first + 1))
@@ -418,6 +418,54 @@ int qcow2_transfer(struct image *image, bool is_write, uint64_t offset, uint64_t
         rc = is_write ? write_some(q, offset + at, size - at, iov, iov_count, at, &done)
                       : read_some(q, offset + at, size - at, iov, iov_count, at, &done);
     return rc;
+}
+
+/* ---- transfers that somebody else carries out ---- */
+
+/* Under the lock: does all of the request lie in a row, in room of its own if it is to be written?
+ * Then it is an operation from now on. */
+static bool locate_here(struct qcow2 *q, const struct block_request *r, struct qcow2_mapping *m,
+                        struct image_place *out)
+{
+    bool is_write = r->op == BLOCK_WRITE;
+
+    if (!qcow2_map_is_known(q, r->offset) || (is_write && q->broken != 0) ||
+        qcow2_map_find(q, r->offset, r->size, m) != 0)
+        return false;
+    if (m->kind != QCOW2_DATA || m->size != r->size || q->store->file == NULL)
+        return false;
+    uint64_t first = m->host >> q->cluster_bits;
+    uint64_t last = (m->host + m->size - 1) >> q->cluster_bits;
+    if (is_write && (!m->is_copied || qcow2_set_has(&q->tables, first, last - first + 1)))
+        return false; /* a thread will say what is wrong with it */
+    *out = (struct image_place){.file = q->store->file, .offset = m->host, .image = &q->image};
+    qcow2_op_begin(q, &out->access);
+    return true;
+}
+
+bool qcow2_locate(struct image *image, const struct block_request *request, struct image_place *out)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct image *backing = image->backing;
+    struct qcow2_mapping m = {.kind = QCOW2_DATA};
+
+    pthread_mutex_lock(&q->lock);
+    bool is_here = locate_here(q, request, &m, out);
+    pthread_mutex_unlock(&q->lock);
+    if (is_here)
+        return true;
+    return request->op == BLOCK_READ && m.kind == QCOW2_ABSENT && m.size == request->size &&
+           backing != NULL && range_fits(request->offset, request->size, backing->size) &&
+           (backing->located_ops & BIT(BLOCK_READ)) && backing->ops->locate(backing, request, out);
+}
+
+void qcow2_leave(struct image *image, struct image_place *place)
+{
+    struct qcow2 *q = qcow2_of(image);
+
+    pthread_mutex_lock(&q->lock);
+    qcow2_op_end(q, &place->access);
+    pthread_mutex_unlock(&q->lock);
 }
 
 /* ---- whole clusters ---- */

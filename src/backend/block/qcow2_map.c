@@ -59,14 +59,27 @@ static int table_offset(struct qcow2 *q, uint64_t cluster, uint64_t *out)
     return 0;
 }
 
-static int slice_of(struct qcow2 *q, uint64_t table, uint64_t cluster, struct qcow2_slice **slice,
-                    unsigned *index)
+/* Where in the file the slice with the entry of a cluster lies. */
+static uint64_t slice_offset(const struct qcow2 *q, uint64_t table, uint64_t cluster)
 {
     uint64_t i = cluster & (BIT(q->l2_bits) - 1);
 
-    *index = (unsigned)(i % slice_entries(q));
-    return qcow2_cache_get(&q->l2_cache, table + i / slice_entries(q) * q->l2_cache.slice_size,
-                           slice);
+    return table + i / slice_entries(q) * q->l2_cache.slice_size;
+}
+
+bool qcow2_map_is_known(const struct qcow2 *q, uint64_t offset)
+{
+    uint64_t cluster = offset >> q->cluster_bits;
+    uint64_t table = q->l1[cluster >> q->l2_bits] & QCOW2_OFFSET_MASK;
+
+    return table == 0 || qcow2_cache_has(&q->l2_cache, slice_offset(q, table, cluster));
+}
+
+static int slice_of(struct qcow2 *q, uint64_t table, uint64_t cluster, struct qcow2_slice **slice,
+                    unsigned *index)
+{
+    *index = (unsigned)((cluster & (BIT(q->l2_bits) - 1)) % slice_entries(q));
+    return qcow2_cache_get(&q->l2_cache, slice_offset(q, table, cluster), slice);
 }
 
 static bool continues(const struct qcow2 *q, const struct qcow2_mapping *m, uint64_t host,

@@ -76,6 +76,18 @@ static int raw_write_zeroes(struct image *image, uint64_t offset, uint64_t size,
     return r->store->ops->write_zeroes(r->store, offset, size, may_unmap);
 }
 
+static bool raw_locate(struct image *image, const struct block_request *request,
+                       struct image_place *out)
+{
+    struct raw *r = CONTAINER_OF(image, struct raw, image);
+    bool is_guarded = request->op == BLOCK_WRITE && request->offset == 0 && r->is_detected;
+
+    if (is_guarded || (request->op == BLOCK_FLUSH && r->store->file->ignores_flushes))
+        return false;
+    *out = (struct image_place){.file = r->store->file, .offset = request->offset, .image = image};
+    return true;
+}
+
 static int raw_map(struct image *image, uint64_t offset, uint64_t *size, enum image_extent *out)
 {
     struct raw *r = CONTAINER_OF(image, struct raw, image);
@@ -128,6 +140,7 @@ static const struct image_ops raw_ops = {
     .flush = raw_flush,
     .discard = raw_discard,
     .write_zeroes = raw_write_zeroes,
+    .locate = raw_locate,
     .map = raw_map,
     .grow = raw_grow,
     .resize = raw_resize,
@@ -156,6 +169,7 @@ int image_open_raw(struct store *store, const struct image_config *config, struc
         .size = align_down(store->size, BLOCK_SECTOR),
         .physical_size = store->physical_size,
         .is_read_only = store->is_read_only,
+        .located_ops = store->file != NULL ? BLOCK_OPS_ALL : 0,
     };
     *out = &r->image;
     return 0;

@@ -37,10 +37,20 @@ struct store_ops {
     void (*close)(struct store *store);
 };
 
+/* Of a store that is an open file of the host: what calls on it directly need. */
+struct store_file {
+    int fd;
+    uint32_t align;     /* of offsets, sizes and buffers: more than 1 with O_DIRECT */
+    bool has_fallocate; /* not a device */
+    bool ignores_flushes;
+    _Atomic int lost; /* -errno of the first flush that failed; 0: none */
+};
+
 struct store {
     const struct store_ops *ops;
-    uint64_t size;          /* bytes when it was opened */
-    uint32_t physical_size; /* smallest unit of writing that is not a read and a write: bytes */
+    struct store_file *file; /* NULL: it is none */
+    uint64_t size;           /* bytes when it was opened */
+    uint32_t physical_size;  /* smallest unit of writing that is not a read and a write: bytes */
     bool is_read_only;
     bool grows_zeroed; /* a file: what writing makes it longer by reads as zeroes */
 };
@@ -54,6 +64,13 @@ struct store_config {
 
 /* file.c: a file or a block device. */
 int store_open_file(const struct store_config *config, struct store **out, struct err *e);
+
+/*
+ * file.c: what a flush came to. The kernel reports what it could not write once, and forgets it:
+ * after a flush that failed, no later one may say that all is on stable storage. Returns the
+ * first failure, or 0. Any thread.
+ */
+int store_file_flushed(struct store_file *file, int result);
 
 /* file.c: make the file, which must not exist, or be a block device, or `may_replace`. */
 int store_create_file(const char *path, bool may_replace, struct store **out, struct err *e);
