@@ -51,8 +51,8 @@ enum block_cache {
 
 /* How the host is asked to carry out requests. */
 enum block_aio {
-    BLOCK_AIO_AUTO,     /* io_uring where that was measured to be better, and works */
-    BLOCK_AIO_IO_URING, /* or it is an error */
+    BLOCK_AIO_AUTO,     /* io_uring for what that was measured to be better at, if it works */
+    BLOCK_AIO_IO_URING, /* for all that it can do; or it is an error */
     BLOCK_AIO_THREADS,
 };
 
@@ -99,7 +99,7 @@ int block_resize(struct block *block, uint64_t bytes, struct err *e);
 bool block_is_read_only(const struct block *block);
 /* Smallest unit of writing that is not a read and a write beneath: bytes. */
 uint32_t block_physical_size(const struct block *block);
-/* Does io_uring carry out what it can? Else threads do it all. */
+/* Does io_uring carry out requests? Else threads do it all. */
 bool block_uses_io_uring(const struct block *block);
 
 void block_submit(struct block *block, struct block_request *request);

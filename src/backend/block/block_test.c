@@ -564,6 +564,32 @@ static void hosts_without_io_uring(void **state)
     }
 }
 
+/* Left to itself, a disk past the page cache has its reads carried out by the ring. */
+static void reads_past_the_cache(void **state)
+{
+    struct fixture *f = *state;
+    for (unsigned cache = BLOCK_CACHE_WRITEBACK; cache <= BLOCK_CACHE_NONE; cache++) {
+        struct faults faults = {.op = BLOCK_READ, .result = -EAGAIN};
+        struct block_faults hooks = {.ctx = &faults, .result = fault_result};
+        struct block_config config = {
+            .path = f->path, .cache = (enum block_cache)cache, .faults = &hooks};
+        struct block *b;
+        struct err e;
+        uint8_t *page = aligned_alloc(4096, 4096);
+        struct iovec iov = {page, 4096};
+        assert_int_equal(block_open(&config, &b, &e), 0);
+        assert_int_equal(block_uses_io_uring(b), cache == BLOCK_CACHE_NONE);
+        assert_int_equal(run(b, BLOCK_READ, 4096, 4096, &iov, 1, false), 0);
+        assert_memory_equal(page, f->data + 4096, 4096);
+        assert_int_equal(faults.caused, cache == BLOCK_CACHE_NONE);
+        faults.op = BLOCK_WRITE;
+        assert_int_equal(run(b, BLOCK_WRITE, 4096, 4096, &iov, 1, false), 0);
+        assert_int_equal(faults.caused, cache == BLOCK_CACHE_NONE);
+        block_close(b);
+        free(page);
+    }
+}
+
 static int try_io_uring(void)
 {
     void *state;
@@ -597,6 +623,7 @@ int main(void)
     };
     const struct CMUnitTest ring_tests[] = {
         TEST(odd_results),
+        TEST(reads_past_the_cache),
         TEST(a_failed_flush_is_not_forgotten),
         TEST(submissions_may_be_refused),
     };
