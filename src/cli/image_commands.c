@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backend/block/nbd.h"
 #include "backend/block/store.h"
 #include "base/bits.h"
 #include "base/log.h"
@@ -80,6 +81,10 @@ static int look_at_backing(const struct image_request *r, struct qcow2_create *c
     struct image *image;
     int rc;
 
+    if (nbd_is_uri(name) || nbd_is_uri(r->file)) {
+        free(path);
+        return err_set(e, 0, "--backing: images and their backing files have to be files");
+    }
     if (path == NULL)
         return err_set(e, ENOMEM, "open the backing file");
     memcpy(path, r->file, folder);
@@ -217,14 +222,15 @@ int image_info(const struct image_request *r)
 
     if (image_open(&config, &image, &e) != 0)
         return image_fail(&e);
-    if (stat(r->file, &st) != 0)
-        st.st_blocks = 0;
+    bool is_file = stat(r->file, &st) == 0; /* what a server has, only it knows */
     uint64_t used = (uint64_t)st.st_blocks * 512;
     if (r->wants_json) {
         json_t *name = json_string(r->file);
-        json_t *json = json_pack("{s:o, s:s, s:I, s:I}", "file", name != NULL ? name : json_null(),
-                                 "format", image_format_name(image->format), "size",
-                                 (json_int_t)image->size, "disk_size", (json_int_t)used);
+        json_t *json =
+            json_pack("{s:o, s:s, s:I}", "file", name != NULL ? name : json_null(), "format",
+                      image_format_name(image->format), "size", (json_int_t)image->size);
+        if (is_file)
+            json_object_set_new(json, "disk_size", json_integer((json_int_t)used));
         if (image->format == BLOCK_FORMAT_QCOW2)
             json_object_set_new(json, "qcow2", qcow2_json(image));
         print_json(json);
@@ -232,7 +238,8 @@ int image_info(const struct image_request *r)
         printf("%-16s%s\n", "file", r->file);
         printf("%-16s%s\n", "format", image_format_name(image->format));
         print_size("size", image->size);
-        print_size("on the disk", used);
+        if (is_file)
+            print_size("on the disk", used);
         if (image->format == BLOCK_FORMAT_QCOW2)
             print_qcow2(image);
     }

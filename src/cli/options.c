@@ -110,8 +110,9 @@ static const struct option_spec {
         "qcow2 (else found out), serial=TEXT, and cache=writeback\n"
         "(the default), none (past the page cache) or unsafe (the\n"
         "guest's flushes are ignored), aio=auto (the default),\n"
-        "io_uring or threads. With vhost-user:PATH for FILE, another\n"
-        "process serves it"},
+        "io_uring or threads. For FILE also nbd://HOST/EXPORT or\n"
+        "nbd+unix:///EXPORT?socket=PATH, which an NBD server has, or\n"
+        "vhost-user:PATH, a disk that another process serves"},
     [OPTION_EPHEMERAL] = {"ephemeral", NULL, NULL,
         "What the guest writes to its disks is kept in a temporary\n"
         "file and lost at the end; the images are only read"},

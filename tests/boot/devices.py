@@ -4,6 +4,7 @@
 The guest runs a script of ours and says how far it is; the other ends of its devices are here.
 """
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
-from harness import Failed, expect, has_io_uring, modules_where, run_tool
+from harness import Failed, expect, has_io_uring, modules_where, nbd_server, run_tool
 from lines import LIMIT, Flows, Guest
 
 CONNECTIONS = 20
@@ -78,6 +79,14 @@ until [ "$(cat /sys/block/vdb/size)" = 8388608 ]; do usleep 20000; done
 echo behind | dd of=/dev/vdb bs=512 seek=8388607 conv=sync 2>/dev/null
 sync
 say "grown-too $(dd if=/dev/vdb bs=512 skip=8388607 2>/dev/null | head -1)"
+# ---- disk of a server: bytes there and back, then the server is gone ----
+dd if=/dev/urandom of=/random bs=64k count=40 2>/dev/null
+dd if=/random of=/dev/vdc bs=64k seek=3 2>/dev/null
+sync
+echo 3 >/proc/sys/vm/drop_caches
+dd if=/dev/vdc bs=64k skip=3 count=40 2>/dev/null | cmp - /random && say "nbd-same $(md5sum </random)"
+until ! dd if=/dev/vdc of=/dev/null bs=64k count=1 iflag=direct 2>/dev/null; do usleep 20000; done
+say nbd-gone
 """
 
 
@@ -105,7 +114,6 @@ def receive(peer, size):
 
 
 def md5(data):
-    import hashlib
     return hashlib.md5(data).hexdigest()
 
 
@@ -239,6 +247,15 @@ class Test:
         self.command("resize", machine, "1", "4G")
         expect(guest.wait_for("grown-too") == "behind", "nothing is kept behind the old end of qcow2")
 
+    def served_disk(self, guest, server):
+        digest = guest.wait_for("nbd-same").split()[0]
+        with open(self.path("served"), "rb") as disk:
+            disk.seek(3 * 65536)
+            expect(hashlib.md5(disk.read(40 * 65536)).hexdigest() == digest,
+                   "the server has other bytes than the guest wrote")
+        server.kill()
+        guest.wait_for("nbd-gone")
+
     def run(self, args):
         kernel = run_tool("fetch-kernel", "cloud")
         flows = Flows(args.mib)
@@ -251,6 +268,9 @@ class Test:
         with open(self.path("disk"), "wb") as out:
             out.truncate(4 << 20)
         subprocess.run([args.doppel, "image", "create", self.path("disk.qcow2"), "4M"], check=True)
+        with open(self.path("served"), "wb") as out:
+            out.truncate(8 << 20)
+        server = nbd_server(self.path("nbd"), "qemu-nbd", "--persistent", "-f", "raw", self.path("served"))
         initrd, machine = self.path("initramfs.cpio"), self.path("control")
         aio = "io_uring" if has_io_uring() else "threads"
         print("disks: aio=%s" % aio)
@@ -266,7 +286,8 @@ class Test:
                        "--balloon", "on,reporting,deflate-on-oom", "--net", "user,mtu=1400",
                        "--vsock", "7," + self.path("vsock"),
                        "--disk", self.path("disk") + ",serial=GROWS,aio=" + aio, "--disk",
-                       self.path("disk.qcow2") + ",aio=" + aio, "--control", machine])
+                       self.path("disk.qcow2") + ",aio=" + aio,
+                       "--disk", "nbd+unix:///?socket=" + self.path("nbd"), "--control", machine])
         try:
             self.ports(guest)
             self.console(guest)
@@ -274,11 +295,14 @@ class Test:
             self.network(guest, flows, machine)
             self.vsock(guest)
             self.disk(guest, machine)
+            self.served_disk(guest, server)
             guest.wait_for("ok")
             expect(guest.process.wait(LIMIT) == 0, "doppel ended with an error")
         finally:
             guest.process.kill()
             guest.process.wait()
+            server.kill()
+            server.wait()
 
 
 def main():

@@ -8,6 +8,9 @@ import sys
 import tempfile
 import unittest
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import nbd_server
+
 MIB = 1 << 20
 DOPPEL = os.path.abspath(sys.argv.pop(1))
 
@@ -186,6 +189,32 @@ class Images(unittest.TestCase):
         self.image("resize", "top.qcow2", "5M")
         self.qemu("qemu-io", "-f", "qcow2", "-c", "read -P 0 1M 4M", "top.qcow2")
         self.check("top.qcow2")
+
+    def serve(self, name, fmt):
+        """What serves an image by NBD until the test ends, and its URI."""
+        path = os.path.join(self.work.name, name + ".socket")
+        server = nbd_server(path, "qemu-nbd", "--persistent", "-f", fmt, name)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        return "nbd+unix:///?socket=" + path
+
+    def test_nbd(self):
+        self.data("in.raw")
+        self.image("convert", "in.raw", "in.qcow2")
+        for name, fmt in (("in.raw", "raw"), ("in.qcow2", "qcow2"), ("in.qcow2", "raw")):
+            uri = self.serve(name, fmt)
+            report = json.loads(self.image("info", "--json", uri))
+            self.assertEqual(report["size"], os.path.getsize("in.raw"))
+            self.assertEqual(report["format"], "qcow2" if (name, fmt) == ("in.qcow2", "raw") else "raw")
+            self.assertNotIn("disk_size", report)
+            self.image("convert", "--force", uri, "out.qcow2")
+            self.qemu("qemu-img", "compare", "-q", "-U", "-f", "raw", "-F", "qcow2", "in.raw",
+                      "out.qcow2")
+            self.check("out.qcow2")
+            self.doCleanups()
+            os.unlink(name + ".socket")
+        self.image("convert", uri, "gone.qcow2", status=1, says="No such file")
+        self.image("create", "--backing", uri, "x.qcow2", status=1, says="have to be files")
 
     def test_resize_with_snapshots(self):
         self.image("create", "x.qcow2", "10M")

@@ -1,7 +1,9 @@
 """harness.py - what tests that start guests share: expectations, the project's tools, kernel modules"""
 import ctypes
 import os
+import socket
 import subprocess
+import sys
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -20,6 +22,19 @@ def run_tool(*command):
     path = os.path.join(TOP, "tools", command[0])
     return subprocess.run([path, *command[1:]], check=True, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def nbd_server(path, *command):
+    """A server on the Unix socket `path`, to be killed by who asked for it. It gets the socket as from
+    systemd: connections wait there until it takes them."""
+    hand_over = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_FDS='1', "
+                 "LISTEN_PID=str(os.getpid())); os.execvp(sys.argv[2], sys.argv[2:])")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        fd = listener.fileno()
+        return subprocess.Popen([sys.executable, "-c", hand_over, str(fd), *command], pass_fds=[fd],
+                                stdin=subprocess.DEVNULL)
 
 
 def has_io_uring():

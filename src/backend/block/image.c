@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "backend/block/nbd.h"
 #include "backend/block/qcow2.h"
 #include "backend/block/store.h"
 #include "base/bits.h"
@@ -97,6 +98,12 @@ static int open_backing(struct image *image, const struct image_config *config,
 
     if (name[0] == '\0' || config->is_alone)
         return 0;
+    if (nbd_is_uri(config->path)) /* what a server says does not lead to files of ours */
+        return err_set(
+            e, 0,
+            "open the backing file of '%s': it is named '%s', but an image that a server "
+            "has cannot have one",
+            config->path, name);
     if (strncmp(name, "file:", 5) == 0)
         name += 5;
     if (names_protocol(name))
@@ -211,8 +218,9 @@ static int open_in_chain(const struct image_config *config, const struct chain *
     struct store *store;
 
     int rc = check_chain(config->path, &here, e);
-    if (rc == 0)
-        rc = store_open_file(&where, &store, e);
+    if (rc == 0) /* a file in a folder "nbd:" is also "./nbd:..." */
+        rc = nbd_is_uri(config->path) ? store_open_nbd(&where, NBD_ANSWER_LIMIT_MS, &store, e)
+                                      : store_open_file(&where, &store, e);
     if (rc != 0)
         return rc;
     rc = find_format(store, config, &format, e);

@@ -1,5 +1,5 @@
 /*
- * store.h - where an image's bytes lie: a file or a block device of the host
+ * store.h - where an image's bytes lie: a file or a block device of the host, or a server's export
  *
  * The lower of the two layers of a disk. An image (image.h) makes a disk of what a store holds.
  * A store is a table of blocking functions that return 0 or -errno; several threads may be in

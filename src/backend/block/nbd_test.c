@@ -1,0 +1,491 @@
+/*
+ * nbd_test.c - disks of NBD servers: nbdkit, and some that are no good
+ *
+ * nbdkit gets a listening socket, as from systemd: connections wait there until it takes them.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "backend/block/image.h"
+#include "backend/block/nbd.h"
+#include "backend/block/qcow2.h"
+#include "backend/block/store.h"
+#include "base/bits.h"
+
+#define SIZE (UINT64_C(4) << 20)
+#define SKIPPED 77 /* meson's */
+
+struct fixture {
+    char folder[64];
+    char uri[128];
+    int listener;
+    pid_t server; /* 0: none */
+};
+
+static int setup(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(f->folder, "/tmp/doppel-nbd-XXXXXX");
+    assert_non_null(mkdtemp(f->folder));
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", f->folder);
+    snprintf(f->uri, sizeof(f->uri), "nbd+unix:///?socket=%s", address.sun_path);
+    f->listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(f->listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(f->listener, 5), 0);
+    *state = f;
+    return 0;
+}
+
+static void kill_server(struct fixture *f)
+{
+    if (f->server == 0)
+        return;
+    kill(f->server, SIGKILL);
+    assert_int_equal(waitpid(f->server, NULL, 0), f->server);
+    f->server = 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    char command[96];
+    kill_server(f);
+    if (f->listener >= 0)
+        close(f->listener);
+    snprintf(command, sizeof(command), "rm -r '%s'", f->folder);
+    assert_int_equal(system(command), 0);
+    free(f);
+    return 0;
+}
+
+#define ARGUMENTS_MAX 12
+
+/* nbdkit with these arguments, the last of which is NULL. */
+static void serve(struct fixture *f, const char *const *arguments)
+{
+    const char *argv[ARGUMENTS_MAX + 3] = {"nbdkit", "--foreground"};
+    f->server = fork();
+    assert_true(f->server >= 0);
+    if (f->server != 0)
+        return;
+    char pid[16];
+    for (unsigned i = 0; i < ARGUMENTS_MAX && arguments[i] != NULL; i++)
+        argv[2 + i] = arguments[i];
+    snprintf(pid, sizeof(pid), "%d", (int)getpid());
+    setenv("LISTEN_PID", pid, 1);
+    setenv("LISTEN_FDS", "1", 1);
+    /* where a socket is handed over; not close-on-exec even if it is there already */
+    if (dup2(f->listener, 3) == 3 && fcntl(3, F_SETFD, 0) == 0)
+        execvp(argv[0], (char *const *)argv);
+    _exit(127);
+}
+
+static struct image *open_uri(const struct fixture *f, bool is_read_only)
+{
+    struct image_config config = {.path = f->uri, .is_read_only = is_read_only};
+    struct image *image;
+    struct err e;
+    if (image_open(&config, &image, &e) != 0)
+        fail_msg("%s", e.msg);
+    return image;
+}
+
+static uint64_t random_next(uint64_t *random, uint64_t limit)
+{
+    *random = *random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (*random >> 33) % limit;
+}
+
+/* ---- the bytes ---- */
+
+/* A transfer in pieces of any length. */
+static int transfer(struct image *image, bool is_write, uint64_t offset, uint64_t size,
+                    uint8_t *data, uint64_t *random)
+{
+    struct iovec iov[8];
+    unsigned count = 0;
+    for (uint64_t at = 0; at < size; count++) {
+        uint64_t n = 1 + random_next(random, size);
+        n = count == 7 ? size - at : MIN(size - at, n);
+        iov[count] = (struct iovec){data + at, n};
+        at += n;
+    }
+    return image->ops->transfer(image, is_write, offset, size, iov, count);
+}
+
+static void compare(struct image *image, const uint8_t *model)
+{
+    uint8_t *got = malloc(SIZE);
+    assert_int_equal(image_read(image, 0, got, SIZE), 0);
+    assert_memory_equal(got, model, SIZE);
+    free(got);
+}
+
+/* What is done to the disk is done to a model of it. */
+static void exercise(struct fixture *f, const char *const *arguments)
+{
+    uint8_t *model = calloc(1, SIZE), *buf = malloc(SIZE);
+    uint64_t random = 1;
+    serve(f, arguments);
+    struct image *image = open_uri(f, false);
+    assert_int_equal(image->size, SIZE);
+    assert_int_equal(image->format, BLOCK_FORMAT_RAW);
+    for (unsigned i = 0; i < 300; i++) {
+        uint64_t offset = random_next(&random, SIZE / 512) * 512;
+        uint64_t limit = i % 50 == 0 ? SIZE / 512 : 64;
+        uint64_t size = 512 * (1 + random_next(&random, limit));
+        size = MIN(size, SIZE - offset);
+        switch (random_next(&random, 6)) {
+        case 0:
+            assert_int_equal(image->ops->write_zeroes(image, offset, size, i & 1), 0);
+            memset(model + offset, 0, size);
+            break;
+        case 1: /* undefined afterwards: so it is written again */
+            assert_int_equal(image->ops->discard(image, offset, size), 0);
+            assert_int_equal(transfer(image, true, offset, size, model + offset, &random), 0);
+            break;
+        case 2:
+            assert_int_equal(image->ops->flush(image), 0);
+            break;
+        case 3:
+            assert_int_equal(transfer(image, false, offset, size, buf, &random), 0);
+            assert_memory_equal(buf, model + offset, size);
+            break;
+        default:
+            memset(model + offset, (int)i, size);
+            model[offset] = (uint8_t)(i >> 8);
+            assert_int_equal(transfer(image, true, offset, size, model + offset, &random), 0);
+        }
+    }
+    compare(image, model);
+    for (uint64_t at = 0, n; at < SIZE; at += n) { /* what is said to be zero, is */
+        enum image_extent extent;
+        n = SIZE - at;
+        assert_int_equal(image_map_chain(image, at, &n, &extent), 0);
+        assert_true(n != 0 && n <= SIZE - at);
+        for (uint64_t i = at; extent == IMAGE_ZERO && i < at + n; i++)
+            assert_int_equal(model[i], 0);
+    }
+    image_close(image);
+    image = open_uri(f, true);
+    compare(image, model);
+    image_close(image);
+    free(buf);
+    free(model);
+}
+
+static void bytes(void **state)
+{
+    exercise(*state, (const char *const[]){"memory", "4M", NULL});
+}
+
+/* A server that refuses what is not whole blocks of 4 KiB, or more than 64 KiB. */
+static void bytes_in_large_blocks(void **state)
+{
+    exercise(*state, (const char *const[]){"--filter=blocksize-policy", "memory", "4M",
+                                           "blocksize-minimum=4096", "blocksize-preferred=16384",
+                                           "blocksize-maximum=65536",
+                                           "blocksize-error-policy=error", NULL});
+}
+
+/* One that knows no zeroes and no extents. */
+static void bytes_of_a_poor_server(void **state)
+{
+    exercise(*state,
+             (const char *const[]){"--filter=nozero", "--filter=noextents", "memory", "4M", NULL});
+}
+
+static void sizes_of_blocks(void **state)
+{
+    struct fixture *f = *state;
+    serve(f, (const char *const[]){"--filter=blocksize-policy", "memory", "4197376",
+                                   "blocksize-minimum=4096", "blocksize-preferred=32768", NULL});
+    struct image *image = open_uri(f, false);
+    assert_int_equal(image->physical_size, 32768);
+    assert_int_equal(image->size, SIZE); /* what fills no block is out of reach */
+    assert_int_equal(image->ops->resize(image, 2 * SIZE, NULL), -EOPNOTSUPP);
+    image_close(image);
+}
+
+/* Another format lies in an export as in a file. */
+static void qcow2_in_an_export(void **state)
+{
+    struct fixture *f = *state;
+    struct qcow2_create create = {.size = UINT64_C(1) << 30, .version = 3, .cluster_size = 65536};
+    struct store_config config = {.path = f->uri};
+    struct store *store;
+    struct err e;
+    uint8_t data[70000], got[sizeof(data)];
+    serve(f, (const char *const[]){"memory", "4M", NULL});
+    assert_int_equal(store_open_nbd(&config, NBD_ANSWER_LIMIT_MS, &store, &e), 0);
+    if (qcow2_format(store, &create, &e) != 0)
+        fail_msg("%s", e.msg);
+    store->ops->close(store);
+    struct image *image = open_uri(f, false);
+    assert_int_equal(image->format, BLOCK_FORMAT_QCOW2);
+    assert_int_equal(image->size, create.size);
+    memset(data, 'q', sizeof(data));
+    uint64_t size = align_down(sizeof(data), 512), far = UINT64_C(900) << 20;
+    assert_int_equal(image_write(image, far, data, size), 0);
+    assert_int_equal(image->ops->flush(image), 0);
+    image_close(image);
+    image = open_uri(f, true);
+    assert_int_equal(image_read(image, far, got, size), 0);
+    assert_memory_equal(got, data, size);
+    image_close(image);
+    /* a server does not get at files of ours */
+    create.backing_file = "/etc/passwd";
+    create.backing_format = BLOCK_FORMAT_RAW;
+    assert_int_equal(store_open_nbd(&config, NBD_ANSWER_LIMIT_MS, &store, &e), 0);
+    assert_int_equal(qcow2_format(store, &create, &e), 0);
+    store->ops->close(store);
+    struct image_config hostile = {.path = f->uri, .format = BLOCK_FORMAT_QCOW2};
+    assert_true(image_open(&hostile, &image, &e) < 0);
+    assert_non_null(strstr(e.msg, "/etc/passwd"));
+}
+
+/* ---- flushes ---- */
+
+static unsigned count_lines(const char *path, const char *what)
+{
+    char line[1024];
+    unsigned n = 0;
+    FILE *in = fopen(path, "r");
+    assert_non_null(in);
+    while (fgets(line, sizeof(line), in) != NULL)
+        n += strstr(line, what) != NULL;
+    fclose(in);
+    return n;
+}
+
+static void flushes_reach_the_server(void **state)
+{
+    struct fixture *f = *state;
+    char log[128], path[96];
+    uint8_t sector[512] = {1};
+    snprintf(path, sizeof(path), "%s/log", f->folder);
+    snprintf(log, sizeof(log), "logfile=%s", path);
+    serve(f, (const char *const[]){"--filter=log", "memory", "4M", log, NULL});
+    struct image *image = open_uri(f, false);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(image_write(image, i * 512, sector, sizeof(sector)), 0);
+        assert_int_equal(image->ops->flush(image), 0);
+    }
+    image_close(image);
+    assert_int_equal(count_lines(path, " Flush id="), 3);
+    assert_int_equal(count_lines(path, " Write id="), 3);
+}
+
+/* A server that knows no flushes, but writes that are durable at once. */
+static void writes_are_durable_by_themselves(void **state)
+{
+    struct fixture *f = *state;
+    char path[96], script[160];
+    uint8_t sector[512] = {1};
+    snprintf(path, sizeof(path), "%s/log", f->folder);
+    snprintf(script, sizeof(script), "pwrite=echo \"$@\" >>%s; cat >/dev/null", path);
+    serve(f, (const char *const[]){"eval", "get_size=echo 1048576", "can_write=exit 0",
+                                   "can_flush=exit 3", "can_fua=echo native", script,
+                                   "pread=head -c $3 /dev/zero", NULL});
+    struct image *image = open_uri(f, false);
+    for (unsigned i = 1; i <= 3; i++)
+        assert_int_equal(image_write(image, i * 512, sector, sizeof(sector)), 0);
+    assert_int_equal(image->ops->flush(image), 0);
+    image_close(image);
+    assert_int_equal(count_lines(path, "pwrite "), 3);
+    assert_int_equal(count_lines(path, " fua"), 3);
+}
+
+/* ---- read-only ---- */
+
+static void read_only_exports(void **state)
+{
+    struct fixture *f = *state;
+    struct image_config config = {.path = f->uri};
+    struct image *image;
+    struct err e;
+    uint8_t sector[512];
+    serve(f, (const char *const[]){"--readonly", "memory", "4M", NULL});
+    assert_int_equal(image_open(&config, &image, &e), -EROFS);
+    assert_non_null(strstr(e.msg, f->uri));
+    assert_non_null(strstr(e.msg, ",ro"));
+    image = open_uri(f, true);
+    assert_int_equal(image_read(image, 0, sector, sizeof(sector)), 0);
+    assert_int_equal(image_write(image, 0, sector, sizeof(sector)), -EROFS);
+    image_close(image);
+}
+
+/* ---- servers that go away ---- */
+
+struct writer {
+    struct image *image;
+    atomic_uint written;
+    int result;
+};
+
+static void *write_on(void *ctx)
+{
+    struct writer *w = ctx;
+    uint8_t data[4096] = {2};
+    while (w->result == 0) {
+        w->result = image_write(w->image, (w->written % 512) * 4096, data, sizeof(data));
+        atomic_fetch_add(&w->written, 1);
+    }
+    return NULL;
+}
+
+#define WRITERS 3
+
+static void a_killed_server_is_an_error(void **state)
+{
+    struct fixture *f = *state;
+    struct writer writers[WRITERS];
+    pthread_t threads[WRITERS];
+    uint8_t sector[512];
+    serve(f, (const char *const[]){"memory", "4M", NULL});
+    struct image *image = open_uri(f, false);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        writers[i] = (struct writer){.image = image};
+        assert_int_equal(pthread_create(&threads[i], NULL, write_on, &writers[i]), 0);
+    }
+    while (atomic_load(&writers[0].written) < 100) /* in the middle of it */
+        sched_yield();
+    kill_server(f);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(writers[i].result, -EIO);
+    }
+    assert_int_equal(image_read(image, 0, sector, sizeof(sector)), -EIO);
+    assert_int_equal(image->ops->flush(image), -EIO);
+    image_close(image);
+}
+
+static void a_silent_server_is_an_error(void **state)
+{
+    struct fixture *f = *state;
+    struct store_config config = {.path = f->uri};
+    struct store *store;
+    struct err e;
+    uint8_t sector[512] = {3};
+    serve(f, (const char *const[]){"memory", "4M", NULL});
+    assert_int_equal(store_open_nbd(&config, NBD_ANSWER_LIMIT_MS, &store, &e), 0);
+    assert_int_equal(store_write(store, 0, sector, sizeof(sector)), 0);
+    kill(f->server, SIGSTOP);
+    assert_int_equal(waitpid(f->server, NULL, WUNTRACED), f->server); /* it has stopped */
+    nbd_limit_answers(store, 200);
+    assert_int_equal(store_write(store, 0, sector, sizeof(sector)), -EIO);
+    assert_int_equal(store->ops->flush(store), -EIO);
+    store->ops->close(store);
+    /* nor does opening wait for ever */
+    config.is_read_only = true;
+    assert_int_equal(store_open_nbd(&config, 200, &store, &e), -ETIMEDOUT);
+    assert_non_null(strstr(e.msg, f->uri));
+}
+
+/* ---- what is no good ---- */
+
+static void refuse(const char *uri, const char *why)
+{
+    struct image_config config = {.path = uri, .is_read_only = true};
+    struct image *image;
+    struct err e;
+    assert_true(image_open(&config, &image, &e) < 0);
+    if (strstr(e.msg, why) == NULL || strstr(e.msg, uri) == NULL)
+        fail_msg("'%s' does not say '%s'", e.msg, why);
+}
+
+static void bad_uris(void **state)
+{
+    struct fixture *f = *state;
+    char uri[256];
+    refuse("nbd+unix:///?socket=/nonexistent", "No such file");
+    refuse("nbd+unix:///", "socket");
+    refuse("nbd://%", "");
+    /* a URI does not make us read files */
+    snprintf(uri, sizeof(uri), "nbds+unix://user@/?socket=%s/socket&tls-psk-file=/etc/passwd",
+             f->folder);
+    refuse(uri, "not permitted");
+    assert_false(nbd_is_uri("nbd:localhost:10809"));
+    assert_false(nbd_is_uri("./nbd://x"));
+    assert_true(nbd_is_uri("nbd://x"));
+}
+
+/* Bytes that are no protocol, in several places of the handshake. */
+static void *talk_nonsense(void *ctx)
+{
+    struct fixture *f = ctx;
+    static const struct {
+        const char *bytes;
+        size_t size;
+    } hello[] = {
+        {"HTTP/1.1 400 Bad Request\r\n\r\n", 28},
+        {"NBDMAGICIHAVEOPT\0\3garbage that is no answer to an option", 56},
+        {"NBDMAGIC\0\0\x42\2\x81\x86\x12\x53\xff\xff\xff\xff\xff\xff\xff\xff\0\0", 26},
+        {"NBDMAGIC", 8},
+        {"", 0},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(hello); i++) {
+        int peer = accept(f->listener, NULL, NULL);
+        assert_true(peer >= 0);
+        assert_int_equal(send(peer, hello[i].bytes, hello[i].size, MSG_NOSIGNAL), hello[i].size);
+        shutdown(peer, SHUT_WR);
+        char drain[256];
+        while (recv(peer, drain, sizeof(drain), 0) > 0)
+            ;
+        close(peer);
+    }
+    return NULL;
+}
+
+static void nonsense_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, talk_nonsense, f), 0);
+    for (unsigned i = 0; i < 5; i++)
+        refuse(f->uri, "connect");
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(bytes),
+        TEST(bytes_in_large_blocks),
+        TEST(bytes_of_a_poor_server),
+        TEST(sizes_of_blocks),
+        TEST(qcow2_in_an_export),
+        TEST(flushes_reach_the_server),
+        TEST(writes_are_durable_by_themselves),
+        TEST(read_only_exports),
+        TEST(a_killed_server_is_an_error),
+        TEST(a_silent_server_is_an_error),
+    };
+    const struct CMUnitTest without_server[] = {TEST(bad_uris), TEST(nonsense_is_refused)};
+    int failed = cmocka_run_group_tests_name("no server", without_server, NULL, NULL);
+    if (system("nbdkit --version >/dev/null 2>&1") != 0) {
+        print_message("the rest is not tested: nbdkit is missing (apt-get install nbdkit)\n");
+        return failed != 0 ? failed : SKIPPED;
+    }
+    return failed + cmocka_run_group_tests_name("nbdkit", tests, NULL, NULL);
+}
