@@ -241,7 +241,8 @@ void block_close(struct block *block)
 {
     if (block == NULL)
         return;
-    ring_close(block->ring); /* first: it passes requests on */
+    if (block->ring != NULL)
+        ring_stop(block->ring); /* first: it passes requests on, also those that follow others */
     pthread_mutex_lock(&block->lock);
     block->is_stopping = true;
     pthread_cond_broadcast(&block->has_work);
@@ -249,6 +250,7 @@ void block_close(struct block *block)
     for (unsigned i = 0; i < block->thread_count; i++)
         pthread_join(block->threads[i], NULL);
     assert(block->first == NULL);
+    ring_free(block->ring);
     image_close(block->image);
     pthread_cond_destroy(&block->is_quiet);
     pthread_cond_destroy(&block->has_work);

@@ -68,6 +68,7 @@ struct ring {
     bool is_sleeping;
     bool is_held;
     bool is_stopping;
+    bool is_stopped; /* the thread takes nothing any more */
 };
 
 /* What entries carry as user_data, besides slots. */
@@ -103,11 +104,14 @@ static void wake(struct ring *ring)
 void ring_submit(struct ring *ring, struct block_request *request)
 {
     pthread_mutex_lock(&ring->lock);
-    bool is_sleeping = ring->is_sleeping;
+    bool is_sleeping = ring->is_sleeping, is_stopped = ring->is_stopped;
     ring->is_sleeping = false;
-    list_add(&ring->submitted, request);
+    if (!is_stopped)
+        list_add(&ring->submitted, request);
     pthread_mutex_unlock(&ring->lock);
-    if (is_sleeping)
+    if (is_stopped)
+        ring->owner.pass(ring->owner.ctx, request);
+    else if (is_sleeping)
         wake(ring);
 }
 
@@ -382,7 +386,8 @@ static bool take(struct ring *ring)
         list_init(&ring->submitted);
     }
     note_idle(ring);
-    bool is_over = ring->is_idle && ring->is_stopping && ring->submitted.first == NULL;
+    ring->is_stopped = ring->is_idle && ring->is_stopping && ring->submitted.first == NULL;
+    bool is_over = ring->is_stopped;
     pthread_mutex_unlock(&ring->lock);
     return !is_over;
 }
@@ -480,8 +485,10 @@ static int start_thread(struct ring *ring)
     return rc;
 }
 
-static void ring_free(struct ring *ring)
+void ring_free(struct ring *ring)
 {
+    if (ring == NULL)
+        return;
     if (ring->wake_fd >= 0)
         close(ring->wake_fd);
     pthread_cond_destroy(&ring->became_idle);
@@ -516,15 +523,12 @@ int ring_open(const struct ring_owner *owner, struct ring **out, struct err *e)
     return 0;
 }
 
-void ring_close(struct ring *ring)
+void ring_stop(struct ring *ring)
 {
-    if (ring == NULL)
-        return;
     pthread_mutex_lock(&ring->lock);
     ring->is_stopping = true;
     pthread_mutex_unlock(&ring->lock);
     wake(ring);
     pthread_join(ring->thread, NULL);
     assert(ring->in_flight == 0 && ring->submitted.first == NULL);
-    ring_free(ring);
 }

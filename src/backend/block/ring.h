@@ -34,8 +34,10 @@ struct ring_owner {
  */
 int ring_open(const struct ring_owner *owner, struct ring **out, struct err *e);
 
-/* Waits for requests under way. NULL is allowed. */
-void ring_close(struct ring *ring);
+/* Waits for requests under way; what is submitted from then on is passed on at once. */
+void ring_stop(struct ring *ring);
+/* It has stopped, and nobody submits any more. NULL is allowed. */
+void ring_free(struct ring *ring);
 
 /* The request is done, or passed on, by the ring's thread. Any thread; does not block. */
 void ring_submit(struct ring *ring, struct block_request *request);
