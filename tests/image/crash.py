@@ -14,6 +14,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+from harness import has_io_uring
+
 KINDS = (["--cluster-size", "64K"], ["--cluster-size", "4K"], ["--cluster-size", "512"],
          ["--compat", "2"], ["--lazy-refcounts", "--compression", "zstd"])
 
@@ -43,7 +46,11 @@ def crash(args, number, chance):
     # A new image each time: what is there must be what this life has written.
     call(args.doppel, "image", "create", "--force", *KINDS[number % len(KINDS)], "x.qcow2", "24M")
     arguments = ["x.qcow2", "qcow2", "log", str(number), "20000"]
-    with subprocess.Popen([args.exercise, "crash", *arguments], stdin=subprocess.DEVNULL) as process:
+    environment = dict(os.environ)
+    if number % 2 != 0 and has_io_uring():
+        environment["EXERCISE_IO_URING"] = "yes"
+    with subprocess.Popen([args.exercise, "crash", *arguments], stdin=subprocess.DEVNULL,
+                          env=environment) as process:
         time.sleep(chance.uniform(0.01, 0.5))
         process.kill()
         killed = process.wait() == -9
@@ -78,6 +85,7 @@ def main():
             leaked += leaks
             busy += covered != 0
         os.chdir("/")
+    print("io_uring in %s" % ("every other life" if has_io_uring() else "no life: the host has none"))
     print("killed %d times: %d requests were flushed, all are there; no errors; leaks %d times" %
           (args.times, flushed, leaked))
     # Most lives must have got somewhere, or nothing was tested.

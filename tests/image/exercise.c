@@ -384,6 +384,8 @@ int main(int argc, char **argv)
     config.is_read_only = strcmp(mode, "verify") == 0 || strcmp(mode, "same") == 0;
     if (getenv("EXERCISE_CACHE_NONE") != NULL)
         config.cache = BLOCK_CACHE_NONE;
+    if (getenv("EXERCISE_IO_URING") != NULL)
+        config.aio = BLOCK_AIO_IO_URING;
     if (block_open(&config, &x.block, &e) != 0)
         fail("%s", e.msg);
     x.size = block_size(x.block);
