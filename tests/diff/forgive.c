@@ -72,12 +72,15 @@ static const uint8_t *skip_prefixes(const uint8_t *code, bool *is_repeated)
     return code;
 }
 
-/* The bytes where `st` ended, of the case's code; NULL when it ended elsewhere. */
+/*
+ * The bytes where `st` ended, of the case's code as the processor left it: a case may write over
+ * itself. NULL when it ended elsewhere.
+ */
 static const uint8_t *code_at_end(const struct diff_case *c, const struct diff_state *st)
 {
     uint64_t at = st->rip - c->before.rip;
 
-    return at + INSN_MAX_LEN <= sizeof(c->code) ? c->code + at : NULL;
+    return at + INSN_MAX_LEN <= sizeof(c->code) ? (const uint8_t *)(uintptr_t)st->rip : NULL;
 }
 
 /*
@@ -187,6 +190,16 @@ static bool is_reserved_vector(const struct diff_case *c, const uint8_t *code)
     return (*opcode == 0x62 || *opcode == 0xc4 || *opcode == 0xc5) && !decode(c, code, &in);
 }
 
+/* Reserved, or XOP, which no model has, and too long: which of its faults comes first? */
+static bool is_reserved_long(const struct diff_case *c, const uint8_t *code)
+{
+    ZydisDecodedInstruction in;
+    bool is_repeated;
+
+    return is_reserved_vector(c, code) ||
+           (*skip_prefixes(code, &is_repeated) == 0x8f && !decode(c, code, &in));
+}
+
 /*
  * #AC of EVEX operands with a mask: family 1Ah checks the elements that are accessed, family 19h
  * with some masks the operand as a whole.
@@ -251,8 +264,7 @@ bool diff_is_left_open(const struct diff_case *c, const struct diff_state *nativ
     if (engine->vector == VEC_UD &&
         (is_prefixed_clzero(code) || is_locked_verw(code) || is_reserved_vector(c, code)))
         return true;
-    /* which fault comes first of an encoding that is reserved and too long */
-    if (native->vector == VEC_UD && engine->vector == VEC_GP && is_reserved_vector(c, code))
+    if (native->vector == VEC_UD && engine->vector == VEC_GP && is_reserved_long(c, code))
         return true;
     return is_masked_wrap(c, native, engine, code) || is_image_wrap(c, native, engine, code);
 }
