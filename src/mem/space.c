@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "os/futex.h"
 #include "os/memfd.h"
 
 enum region_kind { REGION_RAM, REGION_ROM, REGION_IO, REGION_SWITCH, REGION_NOTHING };
@@ -426,11 +427,15 @@ uint64_t space_window_load(const struct space_window *window, uint64_t offset, u
 void space_window_store(const struct space_window *window, uint64_t offset, uint64_t value,
                         unsigned size)
 {
+    if (window->holds_wakes)
+        futex_hold_wakes();
     if (window->lock != NULL)
         pthread_mutex_lock(window->lock);
     window_write(window, offset, value, size);
     if (window->lock != NULL)
         pthread_mutex_unlock(window->lock);
+    if (window->holds_wakes)
+        futex_release_wakes();
 }
 
 /* ---- one access ---- */

@@ -37,6 +37,8 @@ struct space_window {
     const struct space_ops *ops;
     void *ctx;
     pthread_mutex_t *lock; /* may be NULL */
+    bool holds_wakes; /* stores wake threads that want the lock; they wait for nothing (os/futex.h)
+                       */
 };
 
 uint64_t space_window_load(const struct space_window *window, uint64_t offset, unsigned size);

@@ -1,5 +1,5 @@
 /*
- * os_test.c - event loop, guest clock and timers, memory files
+ * os_test.c - event loop, guest clock and timers, memory files, short waits
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,8 +16,11 @@
 #include <unistd.h>
 
 #include "base/bits.h"
+#include "base/clock.h"
+#include "os/futex.h"
 #include "os/loop.h"
 #include "os/memfd.h"
+#include "os/spin_wait.h"
 #include "os/tsc.h"
 #include "os/tty.h"
 #include "os/vclock.h"
@@ -335,6 +338,84 @@ static void test_tsc(void **state)
     assert_true(tsc_frequency_hz() == hz);
 }
 
+/* ---- waiting ---- */
+
+struct sleeper {
+    pthread_t thread;
+    _Atomic uint32_t word, is_awake;
+};
+
+static void *sleep_once(void *ctx)
+{
+    struct sleeper *s = ctx;
+
+    while (atomic_load(&s->word) == 0)
+        futex_wait(&s->word, 0);
+    atomic_store(&s->is_awake, 1);
+    return NULL;
+}
+
+/* More than can be held back; held twice, released twice. A lost wake hangs. */
+static void test_futex_held_wakes(void **state)
+{
+    struct sleeper sleepers[12] = {0};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sleepers); i++)
+        assert_int_equal(pthread_create(&sleepers[i].thread, NULL, sleep_once, &sleepers[i]), 0);
+    futex_hold_wakes();
+    futex_hold_wakes();
+    for (unsigned i = 0; i < ARRAY_SIZE(sleepers); i++) {
+        atomic_store(&sleepers[i].word, 1);
+        futex_wake(&sleepers[i].word);
+    }
+    futex_release_wakes();
+    futex_release_wakes();
+    for (unsigned i = 0; i < ARRAY_SIZE(sleepers); i++) {
+        pthread_join(sleepers[i].thread, NULL);
+        assert_int_equal(sleepers[i].is_awake, 1);
+    }
+    /* and afterwards they go out at once */
+    struct sleeper last = {0};
+    assert_int_equal(pthread_create(&last.thread, NULL, sleep_once, &last), 0);
+    atomic_store(&last.word, 1);
+    futex_wake(&last.word);
+    pthread_join(last.thread, NULL);
+}
+
+/* By its rules: how long anything takes here is the host's to say. */
+static void test_spin_wait(void **state)
+{
+    const uint64_t us = 1000, start = 1000000000;
+    struct spin_wait s = {0};
+    _Atomic uint32_t word = 0;
+
+    /* nothing was learnt yet */
+    assert_int_equal(spin_wait(&s, &word, 1, clock_now_ns()), 0);
+    /* what comes soon is looked for, twice as long each time */
+    for (uint64_t want = 10 * us; want < 200 * us; want *= 2) {
+        spin_wait_slept(&s, start, start + 100 * us, true);
+        assert_int_equal(s.limit_ns, MIN(want, 100 * us));
+    }
+    /* bits of others are not waited for, and what is there is found at once */
+    uint64_t now = clock_now_ns();
+    word = 2;
+    assert_true(spin_wait(&s, &word, 1, now) >= 100 * us || s.limit_ns == 0);
+    s = (struct spin_wait){.limit_ns = UINT64_MAX};
+    assert_int_equal(spin_wait(&s, &word, 3, clock_now_ns()), 0);
+    /* a long sleep, or no processor for it */
+    spin_wait_slept(&s, start, start + 101 * us, true);
+    assert_int_equal(s.limit_ns, 0);
+    s.limit_ns = 50 * us;
+    spin_wait_slept(&s, start, start + us, false);
+    assert_int_equal(s.limit_ns, 0);
+    /* somebody else wanted it: not before the time */
+    s = (struct spin_wait){.limit_ns = 50 * us, .after_ns = start + 5 * us};
+    spin_wait_slept(&s, start, start + 4 * us, true);
+    assert_int_equal(s.limit_ns, 0);
+    spin_wait_slept(&s, start, start + 5 * us, true);
+    assert_int_equal(s.limit_ns, 10 * us);
+}
+
 static void test_tty_wants_a_terminal(void **state)
 {
     struct err e;
@@ -362,6 +443,8 @@ int main(void)
         cmocka_unit_test(test_clock_on_loop),
         cmocka_unit_test(test_memfd),
         cmocka_unit_test(test_tsc),
+        cmocka_unit_test(test_futex_held_wakes),
+        cmocka_unit_test(test_spin_wait),
         cmocka_unit_test(test_tty_wants_a_terminal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,6 +19,7 @@
 #include "cpu/model.h"
 #include "cpu/state.h"
 #include "engine/engine.h"
+#include "os/spin_wait.h"
 #include "os/vclock.h"
 #include "vm/board.h"
 #include "vm/boot/boot.h"
@@ -43,8 +44,7 @@ struct vcpu {
     struct cpu_apic apic;          /* the same; main loop's thread */
     bool is_waiting_sipi;
     uint64_t run_ns, halt_ns, halt_count;
-    uint64_t poll_ns;      /* how long HLT looks for a wake-up before it sleeps */
-    uint64_t poll_after_ns; /* not before this time */
+    struct spin_wait spin; /* how long HLT looks for a wake-up before it sleeps */
     uint64_t polled_ns;    /* spent so; part of halt_ns */
 };
 

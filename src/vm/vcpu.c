@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "dev/irqchip/lapic.h"
 #include "os/futex.h"
+#include "os/spin_wait.h"
 #include "os/tsc.h"
 #include "vm/machine.h"
 
@@ -197,53 +198,21 @@ void vcpu_take_startup(struct vcpu *vcpu)
 
 /* ---- the thread ---- */
 
-/*
- * Waking a thread takes the host longer than a guest's processors need to answer each other, so
- * HLT looks for a wake-up by itself for a while before it sleeps: longer while wake-ups come
- * soon, not at all after one that was not worth it. An idle guest thus costs nothing. Only where
- * every processor of the guest can have one of the host's, and nobody else wants it: that shows
- * in a gap between two looks.
- */
-#define POLL_MIN_NS 10000u
-#define POLL_MAX_NS 100000u
-#define POLL_GAP_NS 20000u
-#define POLL_PAUSE_NS 100000000u
-
-/* Look for one of `pins`, for vcpu->poll_ns at most. */
-static void vcpu_poll(struct vcpu *vcpu, uint32_t pins, uint64_t start)
-{
-    uint64_t now = start, last;
-
-    while (!(atomic_load_explicit(&vcpu->pins.bits, memory_order_relaxed) & pins) &&
-           now - start < vcpu->poll_ns) {
-        for (unsigned i = 0; i < 8; i++)
-            __builtin_ia32_pause();
-        last = now;
-        now = clock_now_ns();
-        if (now - last > POLL_GAP_NS) {
-            vcpu->poll_ns = 0;
-            vcpu->poll_after_ns = now + POLL_PAUSE_NS;
-        }
-    }
-    vcpu->polled_ns += now - start;
-    vcpu->halt_ns += now - start;
-}
-
+/* HLT: only where every processor of the guest can have one of the host's it looks before it
+ * sleeps. */
 static void vcpu_wait(struct vcpu *vcpu, uint32_t pins)
 {
-    uint64_t start = clock_now_ns(), now;
+    uint64_t start = clock_now_ns();
+    uint64_t spun = spin_wait(&vcpu->spin, &vcpu->pins.bits, pins, start);
 
-    vcpu_poll(vcpu, pins, start);
+    vcpu->polled_ns += spun;
+    vcpu->halt_ns += spun;
     if (atomic_load(&vcpu->pins.bits) & pins) {
         vcpu->halt_count++;
         return;
     }
     vcpu_sleep(vcpu, pins);
-    now = clock_now_ns();
-    if (now - start > POLL_MAX_NS || now < vcpu->poll_after_ns || !vcpu->vm->can_poll)
-        vcpu->poll_ns = 0;
-    else
-        vcpu->poll_ns = MIN(MAX(2 * vcpu->poll_ns, POLL_MIN_NS), POLL_MAX_NS);
+    spin_wait_slept(&vcpu->spin, start, clock_now_ns(), vcpu->vm->can_poll);
 }
 
 static void vcpu_halt(struct vcpu *vcpu)

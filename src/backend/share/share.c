@@ -9,12 +9,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "backend/share/share_impl.h"
 #include "base/bits.h"
+#include "base/clock.h"
+#include "os/cpus.h"
+#include "os/futex.h"
 
 /* Descriptors that stay for disks, sockets and the like. */
 #define DESCRIPTORS_RESERVED 512u
@@ -40,6 +44,30 @@ unsigned share_descriptors(unsigned count)
 
 /* ---- threads ---- */
 
+/* Under the lock, which it leaves meanwhile. May return for nothing. */
+static void wait_for_work(struct share *share)
+{
+    share->idle_ns = clock_now_ns();
+    if (!share->is_spinning && share->spin.limit_ns != 0) {
+        uint64_t start = share->idle_ns;
+        share->is_spinning = true;
+        pthread_mutex_unlock(&share->lock);
+        spin_wait(&share->spin, &share->has_first, 1, start);
+        pthread_mutex_lock(&share->lock);
+        share->is_spinning = false;
+        if (share->first != NULL || share->is_stopping)
+            return;
+    }
+    uint32_t seen = atomic_load(&share->changes);
+    share->sleepers++;
+    pthread_mutex_unlock(&share->lock);
+    futex_wait(&share->changes, seen);
+    pthread_mutex_lock(&share->lock);
+    share->sleepers--;
+    if (share->first != NULL && !share->is_spinning)
+        spin_wait_slept(&share->spin, share->idle_ns, clock_now_ns(), share->can_spin);
+}
+
 static void *share_run(void *ctx)
 {
     struct share *share = ctx;
@@ -56,12 +84,14 @@ static void *share_run(void *ctx)
         if (r == NULL) {
             if (share->is_stopping)
                 break;
-            pthread_cond_wait(&share->has_work, &share->lock);
+            wait_for_work(share);
             continue;
         }
         share->first = r->next;
-        if (share->first == NULL)
+        if (share->first == NULL) {
             share->last = &share->first;
+            atomic_store_explicit(&share->has_first, 0, memory_order_relaxed);
+        }
         pthread_mutex_unlock(&share->lock);
         r->done(r, share_serve(share, r, call));
         pthread_mutex_lock(&share->lock);
@@ -85,8 +115,13 @@ void share_submit(struct share *share, struct share_request *r)
         *share->last = r;
         share->last = &r->next;
     }
-    pthread_cond_signal(&share->has_work);
+    atomic_store_explicit(&share->has_first, 1, memory_order_relaxed);
+    atomic_fetch_add(&share->changes, 1);
+    bool is_awaited = share->is_spinning && share->first == r && r->next == NULL;
+    bool wakes = share->sleepers != 0 && !is_awaited;
     pthread_mutex_unlock(&share->lock);
+    if (wakes)
+        futex_wake(&share->changes);
 }
 
 static int start_threads(struct share *share, struct err *e)
@@ -122,8 +157,10 @@ static void stop_threads(struct share *share)
 {
     pthread_mutex_lock(&share->lock);
     share->is_stopping = true;
-    pthread_cond_broadcast(&share->has_work);
+    atomic_fetch_add(&share->changes, 1);
     pthread_mutex_unlock(&share->lock);
+    for (unsigned i = 0; i < share->thread_count; i++)
+        futex_wake(&share->changes);
     for (unsigned i = 0; i < share->thread_count; i++)
         pthread_join(share->threads[i], NULL);
 }
@@ -205,8 +242,8 @@ int share_open(const struct share_config *config, struct share **out, struct err
     share->config = *config;
     share->last = &share->first;
     share->proc_fd = -1;
+    share->can_spin = host_cpu_count() > 1;
     pthread_mutex_init(&share->lock, NULL);
-    pthread_cond_init(&share->has_work, NULL);
     pthread_cond_init(&share->is_ready, NULL);
     share->calls = calloc(SHARE_THREADS, sizeof(*share->calls));
     share_tables_init(&share->tables, config->descriptors_max);
@@ -235,7 +272,6 @@ void share_close(struct share *share)
         close(share->proc_fd);
     free(share->calls);
     pthread_cond_destroy(&share->is_ready);
-    pthread_cond_destroy(&share->has_work);
     pthread_mutex_destroy(&share->lock);
     free(share);
 }

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 
 #include "backend/share/share.h"
+#include "os/spin_wait.h"
 
 /* What tells whether a file was changed. */
 struct share_stamp {
@@ -101,9 +102,15 @@ struct share {
     _Atomic bool is_write_late; /* the guest writes from its page cache, when it likes */
 
     pthread_mutex_t lock;
-    pthread_cond_t has_work;
+    _Atomic uint32_t has_first; /* there is one: for the thread that looks without the lock */
+    _Atomic uint32_t changes;   /* counted up with each request, and to stop: threads sleep on it */
+    unsigned sleepers;
     struct share_request *first, **last; /* under lock, as the rest */
     bool is_stopping;
+    bool can_spin;    /* fixed */
+    bool is_spinning; /* one thread looks for the next request, and need not be woken */
+    struct spin_wait spin;
+    uint64_t idle_ns; /* when the list was last found empty */
     pthread_t threads[SHARE_THREADS];
     struct share_call *calls; /* one for each thread */
     unsigned thread_count;

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "dev/irqchip/lapic_internal.h"
+#include "os/futex.h"
 
 /* Publish what the bus looks at. */
 void lapic_publish_route(struct lapic *lapic)
@@ -174,6 +175,8 @@ bool lapic_accept(struct lapic *lapic, const struct apic_message *msg)
     const struct lapic_ops *ops = lapic->config.ops;
     bool is_accepted = true;
 
+    /* the CPU that is woken for it acknowledges first of all, under the lock */
+    futex_hold_wakes();
     pthread_mutex_lock(&lapic->lock);
     switch (msg->mode) {
     case APIC_FIXED:
@@ -202,6 +205,7 @@ bool lapic_accept(struct lapic *lapic, const struct apic_message *msg)
     }
     lapic_update(lapic);
     pthread_mutex_unlock(&lapic->lock);
+    futex_release_wakes();
     return is_accepted;
 }
 

@@ -11,6 +11,7 @@
  * Spec: Intel SDM vol. 3, "APIC Timer", "TSC-Deadline Mode".
  */
 #include "dev/irqchip/lapic_internal.h"
+#include "os/futex.h"
 
 #define MISSED_TICKS_MAX 32
 
@@ -92,6 +93,7 @@ static void timer_expired(void *ctx)
 {
     struct lapic *lapic = ctx;
 
+    futex_hold_wakes();
     pthread_mutex_lock(&lapic->lock);
     uint64_t now_ns = vclock_now_ns(lapic->config.clock);
     timer_sync(lapic, now_ns);
@@ -100,6 +102,7 @@ static void timer_expired(void *ctx)
         timer_schedule(lapic, now_ns);
     lapic_update(lapic);
     pthread_mutex_unlock(&lapic->lock);
+    futex_release_wakes();
 }
 
 static void timer_stop(struct lapic *lapic)

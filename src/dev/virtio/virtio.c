@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "os/futex.h"
 
 #define STATUS_WRITABLE                                                                            \
     (VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_DRIVER_OK |                  \
@@ -31,6 +32,18 @@ void virtio_init(struct virtio_device *dev)
 void virtio_fini(struct virtio_device *dev)
 {
     pthread_mutex_destroy(&dev->lock);
+}
+
+void virtio_lock(struct virtio_device *dev)
+{
+    pthread_mutex_lock(&dev->lock);
+    futex_hold_wakes();
+}
+
+void virtio_unlock(struct virtio_device *dev)
+{
+    pthread_mutex_unlock(&dev->lock);
+    futex_release_wakes();
 }
 
 /* ---- for device models ---- */

@@ -111,6 +111,13 @@ struct virtio_device {
 void virtio_init(struct virtio_device *dev);
 void virtio_fini(struct virtio_device *dev);
 
+/*
+ * Take and leave the device's lock, for threads that complete requests: a CPU that they interrupt
+ * is woken only when the lock is free, for it may want the device at once (os/futex.h).
+ */
+void virtio_lock(struct virtio_device *dev);
+void virtio_unlock(struct virtio_device *dev);
+
 static inline bool virtio_has(const struct virtio_device *dev, uint64_t feature)
 {
     return (dev->features & feature) != 0;

@@ -17,7 +17,12 @@
 #include "base/log.h"
 #include "dev/virtio/virtio.h"
 
-#define QUEUE_SIZE 128
+/*
+ * Long enough for a request of 1 MiB in scattered pages: drivers make no chain longer than the
+ * queue, indirect or not. Of requests under way fewer are enough.
+ */
+#define QUEUE_SIZE 512
+#define REQUESTS_PER_QUEUE 128
 #define SEGMENTS_MAX (QUEUE_SIZE - 2) /* of data; header and status take one each */
 
 #define BLK_F_SEG_MAX BIT(2)
@@ -124,7 +129,7 @@ static void block_done(struct block_request *block, int result)
         log_warn("%s: a request of %llu bytes at %llu failed: %s", blk->dev.name,
                  (unsigned long long)block->size, (unsigned long long)block->offset,
                  strerror(-result));
-    pthread_mutex_lock(&blk->dev.lock);
+    virtio_lock(&blk->dev);
     unsigned queue = r->queue;
     blk->out_count--;
     if (blk->dev.is_resetting) {
@@ -141,7 +146,7 @@ static void block_done(struct block_request *block, int result)
                 take_requests(blk, i);
         }
     }
-    pthread_mutex_unlock(&blk->dev.lock);
+    virtio_unlock(&blk->dev);
 }
 
 /* ---- requests; under the lock ---- */
@@ -331,10 +336,10 @@ static const struct virtio_ops blk_ops = {
 
 void virtio_blk_resized(struct virtio_blk *blk)
 {
-    pthread_mutex_lock(&blk->dev.lock);
+    virtio_lock(&blk->dev);
     store_le64(blk->dev.config + CONFIG_CAPACITY, block_size(blk->block) / BLOCK_SECTOR);
     virtio_signal_config(&blk->dev);
-    pthread_mutex_unlock(&blk->dev.lock);
+    virtio_unlock(&blk->dev);
 }
 
 /* ---- set-up ---- */
@@ -385,7 +390,7 @@ int virtio_blk_create(const struct virtio_blk_config *config, struct virtio_blk 
                       struct err *e)
 {
     struct virtio_blk *blk = calloc(1, sizeof(*blk));
-    unsigned count = config->queue_count * QUEUE_SIZE;
+    unsigned count = config->queue_count * REQUESTS_PER_QUEUE;
 
     assert(config->queue_count >= 1 && config->queue_count <= VIRTIO_QUEUES_MAX);
     if (blk != NULL)

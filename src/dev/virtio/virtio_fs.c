@@ -54,7 +54,7 @@ static void share_done(struct share_request *share, uint32_t written)
     struct fs_request *r = CONTAINER_OF(share, struct fs_request, share);
     struct virtio_fs *fs = r->fs;
 
-    pthread_mutex_lock(&fs->dev.lock);
+    virtio_lock(&fs->dev);
     fs->out_count--;
     if (!fs->dev.is_resetting) {
         virtqueue_push(&fs->dev.queues[r->queue], &r->chain, written);
@@ -70,7 +70,7 @@ static void share_done(struct share_request *share, uint32_t written)
         for (unsigned i = 0; i < QUEUE_COUNT; i++)
             take_requests(fs, i);
     }
-    pthread_mutex_unlock(&fs->dev.lock);
+    virtio_unlock(&fs->dev);
 }
 
 /* ---- under the lock ---- */

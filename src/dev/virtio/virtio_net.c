@@ -91,7 +91,7 @@ static size_t net_pull(void *ctx, struct netdev_header *header, uint8_t frame[NE
     size_t len = 0;
     unsigned pair;
 
-    pthread_mutex_lock(&n->dev.lock);
+    virtio_lock(&n->dev);
     while (len == 0 && take_transmitted(n, &chain, &pair)) {
         /* too short or too long for a frame, or with no cable: as on a wire, it is lost */
         if (chain.out_size >= HEADER_SIZE + ETHERNET_HEADER &&
@@ -105,7 +105,7 @@ static size_t net_pull(void *ctx, struct netdev_header *header, uint8_t frame[NE
         virtqueue_push(&n->dev.queues[tx_queue(pair)], &chain, 0);
         virtio_signal_queue(&n->dev, tx_queue(pair));
     }
-    pthread_mutex_unlock(&n->dev.lock);
+    virtio_unlock(&n->dev);
     return len;
 }
 
@@ -246,11 +246,11 @@ static bool net_push(void *ctx, const struct netdev_header *header, const uint8_
     struct virtio_net *n = ctx;
     bool is_done = true;
 
-    pthread_mutex_lock(&n->dev.lock);
+    virtio_lock(&n->dev);
     if (virtio_is_running(&n->dev) && (n->dev.config[CONFIG_STATUS] & STATUS_LINK_UP) &&
         len >= ETHERNET_HEADER && is_wanted(n, frame) && is_taken(n, header))
         is_done = push_wanted(n, header, frame, len);
-    pthread_mutex_unlock(&n->dev.lock);
+    virtio_unlock(&n->dev);
     return is_done;
 }
 
@@ -297,10 +297,10 @@ static const struct virtio_ops net_ops = {
 
 void virtio_net_set_link(struct virtio_net *n, bool is_up)
 {
-    pthread_mutex_lock(&n->dev.lock);
+    virtio_lock(&n->dev);
     n->dev.config[CONFIG_STATUS] = is_up ? STATUS_LINK_UP : 0;
     virtio_signal_config(&n->dev);
-    pthread_mutex_unlock(&n->dev.lock);
+    virtio_unlock(&n->dev);
     netdev_wake(n->net);
 }
 

@@ -419,7 +419,8 @@ int virtio_pci_create(struct virtio_device *dev, uint16_t class_device, struct v
         .subsystem_vendor = VENDOR,
         .subsystem = (uint16_t)(DEVICE_BASE + dev->id),
     };
-    struct space_window window = {.ops = &registers_ops, .ctx = f, .lock = &dev->lock};
+    struct space_window window = {
+        .ops = &registers_ops, .ctx = f, .lock = &dev->lock, .holds_wakes = true};
 
     if (f == NULL)
         return err_set(e, ENOMEM, "make the PCI function of %s", dev->name);
