@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "os/event.h"
 
 #define LOOP_BATCH 32
 #define LOOP_POSTED_FIRST 256
@@ -95,18 +96,10 @@ void loop_destroy(struct loop *loop)
     free(loop);
 }
 
-static void loop_wake(struct loop *loop)
-{
-    uint64_t one = 1;
-    /* EAGAIN means the counter is full: the loop is as awake as can be. */
-    while (write(loop->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        ;
-}
-
 void loop_stop(struct loop *loop)
 {
     atomic_store(&loop->is_stopping, true);
-    loop_wake(loop);
+    event_raise(loop->wake_fd);
 }
 
 void loop_post(struct loop *loop, loop_call_fn fn, void *ctx)
@@ -133,16 +126,14 @@ void loop_post(struct loop *loop, loop_call_fn fn, void *ctx)
     loop->is_woken = true;
     pthread_mutex_unlock(&loop->lock);
     if (must_wake)
-        loop_wake(loop);
+        event_raise(loop->wake_fd);
 }
 
 /* Run what had been posted when we began; what these calls post waits for the next turn. */
 static void loop_run_posted(struct loop *loop)
 {
-    uint64_t count;
     pthread_mutex_lock(&loop->lock);
-    while (read(loop->wake_fd, &count, sizeof(count)) < 0 && errno == EINTR)
-        ;
+    event_take(loop->wake_fd);
     loop->is_woken = false;
     size_t left = loop->posted_count;
     while (left-- > 0) {

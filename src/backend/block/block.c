@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +19,7 @@
 #include "backend/block/ring.h"
 #include "base/bits.h"
 #include "base/log.h"
+#include "os/thread.h"
 
 #define THREADS 4
 
@@ -132,22 +132,13 @@ void block_submit(struct block *block, struct block_request *request)
 
 static int start_threads(struct block *block, const char *path, struct err *e)
 {
-    sigset_t all, old;
-    int code = 0;
+    int rc = 0;
 
-    /* signals are the main thread's business */
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    while (block->thread_count < THREADS && code == 0) {
-        pthread_t *thread = &block->threads[block->thread_count];
-        code = pthread_create(thread, NULL, block_run, block);
-        if (code == 0) {
-            pthread_setname_np(*thread, "doppel-disk");
-            block->thread_count++;
-        }
+    while (block->thread_count < THREADS && rc == 0) {
+        rc = thread_start(&block->threads[block->thread_count], "doppel-disk", block_run, block);
+        block->thread_count += rc == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return code == 0 ? 0 : err_set(e, code, "start the threads of the disk '%s'", path);
+    return rc == 0 ? 0 : err_set(e, -rc, "start the threads of the disk '%s'", path);
 }
 
 /*

@@ -23,17 +23,18 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "backend/block/store.h"
 #include "base/bits.h"
+#include "base/clock.h"
 #include "base/log.h"
+#include "os/event.h"
+#include "os/thread.h"
 
 #define UNIT_MAX 65536u                   /* of a server's smallest block */
 #define TRANSFER_MAX (UINT64_C(32) << 20) /* of one command, unless the server says less */
@@ -73,14 +74,6 @@ static struct nbd_store *nbd_of(struct store *store)
     return CONTAINER_OF(store, struct nbd_store, store);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* ---- commands ---- */
 
 /* By libnbd, on the thread that it happened to be on. Returns that the command is finished. */
@@ -99,7 +92,7 @@ static int call_done(void *ctx, int *error)
 
 static void call_begin(struct nbd_store *s, struct call *call)
 {
-    *call = (struct call){.store = s, .deadline_ns = now_ns() + s->answer_limit_ns};
+    *call = (struct call){.store = s, .deadline_ns = clock_now_ns() + s->answer_limit_ns};
     pthread_mutex_lock(&s->lock);
     call->next = s->calls;
     call->link = &s->calls;
@@ -109,21 +102,13 @@ static void call_begin(struct nbd_store *s, struct call *call)
     pthread_mutex_unlock(&s->lock);
 }
 
-static void wake(struct nbd_store *s)
-{
-    uint64_t one = 1;
-
-    while (write(s->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        ;
-}
-
 /* After a command was issued (`cookie`), or could not be (-1). */
 static int call_end(struct nbd_store *s, struct call *call, int64_t cookie)
 {
     int refused = cookie < 0 ? nbd_get_errno() : 0;
 
     if (cookie >= 0)
-        wake(s); /* there may be more to send than the socket took */
+        event_raise(s->wake_fd); /* there may be more to send than the socket took */
     pthread_mutex_lock(&s->lock);
     while (cookie >= 0 && !call->is_done)
         pthread_cond_wait(&s->is_answered, &s->lock);
@@ -374,14 +359,13 @@ static void drive(struct nbd_store *s, int timeout_ms)
         {.fd = nbd_aio_get_fd(s->nbd)},
         {.fd = s->wake_fd, .events = POLLIN},
     };
-    uint64_t value;
 
     fds[0].events = (short)((direction & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
                             (direction & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
     if (poll(fds, ARRAY_SIZE(fds), timeout_ms) <= 0)
         return;
-    if ((fds[1].revents & POLLIN) && read(s->wake_fd, &value, sizeof(value)) < 0 && errno != EAGAIN)
-        log_debug("nbd: %s", strerror(errno));
+    if (fds[1].revents & POLLIN)
+        event_take(s->wake_fd);
     /* who issued a command meanwhile may have changed what libnbd waits for */
     direction = nbd_aio_get_direction(s->nbd);
     if ((fds[0].revents & (POLLIN | POLLHUP | POLLERR)) && (direction & LIBNBD_AIO_DIRECTION_READ))
@@ -399,7 +383,7 @@ static bool is_over(struct nbd_store *s)
 /* Milliseconds until the first command is too late; -1: none is under way. */
 static int time_left(struct nbd_store *s)
 {
-    uint64_t deadline = UINT64_MAX, now = now_ns();
+    uint64_t deadline = UINT64_MAX, now = clock_now_ns();
 
     pthread_mutex_lock(&s->lock);
     for (const struct call *call = s->calls; call != NULL; call = call->next)
@@ -451,11 +435,11 @@ static void *nbd_run(void *ctx)
 /* What is left of a connection: say good-bye, but do not wait long for an answer. */
 static void disconnect(struct nbd_store *s)
 {
-    uint64_t end = now_ns() + 1000000000u, now;
+    uint64_t end = clock_now_ns() + 1000000000u, now;
 
     if (!nbd_aio_is_ready(s->nbd) || nbd_aio_disconnect(s->nbd, 0) != 0)
         return;
-    while (!is_over(s) && (now = now_ns()) < end)
+    while (!is_over(s) && (now = clock_now_ns()) < end)
         drive(s, (int)((end - now) / 1000000 + 1));
 }
 
@@ -478,7 +462,7 @@ static void nbd_store_close(struct store *store)
     pthread_mutex_lock(&s->lock);
     s->is_stopping = true;
     pthread_mutex_unlock(&s->lock);
-    wake(s);
+    event_raise(s->wake_fd);
     pthread_join(s->thread, NULL);
     disconnect(s);
     nbd_free(s);
@@ -539,12 +523,12 @@ static int confine(struct nbd_store *s, struct err *e)
 
 static int make_connection(struct nbd_store *s, struct err *e)
 {
-    uint64_t end = now_ns() + s->answer_limit_ns, now;
+    uint64_t end = clock_now_ns() + s->answer_limit_ns, now;
 
     if (nbd_aio_connect_uri(s->nbd, s->uri) != 0)
         return failed(s, "connect to", e);
     while (nbd_aio_is_connecting(s->nbd)) {
-        now = now_ns();
+        now = clock_now_ns();
         if (now >= end)
             return err_set(e, ETIMEDOUT, "connect to '%s' (no answer for %" PRIu64 " s)", s->uri,
                            s->answer_limit_ns / 1000000000u);
@@ -618,17 +602,9 @@ static void keep_alive(struct nbd_store *s)
 
 static int start_thread(struct nbd_store *s, struct err *e)
 {
-    sigset_t all, old;
+    int rc = thread_start(&s->thread, "doppel-nbd", nbd_run, s);
 
-    /* signals are the main thread's business */
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    int code = pthread_create(&s->thread, NULL, nbd_run, s);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code != 0)
-        return err_set(e, code, "start the thread of the disk '%s'", s->uri);
-    pthread_setname_np(s->thread, "doppel-nbd");
-    return 0;
+    return rc == 0 ? 0 : err_set(e, -rc, "start the thread of the disk '%s'", s->uri);
 }
 
 int store_open_nbd(const struct store_config *config, unsigned answer_limit_ms, struct store **out,

@@ -21,7 +21,6 @@
 #include <linux/falloc.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -31,6 +30,8 @@
 #include "backend/block/store.h"
 #include "base/bits.h"
 #include "base/log.h"
+#include "os/event.h"
+#include "os/thread.h"
 
 #define SLOTS 128u
 #define ENTRIES 256u           /* of the submission queue; there are twice as many completions */
@@ -93,14 +94,6 @@ static void list_add(struct list *list, struct block_request *r)
 
 /* ---- any thread ---- */
 
-static void wake(struct ring *ring)
-{
-    uint64_t one = 1;
-
-    while (write(ring->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        ;
-}
-
 void ring_submit(struct ring *ring, struct block_request *request)
 {
     pthread_mutex_lock(&ring->lock);
@@ -112,7 +105,7 @@ void ring_submit(struct ring *ring, struct block_request *request)
     if (is_stopped)
         ring->owner.pass(ring->owner.ctx, request);
     else if (is_sleeping)
-        wake(ring);
+        event_raise(ring->wake_fd);
 }
 
 void ring_hold(struct ring *ring)
@@ -129,7 +122,7 @@ void ring_release(struct ring *ring)
     pthread_mutex_lock(&ring->lock);
     ring->is_held = false;
     pthread_mutex_unlock(&ring->lock);
-    wake(ring);
+    event_raise(ring->wake_fd);
 }
 
 /* ---- the thread: requests to the kernel ---- */
@@ -270,14 +263,6 @@ static void finish(struct ring *ring, struct slot *slot, int result)
         ring->owner.pass(ring->owner.ctx, r);
 }
 
-static void woken(struct ring *ring)
-{
-    uint64_t value;
-
-    while (read(ring->wake_fd, &value, sizeof(value)) < 0 && errno == EINTR)
-        ; /* EAGAIN: it was seen already */
-}
-
 static void reap(struct ring *ring)
 {
     struct io_uring_cqe *cqe;
@@ -288,7 +273,7 @@ static void reap(struct ring *ring)
         io_uring_cqe_seen(&ring->uring, cqe);
         if (data == wake_token(ring)) {
             ring->is_wake_armed = false;
-            woken(ring);
+            event_take(ring->wake_fd);
         } else if (data != WITHDRAWN)
             finish(ring, data, result);
     }
@@ -348,7 +333,7 @@ static void sleep_outside(struct ring *ring)
         return;
     poll(fds, ARRAY_SIZE(fds), -1);
     io_uring_get_events(&ring->uring);
-    woken(ring);
+    event_take(ring->wake_fd);
 }
 
 static void enter(struct ring *ring, bool may_wait)
@@ -465,20 +450,14 @@ static void *ring_run(void *ctx)
 
 static int start_thread(struct ring *ring)
 {
-    sigset_t all, old;
+    int rc = thread_start(&ring->thread, "doppel-disk", ring_run, ring);
 
-    /* signals are the main thread's business */
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    int code = pthread_create(&ring->thread, NULL, ring_run, ring);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code != 0)
-        return -code;
-    pthread_setname_np(ring->thread, "doppel-disk");
+    if (rc != 0)
+        return rc;
     pthread_mutex_lock(&ring->lock);
     while (ring->setup > 0)
         pthread_cond_wait(&ring->became_idle, &ring->lock);
-    int rc = ring->setup;
+    rc = ring->setup;
     pthread_mutex_unlock(&ring->lock);
     if (rc != 0)
         pthread_join(ring->thread, NULL);
@@ -528,7 +507,7 @@ void ring_stop(struct ring *ring)
     pthread_mutex_lock(&ring->lock);
     ring->is_stopping = true;
     pthread_mutex_unlock(&ring->lock);
-    wake(ring);
+    event_raise(ring->wake_fd);
     pthread_join(ring->thread, NULL);
     assert(ring->in_flight == 0 && ring->submitted.first == NULL);
 }

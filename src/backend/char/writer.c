@@ -10,13 +10,13 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "backend/char/chardev_impl.h"
 #include "os/loop.h"
+#include "os/thread.h"
 
 #define WRITER_NAP_NS 500000L
 
@@ -115,17 +115,12 @@ int char_writer_init(struct char_writer *writer, struct chardev *cd, int fd, str
     pthread_cond_init(&writer->has_progress, &attr);
     pthread_condattr_destroy(&attr);
 
-    /* Signals are the main thread's business; SIGPIPE is seen as EPIPE. */
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    int code = pthread_create(&writer->thread, NULL, writer_run, writer);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code != 0) {
+    /* SIGPIPE is seen as EPIPE. */
+    rc = thread_start(&writer->thread, "doppel-out", writer_run, writer);
+    if (rc != 0) {
         char_ring_free(&writer->ring);
-        return err_set(e, code, "start the thread that writes serial output");
+        return err_set(e, -rc, "start the thread that writes serial output");
     }
-    pthread_setname_np(writer->thread, "doppel-out");
     return 0;
 }
 

@@ -5,7 +5,6 @@
  * client is asked, so whoever comes later writes the descriptor again.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -14,6 +13,8 @@
 #include "backend/net/netdev_impl.h"
 #include "backend/net/offload.h"
 #include "base/bits.h"
+#include "os/event.h"
+#include "os/thread.h"
 
 /* Frames pulled before the host's sockets have their turn again. */
 #define PULL_BUDGET 64
@@ -28,13 +29,10 @@ int netdev_init(struct netdev *net, const struct netdev_ops *ops, struct err *e)
 
 void netdev_wake(struct netdev *net)
 {
-    uint64_t one = 1;
-
     if (atomic_exchange(&net->is_woken, true))
         return;
     atomic_fetch_add(&net->own_wakes, 1);
-    if (write(net->event_fd, &one, sizeof(one)) < 0)
-        return; /* the counter is full: it is readable */
+    event_raise(net->event_fd);
 }
 
 int netdev_wake_fd(const struct netdev *net)
@@ -123,11 +121,11 @@ static void pull_some(struct netdev *net)
 static void *netdev_run(void *ctx)
 {
     struct netdev *net = ctx;
-    uint64_t count;
 
     while (!atomic_load(&net->is_stopping)) {
         net->ops->serve(net);
-        if (read(net->event_fd, &count, sizeof(count)) < 0)
+        uint64_t count = event_take(net->event_fd);
+        if (count == 0)
             continue; /* woken by the host's side */
         atomic_fetch_add(&net->wakes, count);
         atomic_store(&net->is_woken, false);
@@ -139,17 +137,11 @@ static void *netdev_run(void *ctx)
 
 int netdev_start(struct netdev *net, const struct netdev_client *client, void *ctx, struct err *e)
 {
-    sigset_t all, old;
-
     net->client = client;
     net->ctx = ctx;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    int code = pthread_create(&net->thread, NULL, netdev_run, net);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code != 0)
-        return err_set(e, code, "start the thread of a network");
-    pthread_setname_np(net->thread, "doppel-net");
+    int rc = thread_start(&net->thread, "doppel-net", netdev_run, net);
+    if (rc != 0)
+        return err_set(e, -rc, "start the thread of a network");
     net->is_started = true;
     return 0;
 }

@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -19,6 +18,7 @@
 #include "base/clock.h"
 #include "os/cpus.h"
 #include "os/futex.h"
+#include "os/thread.h"
 
 /* Descriptors that stay for disks, sockets and the like. */
 #define DESCRIPTORS_RESERVED 512u
@@ -126,27 +126,18 @@ void share_submit(struct share *share, struct share_request *r)
 
 static int start_threads(struct share *share, struct err *e)
 {
-    sigset_t all, old;
-    int code = 0;
+    int rc = 0;
 
-    /* signals are the main thread's business, SIGXFSZ nobody's: the write fails */
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    while (share->thread_count < ARRAY_SIZE(share->threads) && code == 0) {
-        pthread_t *thread = &share->threads[share->thread_count];
-        code = pthread_create(thread, NULL, share_run, share);
-        if (code == 0) {
-            pthread_setname_np(*thread, "doppel-share");
-            share->thread_count++;
-        }
+    while (share->thread_count < ARRAY_SIZE(share->threads) && rc == 0) {
+        rc = thread_start(&share->threads[share->thread_count], "doppel-share", share_run, share);
+        share->thread_count += rc == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code != 0)
-        return err_set(e, code, "start the threads of the folder '%s'", share->config.path);
+    if (rc != 0)
+        return err_set(e, -rc, "start the threads of the folder '%s'", share->config.path);
     pthread_mutex_lock(&share->lock);
     while (share->ready_count < share->thread_count)
         pthread_cond_wait(&share->is_ready, &share->lock);
-    int rc = -share->failure.code;
+    rc = -share->failure.code;
     if (rc != 0 && e != NULL)
         *e = share->failure;
     pthread_mutex_unlock(&share->lock);

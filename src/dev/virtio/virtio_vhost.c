@@ -11,7 +11,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +23,9 @@
 #include "dev/virtio/vhost_ring.h"
 #include "dev/virtio/virtio.h"
 #include "mem/space.h"
+#include "os/event.h"
 #include "os/memfd.h"
+#include "os/thread.h"
 
 /* Where the back end finds the rings: far from any guest's RAM. */
 #define RINGS_ADDR BIT(51)
@@ -115,15 +116,6 @@ struct virtio_vhost {
 
 /* ---- requests; under the lock ---- */
 
-static void wake(int fd)
-{
-    uint64_t one = 1;
-
-    /* EAGAIN: it is as awake as can be */
-    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        ;
-}
-
 /* How many queues the back end serves for this driver, which need not know of them all. */
 static unsigned served_count(const struct virtio_vhost *v)
 {
@@ -157,7 +149,7 @@ static void take_chains(struct virtio_vhost *v, unsigned index)
         /* when all are out, what comes back goes on here */
     } while (chain != NULL && virtio_is_running(&v->dev) && virtqueue_set_notify(q, true));
     if (is_new && vhost_ring_wants_kick(ring))
-        wake(v->kick_fds[index]);
+        event_raise(v->kick_fds[index]);
 }
 
 /* The back end may have written all of it, whatever it says. */
@@ -418,20 +410,10 @@ static void take_message(struct virtio_vhost *v)
 
 enum { POLL_WAKE, POLL_BACKEND, POLL_MESSAGE, POLL_CALLS, POLL_BELLS = POLL_CALLS + QUEUES_MAX };
 
-/* How often it was written to. */
-static uint64_t clear_event(int fd)
-{
-    uint64_t count = 0;
-
-    while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
-        ;
-    return count;
-}
-
 /* A notification of queue `index`, on this thread. */
 static void answer_bell(struct virtio_vhost *v, unsigned index)
 {
-    atomic_fetch_add(&v->rung, clear_event(v->bell_fds[index]));
+    atomic_fetch_add(&v->rung, event_take(v->bell_fds[index]));
     pthread_mutex_lock(&v->dev.lock);
     virtio_notify(&v->dev, index);
     pthread_mutex_unlock(&v->dev.lock);
@@ -456,13 +438,13 @@ static void wait_for_work(struct virtio_vhost *v)
     if (poll(fds, ARRAY_SIZE(fds), -1) < 0)
         return;
     if (fds[POLL_WAKE].revents)
-        clear_event(v->wake_fd);
+        event_take(v->wake_fd);
     for (unsigned i = 0; i < v->ring_count; i++) {
         if (fds[POLL_BELLS + i].revents)
             answer_bell(v, i);
         if (!fds[POLL_CALLS + i].revents)
             continue;
-        clear_event(v->call_fds[i]);
+        event_take(v->call_fds[i]);
         pthread_mutex_lock(&v->dev.lock);
         bool is_good = give_back(v, i);
         pthread_mutex_unlock(&v->dev.lock);
@@ -510,7 +492,7 @@ static void vhost_start(struct virtio_device *dev)
     struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
 
     v->wants_start = v->is_up = true;
-    wake(v->wake_fd);
+    event_raise(v->wake_fd);
 }
 
 static void vhost_notify(struct virtio_device *dev, unsigned index)
@@ -519,7 +501,7 @@ static void vhost_notify(struct virtio_device *dev, unsigned index)
 
     if (is_control(v, index)) {
         v->wants_control = true;
-        wake(v->wake_fd);
+        event_raise(v->wake_fd);
     } else if (index < served_count(v)) {
         take_chains(v, index);
     }
@@ -540,7 +522,7 @@ static bool vhost_reset(struct virtio_device *dev)
     if (!v->is_up)
         return true;
     v->wants_stop = true;
-    wake(v->wake_fd);
+    event_raise(v->wake_fd);
     return false;
 }
 
@@ -634,18 +616,12 @@ static int make_rings(struct virtio_vhost *v, struct err *e)
 
 static int start_thread(struct virtio_vhost *v, struct err *e)
 {
-    sigset_t all, old;
-
     v->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (v->wake_fd < 0)
         return err_set(e, errno, "make an event descriptor for '%s'", v->config.path);
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
-    int code = pthread_create(&v->thread, NULL, vhost_run, v);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (code != 0)
-        return err_set(e, code, "start the thread for '%s'", v->config.path);
-    pthread_setname_np(v->thread, "doppel-vhost");
+    int rc = thread_start(&v->thread, "doppel-vhost", vhost_run, v);
+    if (rc != 0)
+        return err_set(e, -rc, "start the thread for '%s'", v->config.path);
     v->is_started = true;
     return 0;
 }
@@ -686,7 +662,7 @@ void virtio_vhost_close(struct virtio_vhost *v)
     v->is_closing = true;
     v->is_live = false;
     pthread_mutex_unlock(&v->dev.lock);
-    wake(v->wake_fd);
+    event_raise(v->wake_fd);
     pthread_join(v->thread, NULL);
     v->is_started = false;
 }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "dev/virtio/virtio_vsock_internal.h"
+#include "os/event.h"
 
 #define VSOCK_F_STREAM BIT(0)
 #define CONFIG_SIZE 8
@@ -402,9 +403,9 @@ static int vsock_bell(struct virtio_device *dev, unsigned index)
 static void on_bell(void *ctx, unsigned events)
 {
     struct virtio_vsock *v = ctx;
-    uint64_t count;
+    uint64_t count = event_take(v->bell_fd);
 
-    if (read(v->bell_fd, &count, sizeof(count)) != sizeof(count))
+    if (count == 0)
         return;
     atomic_fetch_add(&v->rung, count);
     pthread_mutex_lock(&v->dev.lock);
