@@ -68,27 +68,20 @@ int image_make(const char *path, enum block_format format, const struct qcow2_cr
     return rc;
 }
 
-/* The backing file must be there, and says how large the disk is if nobody else does. The name
- * is meant from the new image's folder. */
+/* The backing file must be there, and says how large the disk is if nobody else does. */
 static int look_at_backing(const struct image_request *r, struct qcow2_create *create,
                            struct err *e)
 {
-    const char *slash = strrchr(r->file, '/'), *name = create->backing_file;
-    size_t folder = slash != NULL && name[0] != '/' ? (size_t)(slash + 1 - r->file) : 0;
-    char *path = malloc(folder + strlen(name) + 1);
     struct image_config config = {
         .format = r->backing_format, .is_read_only = true, .is_unlocked = true};
     struct image *image;
     int rc;
 
-    if (nbd_is_uri(name) || nbd_is_uri(r->file)) {
-        free(path);
+    if (nbd_is_uri(create->backing_file) || nbd_is_uri(r->file))
         return err_set(e, 0, "--backing: images and their backing files have to be files");
-    }
+    char *path = image_resolve(r->file, create->backing_file);
     if (path == NULL)
         return err_set(e, ENOMEM, "open the backing file");
-    memcpy(path, r->file, folder);
-    strcpy(path + folder, name);
     config.path = path;
     rc = image_open(&config, &image, e);
     free(path);

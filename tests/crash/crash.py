@@ -29,7 +29,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
-from harness import Failed, expect, modules_named, run_tool
+from harness import Failed, expect, modules_named, run_tool, wait_unlocked
 
 LIMIT = 240  # seconds for anything at all
 WRITERS = 6  # of writers.c
@@ -279,6 +279,7 @@ class Machine:
 
     def crash(self):
         self.live(self.kill)
+        wait_unlocked("disk")
         self.check_image()
         self.check_files()
         self.take_snapshot()
@@ -332,6 +333,7 @@ def is_noticed(machine, damage):
             time.sleep(0.01)
     shutil.copyfile("disk", "before")
     machine.live(work_and_die)
+    wait_unlocked("disk")
     damage()
     machine.check_image()
     machine.check_files()

@@ -15,7 +15,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
-from harness import has_io_uring
+from harness import has_io_uring, wait_unlocked
 
 KINDS = (["--cluster-size", "64K"], ["--cluster-size", "4K"], ["--cluster-size", "512"],
          ["--compat", "2"], ["--lazy-refcounts", "--compression", "zstd"])
@@ -56,6 +56,7 @@ def crash(args, number, chance):
         killed = process.wait() == -9
     if not killed:
         raise AssertionError("the writer ended with status %d by itself" % process.returncode)
+    wait_unlocked("x.qcow2")
     # Status 3: leaks, and nothing else.
     leaks = call("qemu-img", "check", "-q", "x.qcow2", statuses=(0, 3)).returncode == 3
     out = call(args.exercise, "verify", *arguments).stdout

@@ -1,5 +1,6 @@
 """harness.py - what tests that start guests share: expectations, the project's tools, kernel modules"""
 import ctypes
+import fcntl
 import os
 import socket
 import subprocess
@@ -43,6 +44,14 @@ def has_io_uring():
     if ring >= 0:
         os.close(ring)
     return ring >= 0
+
+
+def wait_unlocked(path):
+    """Until nobody has an image locked. The kernel closes the files of a killed process that used
+    io_uring a while after the process has ended; until then they are locked (decision 0019)."""
+    with open(path, "r+b") as file:
+        # the bytes that QEMU and doppel lock; goes with the file
+        fcntl.lockf(file, fcntl.LOCK_EX, 200, 100)
 
 
 def modules_where(kernel, is_wanted):

@@ -335,6 +335,14 @@ static void one_writer_or_many_readers(void **state)
     assert_int_equal(try_open(f, false), -EBUSY);
     block_close(b);
     assert_int_equal(try_open(f, false), 0);
+
+    /* Somebody who shares with nobody, as no QEMU does. */
+    struct flock alone = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1};
+    int fd = open(f->path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &alone), 0);
+    assert_int_equal(try_open(f, false), -EBUSY);
+    close(fd);
+    assert_int_equal(try_open(f, false), 0);
 }
 
 static void what_is_no_disk_is_refused(void **state)

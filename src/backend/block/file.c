@@ -24,7 +24,6 @@
 
 #define DIRECT_ALIGN 4096u
 #define IOV_STEP 64u
-#define ZERO_STEP (UINT64_C(1) << 20)
 
 struct file {
     struct store store;
@@ -82,16 +81,6 @@ static bool is_aligned(const struct iovec *iov, unsigned count)
     return (all & (DIRECT_ALIGN - 1)) == 0;
 }
 
-static void bounce_copy(uint8_t *bounce, const struct iovec *iov, unsigned count, bool is_write)
-{
-    for (unsigned i = 0; i < count; bounce += iov[i++].iov_len) {
-        if (is_write)
-            memcpy(bounce, iov[i].iov_base, iov[i].iov_len);
-        else
-            memcpy(iov[i].iov_base, bounce, iov[i].iov_len);
-    }
-}
-
 /*
  * Through a buffer that starts and ends on aligned places. For writing, what lies around is read
  * first: disks under O_DIRECT say that their unit is DIRECT_ALIGN, so this is rare.
@@ -112,11 +101,13 @@ static int transfer_bounced(struct file *f, bool is_write, uint64_t offset, uint
         pthread_mutex_lock(&f->around_lock);
     if (!is_write || is_around)
         rc = transfer_some(f, false, from, &all, 1);
-    if (rc == 0)
-        bounce_copy(bounce + (offset - from), iov, count, is_write);
-    all = (struct iovec){.iov_base = bounce, .iov_len = to - from};
-    if (rc == 0 && is_write)
+    if (rc == 0 && !is_write)
+        iov_scatter(bounce + (offset - from), iov, count);
+    if (rc == 0 && is_write) {
+        iov_gather(bounce + (offset - from), iov, count);
+        all = (struct iovec){.iov_base = bounce, .iov_len = to - from};
         rc = transfer_some(f, true, from, &all, 1);
+    }
     if (is_around)
         pthread_mutex_unlock(&f->around_lock);
     free(bounce);
@@ -191,26 +182,6 @@ static int file_discard(struct store *store, uint64_t offset, uint64_t size)
     return rc == -EOPNOTSUPP || rc == -ENOSYS || rc == -EINVAL ? 0 : rc;
 }
 
-static int write_zero_buffer(struct store *store, uint64_t offset, uint64_t size)
-{
-    uint64_t step = MIN(size, ZERO_STEP);
-    uint8_t *zeroes = aligned_alloc(DIRECT_ALIGN, align_up(step, DIRECT_ALIGN));
-    int rc = 0;
-
-    if (zeroes == NULL)
-        return -ENOMEM;
-    memset(zeroes, 0, align_up(step, DIRECT_ALIGN));
-    while (size > 0 && rc == 0) {
-        uint64_t n = MIN(size, step);
-        struct iovec iov = {.iov_base = zeroes, .iov_len = n};
-        rc = file_transfer(store, true, offset, n, &iov, 1);
-        offset += n;
-        size -= n;
-    }
-    free(zeroes);
-    return rc;
-}
-
 static int file_write_zeroes(struct store *store, uint64_t offset, uint64_t size, bool may_unmap)
 {
     const struct file *f = CONTAINER_OF(store, struct file, store);
@@ -224,7 +195,7 @@ static int file_write_zeroes(struct store *store, uint64_t offset, uint64_t size
     else if (fallocate(f->host.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
                        (off_t)size) == 0)
         rc = 0;
-    return rc == 0 ? 0 : write_zero_buffer(store, offset, size);
+    return rc == 0 ? 0 : store_write_zero_data(store, offset, size);
 }
 
 /* Holes of a file. The end of one is where data starts, or the file's end. */
@@ -449,18 +420,4 @@ int store_open_temporary(struct store **out, struct err *e)
     }
     *out = &f->store;
     return 0;
-}
-
-int store_read(struct store *store, uint64_t offset, void *buf, uint64_t size)
-{
-    struct iovec iov = {.iov_base = buf, .iov_len = size};
-
-    return store->ops->transfer(store, false, offset, size, &iov, 1);
-}
-
-int store_write(struct store *store, uint64_t offset, const void *buf, uint64_t size)
-{
-    struct iovec iov = {.iov_base = (void *)buf, .iov_len = size};
-
-    return store->ops->transfer(store, true, offset, size, &iov, 1);
 }

@@ -59,11 +59,7 @@ struct chain {
 static int open_in_chain(const struct image_config *config, const struct chain *above,
                          struct image **out, struct err *e);
 
-/*
- * A backing file's name is meant from the folder of the image that names it. Allocates; NULL:
- * out of memory.
- */
-static char *resolve(const char *image_path, const char *name)
+char *image_resolve(const char *image_path, const char *name)
 {
     const char *slash = strrchr(image_path, '/');
     size_t folder = slash != NULL && name[0] != '/' ? (size_t)(slash + 1 - image_path) : 0;
@@ -117,7 +113,7 @@ static int open_backing(struct image *image, const struct image_config *config,
                        "open the backing file '%s' of '%s': its format '%s' is not supported (raw "
                        "and qcow2 are)",
                        name, config->path, names->backing_format);
-    char *path = resolve(config->path, name);
+    char *path = image_resolve(config->path, name);
     if (path == NULL)
         return err_set(e, ENOMEM, "open the backing file of '%s'", config->path);
     backing.path = path;

@@ -109,6 +109,12 @@ int image_open_ephemeral(struct image *base, struct image **out, struct err *e);
 /* NULL is allowed. Writes out what is delayed; does not flush. */
 void image_close(struct image *image);
 
+/*
+ * The path of a backing file `name`, which is meant from the folder of the image that names it.
+ * Allocates; NULL: out of memory.
+ */
+char *image_resolve(const char *image_path, const char *name);
+
 const char *image_format_name(enum block_format format);
 /* 0 or -EINVAL. */
 int image_parse_format(const char *name, enum block_format *out);

@@ -51,6 +51,9 @@ int store_lock(int fd, const char *path, bool is_read_only, struct err *e)
         if (rc == 0)
             rc = lock_byte(fd, DENIED_BASE + (off_t)perms[i]);
     }
+    /* A lock for writing, which neither QEMU nor doppel ever holds. */
+    if (rc == -EAGAIN || rc == -EACCES)
+        return in_use(path, "another program keeps it for itself", e);
     if (rc != 0)
         return err_set(e, -rc, "lock '%s'", path);
     /* Taken before looking: of two that start at once, at least one sees the other. */

@@ -39,7 +39,6 @@
 #define UNIT_MAX 65536u                   /* of a server's smallest block */
 #define TRANSFER_MAX (UINT64_C(32) << 20) /* of one command, unless the server says less */
 #define RANGE_MAX (UINT64_C(1) << 30)     /* of a discard or zeroes: lengths have 32 bits */
-#define ZERO_STEP (UINT64_C(1) << 20)
 #define ALLOCATION "base:allocation"
 
 /* A command under way; on the stack of who waits for it. */
@@ -156,16 +155,6 @@ static int transfer_pieces(struct nbd_store *s, bool is_write, uint64_t offset, 
     return rc;
 }
 
-static void copy(uint8_t *flat, const struct iovec *iov, unsigned count, bool is_write)
-{
-    for (unsigned i = 0; i < count; flat += iov[i++].iov_len) {
-        if (is_write)
-            memcpy(flat, iov[i].iov_base, iov[i].iov_len);
-        else
-            memcpy(iov[i].iov_base, flat, iov[i].iov_len);
-    }
-}
-
 /* Through a buffer of whole units in one piece. What lies around of a write is read first. */
 static int transfer_copied(struct nbd_store *s, bool is_write, uint64_t offset, uint64_t size,
                            const struct iovec *iov, unsigned count)
@@ -181,10 +170,12 @@ static int transfer_copied(struct nbd_store *s, bool is_write, uint64_t offset, 
         pthread_mutex_lock(&s->around_lock);
     if (!is_write || is_around)
         rc = transfer_pieces(s, false, from, flat, to - from);
-    if (rc == 0)
-        copy(flat + (offset - from), iov, count, is_write);
-    if (rc == 0 && is_write)
+    if (rc == 0 && !is_write)
+        iov_scatter(flat + (offset - from), iov, count);
+    if (rc == 0 && is_write) {
+        iov_gather(flat + (offset - from), iov, count);
         rc = transfer_pieces(s, true, from, flat, to - from);
+    }
     if (is_around)
         pthread_mutex_unlock(&s->around_lock);
     free(flat);
@@ -206,7 +197,7 @@ static int nbd_store_transfer(struct store *store, bool is_write, uint64_t offse
         if (rc == 0 && there != 0)
             rc = transfer_copied(s, false, offset, there, &all, 1);
         if (rc == 0)
-            copy(flat, iov, count, false);
+            iov_scatter(flat, iov, count);
         free(flat);
         return rc;
     }
@@ -257,20 +248,6 @@ static int nbd_store_discard(struct store *store, uint64_t offset, uint64_t size
     return rc == -EOPNOTSUPP || rc == -EINVAL ? 0 : rc;
 }
 
-static int write_zero_data(struct store *store, uint64_t offset, uint64_t size)
-{
-    uint64_t step = MIN(size, ZERO_STEP);
-    uint8_t *zeroes = calloc(1, step);
-    int rc = zeroes != NULL ? 0 : -ENOMEM;
-
-    for (uint64_t n; size != 0 && rc == 0; offset += n, size -= n) {
-        n = MIN(size, step);
-        rc = store_write(store, offset, zeroes, n);
-    }
-    free(zeroes);
-    return rc;
-}
-
 static int nbd_store_write_zeroes(struct store *store, uint64_t offset, uint64_t size,
                                   bool may_unmap)
 {
@@ -279,14 +256,14 @@ static int nbd_store_write_zeroes(struct store *store, uint64_t offset, uint64_t
     int rc;
 
     if (!s->can_zero || from >= to)
-        return write_zero_data(store, offset, size);
-    rc = from > offset ? write_zero_data(store, offset, from - offset) : 0;
+        return store_write_zero_data(store, offset, size);
+    rc = from > offset ? store_write_zero_data(store, offset, from - offset) : 0;
     if (rc == 0)
         rc = change_range(s, false, from, to, may_unmap);
     if (rc == -EOPNOTSUPP || rc == -EINVAL)
-        rc = write_zero_data(store, from, to - from);
+        rc = store_write_zero_data(store, from, to - from);
     if (rc == 0 && to < offset + size)
-        rc = write_zero_data(store, to, offset + size - to);
+        rc = store_write_zero_data(store, to, offset + size - to);
     return rc;
 }
 

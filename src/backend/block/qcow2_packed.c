@@ -71,12 +71,6 @@ static int unpack(struct qcow2 *q, uint64_t entry, uint8_t *to)
     return rc;
 }
 
-static void copy_out(const uint8_t *from, const struct iovec *iov, unsigned count)
-{
-    for (unsigned i = 0; i < count; from += iov[i++].iov_len)
-        memcpy(iov[i].iov_base, from, iov[i].iov_len);
-}
-
 int qcow2_packed_read(struct qcow2 *q, uint64_t entry, uint64_t skip, const struct iovec *iov,
                       unsigned iov_count)
 {
@@ -101,7 +95,7 @@ int qcow2_packed_read(struct qcow2 *q, uint64_t entry, uint64_t skip, const stru
     if (rc == 0) {
         slot->entry = entry;
         slot->used_at = ++q->unpacked_clock;
-        copy_out(slot->data + skip, iov, iov_count);
+        iov_scatter(slot->data + skip, iov, iov_count);
     }
     pthread_mutex_unlock(&q->unpacked_lock);
     return rc;

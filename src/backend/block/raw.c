@@ -26,13 +26,12 @@ struct raw {
 static int write_guarded(struct raw *r, uint64_t size, const struct iovec *iov, unsigned count)
 {
     static struct log_limit limit;
-    uint8_t *copy = malloc(size), *to = copy;
+    uint8_t *copy = malloc(size);
     int rc;
 
     if (copy == NULL)
         return -ENOMEM;
-    for (unsigned i = 0; i < count; to += iov[i++].iov_len)
-        memcpy(to, iov[i].iov_base, iov[i].iov_len);
+    iov_gather(copy, iov, count);
     if (image_is_qcow2_magic(copy)) {
         if (log_limit_allows(&limit))
             log_warn("the guest writes the beginning of a qcow2 image to a disk that was found to "

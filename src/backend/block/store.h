@@ -87,8 +87,17 @@ int store_open_temporary(struct store **out, struct err *e);
  */
 int store_lock(int fd, const char *path, bool is_read_only, struct err *e);
 
+/* ---- store.c ---- */
+
 /* One piece; of a store's transfer. */
 int store_read(struct store *store, uint64_t offset, void *buf, uint64_t size);
 int store_write(struct store *store, uint64_t offset, const void *buf, uint64_t size);
+
+/* Zeroes, as data that is transferred: for stores that know no better. */
+int store_write_zero_data(struct store *store, uint64_t offset, uint64_t size);
+
+/* All bytes of an iovec into one buffer that is as long, and the other way. */
+void iov_gather(uint8_t *to, const struct iovec *iov, unsigned count);
+void iov_scatter(const uint8_t *from, const struct iovec *iov, unsigned count);
 
 #endif
