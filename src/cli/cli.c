@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cli/image.h"
 #include "cli/options.h"
+#include "cli/output.h"
 #include "cli/remote.h"
 #include "cli/run.h"
 #include "cli/suggest.h"
@@ -34,26 +35,16 @@ static void cli_fill_standard_fds(void)
         }
 }
 
-/* Help that could not be written is an error, as for any filter. */
-static int cli_finish_output(void)
-{
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        log_error("write standard output: %s", strerror(errno));
-        return EXIT_STATUS_ERROR;
-    }
-    return EXIT_STATUS_OK;
-}
-
 static int cli_help(void)
 {
     options_print_help(stdout);
-    return cli_finish_output();
+    return output_finish(EXIT_STATUS_OK);
 }
 
 static int cli_version(void)
 {
     printf("doppel %s\n", DOPPEL_VERSION);
-    return cli_finish_output();
+    return output_finish(EXIT_STATUS_OK);
 }
 
 static void cli_print_line(void *ctx, const char *line)
@@ -75,7 +66,7 @@ static int cli_run(int argc, char **argv)
         return cli_version();
     if (options.wants_cpu_models) {
         cpu_model_list(cli_print_line, stdout);
-        return cli_finish_output();
+        return output_finish(EXIT_STATUS_OK);
     }
     log_set_level(options.log_level);
     return run_machine(&options);

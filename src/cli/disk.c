@@ -10,30 +10,27 @@
 
 #define SERIAL_MAX 20
 
+int disk_parse_format(const char *option, const char *value, enum block_format *out, struct err *e)
+{
+    static const char *const names[] = {"raw", "qcow2"};
+    static const enum block_format formats[] = {BLOCK_FORMAT_RAW, BLOCK_FORMAT_QCOW2};
+    unsigned i = 0;
+    int rc = props_choose(option, "format", value, names, ARRAY_SIZE(names), &i, e);
+
+    *out = formats[i];
+    return rc;
+}
+
 static int take_cache(const char *value, struct vm_disk *out, struct err *e)
 {
     static const char *const names[] = {[BLOCK_CACHE_WRITEBACK] = "writeback",
                                         [BLOCK_CACHE_NONE] = "none",
                                         [BLOCK_CACHE_UNSAFE] = "unsafe"};
+    unsigned i = 0;
+    int rc = props_choose("--disk", "cache", value, names, ARRAY_SIZE(names), &i, e);
 
-    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
-        if (strcmp(value, names[i]) == 0) {
-            out->cache = (enum block_cache)i;
-            return 0;
-        }
-    return err_set(e, 0, "--disk: unknown cache '%s' (choose from writeback, none, unsafe)", value);
-}
-
-static int take_format(const char *value, struct vm_disk *out, struct err *e)
-{
-    static const char *const names[] = {[BLOCK_FORMAT_RAW] = "raw", [BLOCK_FORMAT_QCOW2] = "qcow2"};
-
-    for (unsigned i = BLOCK_FORMAT_RAW; i < ARRAY_SIZE(names); i++)
-        if (strcmp(value, names[i]) == 0) {
-            out->format = (enum block_format)i;
-            return 0;
-        }
-    return err_set(e, 0, "--disk: unknown format '%s' (choose from raw, qcow2)", value);
+    out->cache = (enum block_cache)i;
+    return rc;
 }
 
 static int take_aio(const char *value, struct vm_disk *out, struct err *e)
@@ -41,13 +38,11 @@ static int take_aio(const char *value, struct vm_disk *out, struct err *e)
     static const char *const names[] = {[BLOCK_AIO_AUTO] = "auto",
                                         [BLOCK_AIO_IO_URING] = "io_uring",
                                         [BLOCK_AIO_THREADS] = "threads"};
+    unsigned i = 0;
+    int rc = props_choose("--disk", "aio", value, names, ARRAY_SIZE(names), &i, e);
 
-    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
-        if (strcmp(value, names[i]) == 0) {
-            out->aio = (enum block_aio)i;
-            return 0;
-        }
-    return err_set(e, 0, "--disk: unknown aio '%s' (choose from auto, io_uring, threads)", value);
+    out->aio = (enum block_aio)i;
+    return rc;
 }
 
 static int take_serial(const char *value, struct vm_disk *out, struct err *e)
@@ -70,7 +65,7 @@ static int take_property(const char *part, void *ctx, struct err *e)
         return 0;
     }
     if ((value = props_value(part, "format")) != NULL)
-        return take_format(value, out, e);
+        return disk_parse_format("--disk", value, &out->format, e);
     if ((value = props_value(part, "cache")) != NULL)
         return take_cache(value, out, e);
     if ((value = props_value(part, "aio")) != NULL)

@@ -18,4 +18,9 @@
  */
 int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out, struct err *e);
 
+/*
+ * A format by its name, "raw" or "qcow2", for any `option` that takes one. Returns 0 or -EINVAL.
+ */
+int disk_parse_format(const char *option, const char *value, enum block_format *out, struct err *e);
+
 #endif

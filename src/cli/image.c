@@ -3,12 +3,14 @@
  */
 #include "cli/image.h"
 
-#include <errno.h>
 #include <string.h>
 
 #include "base/bits.h"
 #include "base/log.h"
 #include "base/parse.h"
+#include "cli/disk.h"
+#include "cli/output.h"
+#include "cli/props.h"
 #include "cli/run.h"
 #include "cli/suggest.h"
 
@@ -111,19 +113,10 @@ void image_print_list(FILE *out)
 static void print_options(uint64_t which)
 {
     printf("\nOptions:\n");
-    for (unsigned i = 0; i < OPTION_COUNT; i++) {
-        if (!(which & BIT(i)))
-            continue;
-        const char *arg = image_options[i].arg;
-        int used = printf("  --%s%s%s", image_options[i].name, arg != NULL ? " " : "",
-                          arg != NULL ? arg : "");
-        for (const char *line = image_options[i].help; line != NULL; used = 0) {
-            const char *end = strchr(line, '\n');
-            printf("%*s%.*s\n", MAX(31 - used, 1), "",
-                   end != NULL ? (int)(end - line) : (int)strlen(line), line);
-            line = end != NULL ? end + 1 : NULL;
-        }
-    }
+    for (unsigned i = 0; i < OPTION_COUNT; i++)
+        if (which & BIT(i))
+            output_option(stdout, image_options[i].name, image_options[i].arg,
+                          image_options[i].help);
 }
 
 static void print_help(const struct image_command *command)
@@ -151,28 +144,6 @@ static void print_help(const struct image_command *command)
 
 /* ---- parsing ---- */
 
-static int choose(const char *option, const char *value, const char *const *words, unsigned count,
-                  unsigned *out, struct err *e)
-{
-    for (unsigned i = 0; i < count; i++)
-        if (strcmp(value, words[i]) == 0) {
-            *out = i;
-            return 0;
-        }
-    char list[64] = "";
-    for (unsigned i = 0; i < count; i++)
-        snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", i > 0 ? ", " : "",
-                 words[i]);
-    return err_set(e, 0, "--%s: unknown value '%s' (choose from %s)", option, value, list);
-}
-
-static int take_format(const char *option, const char *value, enum block_format *out, struct err *e)
-{
-    if (image_parse_format(value, out) == 0)
-        return 0;
-    return err_set(e, 0, "--%s: unknown format '%s' (choose from raw, qcow2)", option, value);
-}
-
 static int take_cluster_size(const char *value, struct image_request *r, struct err *e)
 {
     uint64_t size = 0;
@@ -193,36 +164,37 @@ static int take_option(enum image_option id, const char *value, struct image_req
                                         [QCOW2_PREALLOCATE_FALLOC] = "falloc"};
     static const char *const versions[] = {"2", "3"};
     static const char *const repairs[] = {"leaks", "all"};
-    const char *name = image_options[id].name;
+    char name[32];
     unsigned i = 0;
     int rc = 0;
 
+    snprintf(name, sizeof(name), "--%s", image_options[id].name);
     switch (id) {
     case OPTION_FORMAT:
-        return take_format(name, value, &r->format, e);
+        return disk_parse_format(name, value, &r->format, e);
     case OPTION_SOURCE_FORMAT:
-        return take_format(name, value, &r->source_format, e);
+        return disk_parse_format(name, value, &r->source_format, e);
     case OPTION_BACKING_FORMAT:
-        return take_format(name, value, &r->backing_format, e);
+        return disk_parse_format(name, value, &r->backing_format, e);
     case OPTION_CLUSTER_SIZE:
         return take_cluster_size(value, r, e);
     case OPTION_BACKING:
         r->create.backing_file = value;
         return 0;
     case OPTION_COMPRESSION:
-        rc = choose(name, value, methods, ARRAY_SIZE(methods), &i, e);
+        rc = props_choose(name, "value", value, methods, ARRAY_SIZE(methods), &i, e);
         r->create.compression = (enum qcow2_compression)i;
         return rc;
     case OPTION_PREALLOCATION:
-        rc = choose(name, value, modes, ARRAY_SIZE(modes), &i, e);
+        rc = props_choose(name, "value", value, modes, ARRAY_SIZE(modes), &i, e);
         r->create.preallocation = (enum qcow2_preallocation)i;
         return rc;
     case OPTION_COMPAT:
-        rc = choose(name, value, versions, ARRAY_SIZE(versions), &i, e);
+        rc = props_choose(name, "value", value, versions, ARRAY_SIZE(versions), &i, e);
         r->create.version = i + 2;
         return rc;
     case OPTION_REPAIR:
-        rc = choose(name, value, repairs, ARRAY_SIZE(repairs), &i, e);
+        rc = props_choose(name, "value", value, repairs, ARRAY_SIZE(repairs), &i, e);
         r->repair = i == 0 ? QCOW2_REPAIR_LEAKS : QCOW2_REPAIR_ALL;
         return rc;
     case OPTION_COMPRESS:
@@ -375,9 +347,5 @@ int image_run(int argc, char **argv)
                                  : parse(command, argc - 1, argv + 1, &r, &e);
         status = rc == 0 ? command->run(&r) : image_fail(&e);
     }
-    if ((fflush(stdout) != 0 || ferror(stdout)) && status == EXIT_STATUS_OK) {
-        log_error("write standard output: %s", strerror(errno));
-        status = EXIT_STATUS_ERROR;
-    }
-    return status;
+    return output_finish(status);
 }

@@ -13,8 +13,9 @@
 #include "base/bits.h"
 #include "base/parse.h"
 #include "cli/image.h"
-#include "cli/remote.h"
+#include "cli/output.h"
 #include "cli/props.h"
+#include "cli/remote.h"
 #include "cli/suggest.h"
 #include "cli/switch.h"
 #include "os/cpus.h"
@@ -191,23 +192,6 @@ static const struct option_spec {
 };
 /* clang-format on */
 
-#define OPTION_HELP_COLUMN 31
-
-static void options_print_one(const struct option_spec *spec, FILE *out)
-{
-    if (spec->title != NULL)
-        fprintf(out, "\n%s:\n", spec->title);
-    int used = fprintf(out, "  --%s%s%s", spec->name, spec->arg != NULL ? " " : "",
-                       spec->arg != NULL ? spec->arg : "");
-    for (const char *line = spec->help; line != NULL;) {
-        const char *end = strchr(line, '\n');
-        int len = end != NULL ? (int)(end - line) : (int)strlen(line);
-        fprintf(out, "%*s%.*s\n", MAX(OPTION_HELP_COLUMN - used, 1), "", len, line);
-        used = 0;
-        line = end != NULL ? end + 1 : NULL;
-    }
-}
-
 void options_print_help(FILE *out)
 {
     fputs("Usage: doppel run [options] IMAGE\n"
@@ -221,8 +205,11 @@ void options_print_help(FILE *out)
           "The guest's serial output goes to standard output, doppel's own messages to\n"
           "standard error. On a terminal: Ctrl-A H for help, Ctrl-A X to leave.\n",
           out);
-    for (unsigned i = 0; i < OPTION_COUNT; i++)
-        options_print_one(&option_specs[i], out);
+    for (unsigned i = 0; i < OPTION_COUNT; i++) {
+        if (option_specs[i].title != NULL)
+            fprintf(out, "\n%s:\n", option_specs[i].title);
+        output_option(out, option_specs[i].name, option_specs[i].arg, option_specs[i].help);
+    }
     fputs(
         "\nCommands on machines that run, and between them ('doppel COMMAND --help' says more):\n",
         out);
@@ -275,25 +262,6 @@ static int options_find(const char *arg, enum option_id *id, const char **value,
                 return 0;
             }
     return options_unknown(arg, len, e);
-}
-
-/* One of the words in "a|b|c". */
-static int options_choose(const char *value, const char *const *words, unsigned count,
-                          const char *what, unsigned *out, struct err *e)
-{
-    for (unsigned i = 0; i < count; i++)
-        if (strcmp(value, words[i]) == 0) {
-            *out = i;
-            return 0;
-        }
-    const char *near = suggest_nearest(value, words, count);
-    if (near != NULL)
-        return err_set(e, 0, "%s: unknown value '%s'; did you mean '%s'?", what, value, near);
-    char list[128] = "";
-    for (unsigned i = 0; i < count; i++)
-        snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", i > 0 ? ", " : "",
-                 words[i]);
-    return err_set(e, 0, "%s: unknown value '%s' (choose from %s)", what, value, list);
 }
 
 static int options_take_memory(const char *value, uint64_t *out, struct err *e)
@@ -355,7 +323,7 @@ static int options_take_balloon(const char *value, struct vm_balloon *out, struc
         return err_set(e, 0, "--balloon: the value is longer than %zu characters",
                        sizeof(text) - 1);
     const char *rest = props_take(value, &to);
-    int rc = options_choose(text, kinds, ARRAY_SIZE(kinds), "--balloon", &kind, e);
+    int rc = props_choose("--balloon", "value", text, kinds, ARRAY_SIZE(kinds), &kind, e);
     *out = (struct vm_balloon){.is_there = kind == 1};
     if (rc == 0 && kind == 0 && rest != NULL)
         return err_set(e, 0, "--balloon: none has no properties");
@@ -380,19 +348,19 @@ static int options_take_words(enum option_id id, const char *value, struct optio
     int rc;
     switch (id) {
     case OPTION_ENGINE:
-        rc = options_choose(value, engines, ARRAY_SIZE(engines), "--engine", &i, e);
+        rc = props_choose("--engine", "value", value, engines, ARRAY_SIZE(engines), &i, e);
         out->engine = engines[i];
         return rc;
     case OPTION_KVM_IRQCHIP:
-        rc = options_choose(value, irqchips, ARRAY_SIZE(irqchips), "--kvm-irqchip", &i, e);
+        rc = props_choose("--kvm-irqchip", "value", value, irqchips, ARRAY_SIZE(irqchips), &i, e);
         out->kvm_irqchip = (enum vm_irqchip)i;
         return rc;
     case OPTION_ON_REBOOT:
-        rc = options_choose(value, reboots, ARRAY_SIZE(reboots), "--on-reboot", &i, e);
+        rc = props_choose("--on-reboot", "value", value, reboots, ARRAY_SIZE(reboots), &i, e);
         out->on_reboot = (enum vm_on_reboot)i;
         return rc;
     default:
-        rc = options_choose(value, levels, ARRAY_SIZE(levels), "--log", &i, e);
+        rc = props_choose("--log", "value", value, levels, ARRAY_SIZE(levels), &i, e);
         out->log_level = (enum log_level)i;
         return rc;
     }

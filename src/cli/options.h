@@ -27,7 +27,7 @@ struct options {
     unsigned cpu_count;
     uint64_t memory_bytes;
     bool has_uuid;
-    uint8_t uuid[UUID_SIZE]; /* given, or by the name; all zero: none */
+    uint8_t uuid[UUID_SIZE];        /* given, or by the name; all zero: none */
     const char *firmware;           /* "auto" or as in vm_config; NULL: a kernel is started */
     const char *firmware_vars_path; /* NULL: variables are not kept */
     const char *kernel_path;

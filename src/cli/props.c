@@ -3,6 +3,7 @@
  */
 #include "cli/props.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/bits.h"
@@ -57,4 +58,23 @@ int props_unknown(const char *option, const char *part, const char *const *names
     if (near != NULL)
         return err_set(e, 0, "%s: unknown property '%s'; did you mean '%s'?", option, part, near);
     return err_set(e, 0, "%s: unknown property '%s' (%s)", option, part, list);
+}
+
+int props_choose(const char *option, const char *what, const char *value, const char *const *words,
+                 unsigned count, unsigned *out, struct err *e)
+{
+    char list[128] = "";
+
+    for (unsigned i = 0; i < count; i++)
+        if (strcmp(value, words[i]) == 0) {
+            *out = i;
+            return 0;
+        }
+    const char *near = suggest_nearest(value, words, count);
+    if (near != NULL)
+        return err_set(e, 0, "%s: unknown %s '%s'; did you mean '%s'?", option, what, value, near);
+    for (unsigned i = 0; i < count; i++)
+        snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", i > 0 ? ", " : "",
+                 words[i]);
+    return err_set(e, 0, "%s: unknown %s '%s' (choose from %s)", option, what, value, list);
 }

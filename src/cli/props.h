@@ -33,4 +33,11 @@ const char *props_value(const char *part, const char *name);
 int props_unknown(const char *option, const char *part, const char *const *names, size_t count,
                   const char *list, struct err *e);
 
+/*
+ * Which of `words` is `value`: its index to *out. Otherwise an error that says of which `option`
+ * ("--disk") it is an unknown `what` ("format", "value"), and what was meant or there is. -EINVAL.
+ */
+int props_choose(const char *option, const char *what, const char *value, const char *const *words,
+                 unsigned count, unsigned *out, struct err *e);
+
 #endif

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/parse.h"
 #include "cli/client.h"
+#include "cli/output.h"
 #include "cli/run.h"
 #include "cli/suggest.h"
 
@@ -643,9 +644,5 @@ int remote_run(const char *name, int argc, char **argv)
     } else {
         status = r.command->run(&r);
     }
-    if ((fflush(stdout) != 0 || ferror(stdout)) && status == EXIT_STATUS_OK) {
-        log_error("write standard output: %s", strerror(errno));
-        status = EXIT_STATUS_ERROR;
-    }
-    return status;
+    return output_finish(status);
 }

@@ -22,13 +22,11 @@ static int take_cache(const char *value, struct vm_share *out, struct err *e)
     static const char *const names[] = {[SHARE_CACHE_AUTO] = "auto",
                                         [SHARE_CACHE_ALWAYS] = "always",
                                         [SHARE_CACHE_NEVER] = "never"};
+    unsigned i = 0;
+    int rc = props_choose("--share", "cache", value, names, ARRAY_SIZE(names), &i, e);
 
-    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
-        if (strcmp(value, names[i]) == 0) {
-            out->cache = (enum share_cache)i;
-            return 0;
-        }
-    return err_set(e, 0, "--share: unknown cache '%s' (choose from auto, always, never)", value);
+    out->cache = (enum share_cache)i;
+    return rc;
 }
 
 static int take_property(const char *part, void *ctx, struct err *e)
