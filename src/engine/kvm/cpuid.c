@@ -6,6 +6,7 @@
  *
  * Spec: Linux, Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID and KVM_SET_CPUID2.
  */
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -13,7 +14,6 @@
 #include "engine/kvm/kvm.h"
 
 #define SUPPORTED_ENTRIES 256u
-#define INTEL_EBX 0x756e6547u /* "Genu" */
 
 struct cpuid_table {
     struct kvm_cpuid2 head;
@@ -77,7 +77,7 @@ static int limit_from(const struct kvm_sys *sys, int fd, enum engine_irqchip irq
      * APIC's, before any filter, and drops them when there is none. There is one for certain where
      * the engine would not open without.
      */
-    if (supported_leaf(table, 0, 0).ebx == INTEL_EBX && irqchip != ENGINE_IRQCHIP_ON)
+    if (supported_leaf(table, 0, 0).ebx == signature_INTEL_ebx && irqchip != ENGINE_IRQCHIP_ON)
         cpu_model_limit_remove(limit, CPU_FEATURE_TSC_DEADLINE);
     /* what the host's processor promises; one that KVM does not tell of promises nothing */
     if (kvm_try(sys, fd, KVM_GET_MSRS, &msrs) == 1)

@@ -1,6 +1,7 @@
 /*
  * fake.c - a KVM of our own making, for tests
  */
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -168,7 +169,8 @@ static int fake_enable(struct fake *f, const struct kvm_enable_cap *cap)
 static void fake_cpuid(const struct fake *f, struct kvm_cpuid2 *table)
 {
     table->nent = 1;
-    table->entries[0] = (struct kvm_cpuid_entry2){.eax = 1, .ebx = f->is_intel ? 0x756e6547 : 0};
+    table->entries[0] =
+        (struct kvm_cpuid_entry2){.eax = 1, .ebx = f->is_intel ? signature_INTEL_ebx : 0};
 }
 
 /* As the kernel: an address has one bell, and what is not there is not taken down. */

@@ -124,27 +124,22 @@ enum kvm_count {
     KVM_COUNT_MAX,
 };
 
-/* Which instructions KVM failed on: the most frequent ones survive (Space-Saving). */
-#define KVM_FAILED_KINDS 16u
-struct kvm_failed_insn {
-    uint8_t bytes[15];
+/* How often a thing was met; of many things the most frequent ones survive (Space-Saving). */
+struct kvm_tally {
+    uint64_t count; /* 0: free */
     uint8_t length;
-    uint64_t count;
+    uint8_t key[15];
 };
 
-/* Where accesses went that left the guest: ports, and pages of memory that is not there. */
+#define KVM_FAILED_KINDS 16u
 #define KVM_EXIT_PLACES 64u
-struct kvm_exit_place {
-    uint64_t addr; /* of a page: 4 KiB */
-    bool is_port;
-    uint64_t count; /* 0: free */
-};
 
 struct kvm_stats {
     uint64_t runs;
     uint64_t counts[KVM_COUNT_MAX];
-    struct kvm_exit_place places[KVM_EXIT_PLACES]; /* the most frequent ones survive */
-    struct kvm_failed_insn failed[KVM_FAILED_KINDS];
+    /* Where accesses went that left the guest: ports, and pages of memory that is not there. */
+    struct kvm_tally places[KVM_EXIT_PLACES];
+    struct kvm_tally failed[KVM_FAILED_KINDS]; /* which instructions KVM failed on */
 };
 
 struct engine_vcpu {

@@ -634,6 +634,44 @@ static void never_loops(void **state)
     machine_free(m);
 }
 
+/* Of more places than are kept, the frequent ones survive, in order; ports are no pages. */
+static void counts_what_is_frequent(void **state)
+{
+    static const char *const order[] = {"page fee00000", "port 0064", "port 0060",
+                                        "failed on 0f01"};
+    static const uint8_t insn[] = {0x0f, 0x01};
+    struct fake f = {0};
+    struct kvm_sys sys = fake_sys(&f);
+    struct machine *m = machine_create(&sys, insn, sizeof(insn));
+    char *text = NULL, *at;
+    size_t size = 0;
+    struct stats_text stats;
+
+    for (unsigned round = 0; round < 100; round++) {
+        kvm_stats_count_place(m->vcpu, true, 0x60, 1);
+        kvm_stats_count_place(m->vcpu, true, 0x64, 2);
+        kvm_stats_count_place(m->vcpu, false, 0xfee00000 + 4 * round, 3);
+        kvm_stats_count_place(m->vcpu, true, 0x1000 + round, 1);
+        kvm_stats_count_failed(m->vcpu, insn, sizeof(insn));
+    }
+    kvm_stats_count_failed(m->vcpu, insn, 0);
+    stats_text_init(&stats, open_memstream(&text, &size));
+    engine_kvm.report_stats(m->engine, &stats.sink);
+    fclose(stats.out);
+    assert_non_null(strstr(text, "failed on not_readable"));
+    at = strstr(text, order[3]);
+    assert_non_null(at);
+    assert_true(at < strstr(text, "failed on not_readable"));
+    for (unsigned i = 0; i < 3; i++) {
+        assert_non_null(strstr(at, order[i]));
+        at = strstr(at, order[i]);
+    }
+    assert_null(strstr(text, "port fee00000"));
+    assert_non_null(strstr(text, "port 1063")); /* the newest, in the place of a rare one */
+    free(text);
+    machine_free(m);
+}
+
 /* Kernel mode that KVM would interpret: all but CPUID is executed elsewhere, interrupts included.
  */
 static void takes_over_from_an_interpreter(void **state)
@@ -1258,6 +1296,7 @@ int main(void)
         cmocka_unit_test(pushes_a_pending_exception_by_delivering_it),
         cmocka_unit_test(steps_over_failures),
         cmocka_unit_test(never_loops),
+        cmocka_unit_test(counts_what_is_frequent),
         cmocka_unit_test(takes_over_from_an_interpreter),
         cmocka_unit_test(logs_writes),
         cmocka_unit_test(gives_and_takes_local_apics),

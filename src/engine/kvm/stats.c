@@ -33,90 +33,89 @@ static const struct {
 };
 
 /* Space-Saving: a newcomer takes the rarest one's place, and its count. */
-void kvm_stats_count_place(struct engine_vcpu *v, bool is_port, uint64_t addr, uint64_t count)
+static void tally_add(struct kvm_tally *tallies, unsigned size, const void *key, unsigned length,
+                      uint64_t count)
 {
-    struct kvm_exit_place *rarest = &v->stats.places[0];
-    uint64_t at = is_port ? addr : align_down(addr, 4096);
+    struct kvm_tally *rarest = tallies;
 
-    for (unsigned i = 0; i < KVM_EXIT_PLACES; i++) {
-        struct kvm_exit_place *place = &v->stats.places[i];
-        if (place->count != 0 && place->addr == at && place->is_port == is_port) {
-            place->count += count;
+    for (unsigned i = 0; i < size; i++) {
+        struct kvm_tally *t = &tallies[i];
+        if (t->count != 0 && t->length == length && memcmp(t->key, key, length) == 0) {
+            t->count += count;
             return;
         }
-        if (place->count < rarest->count)
-            rarest = place;
+        if (t->count < rarest->count)
+            rarest = t;
     }
-    rarest->addr = at;
-    rarest->is_port = is_port;
+    memcpy(rarest->key, key, length);
+    rarest->length = (uint8_t)length;
     rarest->count += count;
 }
 
-/* The same. */
-void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigned length)
+/* All of them, the most frequent first; `report` names one. */
+static void tally_report(const struct kvm_tally *tallies, unsigned size, struct stats_sink *sink,
+                         void (*report)(const struct kvm_tally *t, struct stats_sink *sink))
 {
-    struct kvm_failed_insn *rarest = &v->stats.failed[0];
+    uint64_t done = 0;
 
-    for (unsigned i = 0; i < KVM_FAILED_KINDS; i++) {
-        struct kvm_failed_insn *f = &v->stats.failed[i];
-        if (f->count != 0 && f->length == length && memcmp(f->bytes, bytes, length) == 0) {
-            f->count++;
-            return;
-        }
-        if (f->count < rarest->count)
-            rarest = f;
-    }
-    memcpy(rarest->bytes, bytes, length);
-    rarest->length = (uint8_t)length;
-    rarest->count++;
-}
-
-/* Instructions that KVM failed on, the most frequent first. */
-static void report_failed(const struct kvm_stats *s, struct stats_sink *sink)
-{
-    bool is_done[KVM_FAILED_KINDS] = {false};
-
-    for (unsigned n = 0; n < KVM_FAILED_KINDS; n++) {
-        char hex[2 * sizeof(s->failed[0].bytes) + 1] = "not_readable";
-        char key[16 + sizeof(hex)], title[16 + sizeof(hex)];
-        unsigned best = KVM_FAILED_KINDS;
-        for (unsigned i = 0; i < KVM_FAILED_KINDS; i++)
-            if (!is_done[i] && s->failed[i].count != 0 &&
-                (best == KVM_FAILED_KINDS || s->failed[i].count > s->failed[best].count))
-                best = i;
-        if (best == KVM_FAILED_KINDS)
-            return;
-        is_done[best] = true;
-        for (unsigned i = 0; i < s->failed[best].length; i++)
-            snprintf(hex + 2 * i, sizeof(hex) - 2 * i, "%02x", s->failed[best].bytes[i]);
-        snprintf(key, sizeof(key), "failed.%s", hex);
-        snprintf(title, sizeof(title), "  failed on %s", hex);
-        stats_put_count(sink, key, title, s->failed[best].count);
-    }
-}
-
-/* The most frequent first. */
-static void report_places(const struct kvm_stats *s, struct stats_sink *sink)
-{
-    bool is_done[KVM_EXIT_PLACES] = {false};
-
-    for (unsigned n = 0; n < KVM_EXIT_PLACES; n++) {
-        const struct kvm_exit_place *best = NULL;
-        char key[40], title[40];
-        for (unsigned i = 0; i < KVM_EXIT_PLACES; i++)
-            if (!is_done[i] && s->places[i].count != 0 &&
-                (best == NULL || s->places[i].count > best->count))
-                best = &s->places[i];
+    for (unsigned n = 0; n < size; n++) {
+        const struct kvm_tally *best = NULL;
+        for (unsigned i = 0; i < size; i++)
+            if (!(done >> i & 1) && tallies[i].count != 0 &&
+                (best == NULL || tallies[i].count > best->count))
+                best = &tallies[i];
         if (best == NULL)
             return;
-        is_done[best - s->places] = true;
-        snprintf(key, sizeof(key), best->is_port ? "exits.port_%04" PRIx64 : "exits.page_%" PRIx64,
-                 best->addr);
-        snprintf(title, sizeof(title), best->is_port ? "  port %04" PRIx64 : "  page %" PRIx64,
-                 best->addr);
-        stats_put_count(sink, key, title, best->count);
+        done |= BIT(best - tallies);
+        report(best, sink);
     }
 }
+
+/* The key of a place. */
+struct place {
+    uint64_t addr; /* of memory: of a page of 4 KiB */
+    bool is_port;
+} __attribute__((packed));
+
+void kvm_stats_count_place(struct engine_vcpu *v, bool is_port, uint64_t addr, uint64_t count)
+{
+    struct place place = {is_port ? addr : align_down(addr, 4096), is_port};
+
+    tally_add(v->stats.places, KVM_EXIT_PLACES, &place, sizeof(place), count);
+}
+
+void kvm_stats_count_failed(struct engine_vcpu *v, const uint8_t *bytes, unsigned length)
+{
+    tally_add(v->stats.failed, KVM_FAILED_KINDS, bytes, length, 1);
+}
+
+static void report_failed(const struct kvm_tally *t, struct stats_sink *sink)
+{
+    char hex[2 * sizeof(t->key) + 1] = "not_readable";
+    char key[16 + sizeof(hex)], title[16 + sizeof(hex)];
+
+    for (unsigned i = 0; i < t->length; i++)
+        snprintf(hex + 2 * i, sizeof(hex) - 2 * i, "%02x", t->key[i]);
+    snprintf(key, sizeof(key), "failed.%s", hex);
+    snprintf(title, sizeof(title), "  failed on %s", hex);
+    stats_put_count(sink, key, title, t->count);
+}
+
+static void report_place(const struct kvm_tally *t, struct stats_sink *sink)
+{
+    struct place place;
+    char key[40], title[40];
+
+    memcpy(&place, t->key, sizeof(place));
+    snprintf(key, sizeof(key), place.is_port ? "exits.port_%04" PRIx64 : "exits.page_%" PRIx64,
+             place.addr);
+    snprintf(title, sizeof(title), place.is_port ? "  port %04" PRIx64 : "  page %" PRIx64,
+             place.addr);
+    stats_put_count(sink, key, title, t->count);
+}
+
+_Static_assert(sizeof(struct place) <= sizeof((struct kvm_tally){0}.key), "of a key");
+_Static_assert(KVM_EXIT_PLACES <= 64 && KVM_FAILED_KINDS <= 64, "a bit for each");
 
 void kvm_stats_report(struct engine *engine, struct stats_sink *sink)
 {
@@ -138,7 +137,7 @@ void kvm_stats_report(struct engine *engine, struct stats_sink *sink)
         stats_put_count(sink, "entries", "times entered", v->stats.runs);
         for (unsigned n = 0; n < KVM_COUNT_MAX; n++)
             stats_put_count(sink, counts[n].key, counts[n].title, v->stats.counts[n]);
-        report_failed(&v->stats, sink);
-        report_places(&v->stats, sink);
+        tally_report(v->stats.failed, KVM_FAILED_KINDS, sink, report_failed);
+        tally_report(v->stats.places, KVM_EXIT_PLACES, sink, report_place);
     }
 }

@@ -20,7 +20,7 @@
 #define COMPONENT_OPMASK 5
 #define COMPONENT_ZMM_HIGH 6
 
-static bool is_packed(const struct insn *in)
+bool soft_is_compressed(const struct insn *in)
 {
     switch (in->op) {
     case ZYDIS_MNEMONIC_VCOMPRESSPS:
@@ -29,6 +29,15 @@ static bool is_packed(const struct insn *in)
     case ZYDIS_MNEMONIC_VPCOMPRESSW:
     case ZYDIS_MNEMONIC_VPCOMPRESSD:
     case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_packed(const struct insn *in)
+{
+    switch (in->op) {
     case ZYDIS_MNEMONIC_VEXPANDPS:
     case ZYDIS_MNEMONIC_VEXPANDPD:
     case ZYDIS_MNEMONIC_VPEXPANDB:
@@ -37,7 +46,7 @@ static bool is_packed(const struct insn *in)
     case ZYDIS_MNEMONIC_VPEXPANDQ:
         return true;
     default:
-        return false;
+        return soft_is_compressed(in);
     }
 }
 

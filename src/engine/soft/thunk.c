@@ -416,22 +416,6 @@ static bool is_refused_misaligned(const struct soft_vcpu *v, const struct insn *
     return (addr & (in->mem_size - 1u)) && !alignment_is_waived(v, in);
 }
 
-/* Does it store its elements one by one, masked or not? */
-static bool is_compressed(const struct insn *in)
-{
-    switch (in->op) {
-    case ZYDIS_MNEMONIC_VCOMPRESSPS:
-    case ZYDIS_MNEMONIC_VCOMPRESSPD:
-    case ZYDIS_MNEMONIC_VPCOMPRESSB:
-    case ZYDIS_MNEMONIC_VPCOMPRESSW:
-    case ZYDIS_MNEMONIC_VPCOMPRESSD:
-    case ZYDIS_MNEMONIC_VPCOMPRESSQ:
-        return true;
-    default:
-        return false;
-    }
-}
-
 /*
  * #AC of operands that soft_operand_address leaves out: m80 is aligned to 8 (SDM vol. 3, table
  * 6-7); vectors are checked as a whole by AMD's CPUs, and not at all by Intel's.
@@ -447,7 +431,7 @@ static bool is_alignment_checked(const struct soft_vcpu *v, const struct insn *i
     if (size <= 8 || !is_pow2(size) || !v->model->is_amd)
         return false;
     /* vectors of any length: to 16 bytes */
-    return addr & (is_compressed(in) ? in->mem_element_size - 1u : 15);
+    return addr & (soft_is_compressed(in) ? in->mem_element_size - 1u : 15);
 }
 
 static int exec_memory(struct soft_vcpu *v, const struct insn *in)

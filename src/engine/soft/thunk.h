@@ -45,6 +45,9 @@ int soft_thunk_run(struct soft_vcpu *v, const struct insn *in, void *operand)
 /* Room for 128 bytes, misaligned as the guest's address is. */
 uint8_t *soft_thunk_bounce(struct soft_vcpu *v, uint64_t addr);
 
+/* masked.c: does it store its elements one by one, masked or not (VCOMPRESSPS...)? */
+bool soft_is_compressed(const struct insn *in);
+
 /* masked.c: an instruction with a memory operand whose masked-off elements must not be touched. */
 int soft_exec_masked(struct soft_vcpu *v, const struct insn *in)
     __attribute__((warn_unused_result));
