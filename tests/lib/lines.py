@@ -14,9 +14,9 @@ LIMIT = 240  # seconds for anything at all
 class Guest:
     """A running doppel, and what its guest says: lines of a word and the rest."""
 
-    def __init__(self, command):
+    def __init__(self, command, env=None):
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)
+                                        stderr=subprocess.STDOUT, env=env)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
 
