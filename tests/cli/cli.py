@@ -19,6 +19,19 @@ DOPPEL = ""
 LIMIT = 30  # seconds for anything at all
 
 
+def wait_until_it_takes(pid, number):
+    """Until process `pid` blocks the signal, which it then reads when it can."""
+    end = time.monotonic() + LIMIT
+    while True:
+        with open("/proc/%d/status" % pid, encoding="ascii", errors="replace") as status:
+            blocked = next(line for line in status if line.startswith("SigBlk:"))
+        if int(blocked.split()[1], 16) >> (number - 1) & 1:
+            return
+        if time.monotonic() > end:
+            raise AssertionError("signal %d is never taken" % number)
+        time.sleep(0.01)
+
+
 class Terminal:
     """doppel as the foreground job of a terminal of its own."""
 
@@ -171,7 +184,8 @@ class CommandLine(unittest.TestCase):
 
     def test_signal_while_busy(self):
         with self.start(*self.arguments("flood", "--serial", "none")) as process:
-            time.sleep(0.2)
+            wait_until_it_takes(process.pid, signal.SIGTERM)
+            time.sleep(0.2)  # so that the guest is on its way, most of the time
             process.send_signal(signal.SIGTERM)
             self.assertEqual(process.wait(LIMIT), 128 + signal.SIGTERM)
 
@@ -317,7 +331,8 @@ class CommandLine(unittest.TestCase):
 
     def test_terminal_untouched_when_serial_is_elsewhere(self):
         terminal = Terminal(self.arguments("hang", "--serial", "none"))
-        time.sleep(0.3)
+        wait_until_it_takes(terminal.pid, signal.SIGINT)
+        time.sleep(0.3)  # it would have changed the terminal by then, most of the time
         self.assertFalse(terminal.is_raw())
         terminal.type(b"\x03")  # Ctrl-C
         self.assertEqual(terminal.wait(), 130)
