@@ -45,6 +45,15 @@ _Static_assert(VM_VSOCK_PATH_MAX == VIRTIO_VSOCK_PATH_MAX, "the device's limits"
 
 /* ---- the bus ---- */
 
+/* Make `dev` a function of its own and put that into `slot`. */
+static int board_plug(struct board *b, struct virtio_device *dev, uint16_t class_device,
+                      unsigned slot, struct virtio_pci **function, struct err *e)
+{
+    int ret = virtio_pci_create(dev, class_device, function, e);
+
+    return ret == 0 ? virtio_pci_attach(*function, b->pci, slot, e) : ret;
+}
+
 static void board_pam_changed(void *ctx, const uint8_t *pam)
 {
     struct board *b = ctx;
@@ -154,22 +163,23 @@ int board_create_rng(struct board *b, struct err *e)
     int ret = virtio_rng_create(b->memory, &b->rng, e);
 
     if (ret == 0)
-        ret = virtio_pci_create(virtio_rng_device(b->rng), PCI_CLASS_OTHER, &b->rng_function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(b->rng_function, b->pci, MAP_RNG_SLOT, e);
+        ret = board_plug(b, virtio_rng_device(b->rng), PCI_CLASS_OTHER, MAP_RNG_SLOT,
+                         &b->rng_function, e);
     return ret;
 }
 
 /* A device that another process serves. */
 static int board_create_vhost(struct board *b, struct virtio_vhost_config *config,
-                              uint16_t class_device, struct virtio_vhost **out,
+                              uint16_t class_device, unsigned slot, struct virtio_vhost **out,
                               struct virtio_pci **function, struct err *e)
 {
     config->memory = b->memory;
     config->regions = b->ram_regions;
     config->region_count = b->ram_region_count;
     int ret = virtio_vhost_create(config, out, e);
-    return ret == 0 ? virtio_pci_create(virtio_vhost_device(*out), class_device, function, e) : ret;
+    if (ret != 0)
+        return ret;
+    return board_plug(b, virtio_vhost_device(*out), class_device, slot, function, e);
 }
 
 static int board_create_image(struct board *b, unsigned index, struct err *e)
@@ -197,8 +207,8 @@ static int board_create_image(struct board *b, unsigned index, struct err *e)
     };
     ret = virtio_blk_create(&config, &d->blk, e);
     if (ret == 0)
-        ret =
-            virtio_pci_create(virtio_blk_device(d->blk), PCI_CLASS_STORAGE_OTHER, &d->function, e);
+        ret = board_plug(b, virtio_blk_device(d->blk), PCI_CLASS_STORAGE_OTHER,
+                         MAP_DISK_SLOT + index, &d->function, e);
     return ret;
 }
 
@@ -211,11 +221,10 @@ static int board_create_disk(struct board *b, unsigned index, struct err *e)
         .path = disk->path,
         .queues_wanted = MIN(b->vm->config.cpu_count, DISK_QUEUES_MAX),
     };
-    int ret = disk->is_vhost_user ? board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER,
-                                                       &d->vhost, &d->function, e)
-                                  : board_create_image(b, index, e);
-
-    return ret == 0 ? virtio_pci_attach(d->function, b->pci, MAP_DISK_SLOT + index, e) : ret;
+    if (!disk->is_vhost_user)
+        return board_create_image(b, index, e);
+    return board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER, MAP_DISK_SLOT + index, &d->vhost,
+                              &d->function, e);
 }
 
 int board_create_disks(struct board *b, struct err *e)
@@ -248,9 +257,8 @@ static int board_create_net_vhost(struct board *b, const uint8_t mac[6], struct 
     };
 
     memcpy(config.mac, mac, 6);
-    int ret =
-        board_create_vhost(b, &config, PCI_CLASS_ETHERNET, &b->net_vhost, &b->net_function, e);
-    return ret == 0 ? virtio_pci_attach(b->net_function, b->pci, MAP_NET_SLOT, e) : ret;
+    return board_create_vhost(b, &config, PCI_CLASS_ETHERNET, MAP_NET_SLOT, &b->net_vhost,
+                              &b->net_function, e);
 }
 
 int board_create_net(struct board *b, struct err *e)
@@ -281,9 +289,8 @@ int board_create_net(struct board *b, struct err *e)
     memcpy(config.mac, net->has_mac ? net->mac : made_up, 6);
     ret = virtio_net_create(&config, &b->net, e);
     if (ret == 0)
-        ret = virtio_pci_create(virtio_net_device(b->net), PCI_CLASS_ETHERNET, &b->net_function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(b->net_function, b->pci, MAP_NET_SLOT, e);
+        ret = board_plug(b, virtio_net_device(b->net), PCI_CLASS_ETHERNET, MAP_NET_SLOT,
+                         &b->net_function, e);
     if (ret == 0)
         ret = virtio_net_start(b->net, e);
     return ret;
@@ -307,7 +314,8 @@ static int board_create_folder(struct board *b, unsigned index, struct err *e)
         .name = share->path, .memory = b->memory, .share = s->share, .tag = share->tag};
     ret = virtio_fs_create(&config, &s->fs, e);
     if (ret == 0)
-        ret = virtio_pci_create(virtio_fs_device(s->fs), PCI_CLASS_STORAGE_OTHER, &s->function, e);
+        ret = board_plug(b, virtio_fs_device(s->fs), PCI_CLASS_STORAGE_OTHER,
+                         MAP_SHARE_SLOT + index, &s->function, e);
     return ret;
 }
 
@@ -317,11 +325,10 @@ static int board_create_share(struct board *b, unsigned index, struct err *e)
     struct board_share *s = &b->shares[index];
     struct virtio_vhost_config config = {
         .kind = VIRTIO_VHOST_SHARE, .path = share->path, .tag = share->tag};
-    int ret = share->is_vhost_user ? board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER,
-                                                        &s->vhost, &s->function, e)
-                                   : board_create_folder(b, index, e);
-
-    return ret == 0 ? virtio_pci_attach(s->function, b->pci, MAP_SHARE_SLOT + index, e) : ret;
+    if (!share->is_vhost_user)
+        return board_create_folder(b, index, e);
+    return board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER, MAP_SHARE_SLOT + index,
+                              &s->vhost, &s->function, e);
 }
 
 int board_create_shares(struct board *b, struct err *e)
@@ -358,10 +365,8 @@ int board_create_console(struct board *b, struct err *e)
                                                        .name = vm->ports[i].name};
     ret = virtio_console_create(&config, &b->console, e);
     if (ret == 0)
-        ret = virtio_pci_create(virtio_console_device(b->console), PCI_CLASS_COMMUNICATION_OTHER,
-                                &b->console_function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(b->console_function, b->pci, MAP_CONSOLE_SLOT, e);
+        ret = board_plug(b, virtio_console_device(b->console), PCI_CLASS_COMMUNICATION_OTHER,
+                         MAP_CONSOLE_SLOT, &b->console_function, e);
     return ret;
 }
 
@@ -380,10 +385,8 @@ int board_create_balloon(struct board *b, struct err *e)
         return 0;
     ret = virtio_balloon_create(&config, &b->balloon, e);
     if (ret == 0)
-        ret = virtio_pci_create(virtio_balloon_device(b->balloon), PCI_CLASS_OTHER,
-                                &b->balloon_function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(b->balloon_function, b->pci, MAP_BALLOON_SLOT, e);
+        ret = board_plug(b, virtio_balloon_device(b->balloon), PCI_CLASS_OTHER, MAP_BALLOON_SLOT,
+                         &b->balloon_function, e);
     return ret;
 }
 
@@ -398,10 +401,8 @@ int board_create_vsock(struct board *b, struct err *e)
         return 0;
     ret = virtio_vsock_create(&config, &b->vsock, e);
     if (ret == 0)
-        ret = virtio_pci_create(virtio_vsock_device(b->vsock), PCI_CLASS_COMMUNICATION_OTHER,
-                                &b->vsock_function, e);
-    if (ret == 0)
-        ret = virtio_pci_attach(b->vsock_function, b->pci, MAP_VSOCK_SLOT, e);
+        ret = board_plug(b, virtio_vsock_device(b->vsock), PCI_CLASS_COMMUNICATION_OTHER,
+                         MAP_VSOCK_SLOT, &b->vsock_function, e);
     return ret;
 }
 

@@ -62,7 +62,7 @@ bool virtio_pop(struct virtio_device *dev, unsigned index, struct virtqueue_chai
 {
     struct virtqueue *q = &dev->queues[index];
 
-    if (!virtio_is_running(dev) || dev->is_held)
+    if (!virtio_may_take(dev))
         return false;
     bool is_there = virtqueue_pop(q, chain);
     if (q->is_broken)
@@ -116,8 +116,7 @@ static bool features_are_good(const struct virtio_device *dev)
 
 void virtio_notify(struct virtio_device *dev, unsigned index)
 {
-    if (index < dev->queue_count && dev->queues[index].is_enabled && virtio_is_running(dev) &&
-        !dev->is_held)
+    if (index < dev->queue_count && dev->queues[index].is_enabled && virtio_may_take(dev))
         dev->ops->notify(dev, index);
 }
 

@@ -130,6 +130,12 @@ static inline bool virtio_is_running(const struct virtio_device *dev)
            !dev->is_resetting;
 }
 
+/* May the device take buffers? What waits for some need not look while it may not. */
+static inline bool virtio_may_take(const struct virtio_device *dev)
+{
+    return virtio_is_running(dev) && !dev->is_held;
+}
+
 /* ---- for device models; under the lock ---- */
 
 /*

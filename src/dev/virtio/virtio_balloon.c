@@ -177,13 +177,13 @@ static void serve_posted(void *ctx)
 {
     struct virtio_balloon *b = ctx;
 
-    pthread_mutex_lock(&b->dev.lock);
+    virtio_lock(&b->dev);
     for (unsigned i = 0; i < QUEUE_COUNT_MAX; i++)
         if (b->is_posted[i]) {
             b->is_posted[i] = false;
             serve(b, i);
         }
-    pthread_mutex_unlock(&b->dev.lock);
+    virtio_unlock(&b->dev);
 }
 
 static void serve(struct virtio_balloon *b, unsigned index)
@@ -237,11 +237,11 @@ static const struct virtio_ops balloon_ops = {.notify = balloon_notify, .reset =
 
 void virtio_balloon_set_target(struct virtio_balloon *b, uint64_t bytes)
 {
-    pthread_mutex_lock(&b->dev.lock);
+    virtio_lock(&b->dev);
     store_le32(b->dev.config + CONFIG_TARGET,
                (uint32_t)MIN(bytes >> PAGE_SHIFT, (uint64_t)UINT32_MAX));
     virtio_signal_config(&b->dev);
-    pthread_mutex_unlock(&b->dev.lock);
+    virtio_unlock(&b->dev);
 }
 
 static void get_status(const struct virtio_balloon *b, struct virtio_balloon_status *out)
@@ -255,16 +255,16 @@ static void get_status(const struct virtio_balloon *b, struct virtio_balloon_sta
 
 void virtio_balloon_get_status(struct virtio_balloon *b, struct virtio_balloon_status *out)
 {
-    pthread_mutex_lock(&b->dev.lock);
+    virtio_lock(&b->dev);
     get_status(b, out);
-    pthread_mutex_unlock(&b->dev.lock);
+    virtio_unlock(&b->dev);
 }
 
 void virtio_balloon_report_stats(struct virtio_balloon *b, struct stats_sink *sink)
 {
     struct virtio_balloon_status status;
 
-    pthread_mutex_lock(&b->dev.lock);
+    virtio_lock(&b->dev);
     get_status(b, &status);
     stats_begin(sink, "balloon", -1);
     stats_put_count(sink, "target_bytes", "bytes asked for", status.target_bytes);
@@ -280,7 +280,7 @@ void virtio_balloon_report_stats(struct virtio_balloon *b, struct stats_sink *si
         if (b->known & 1u << i)
             stats_put_count(sink, stat_names[i].key, stat_names[i].title, b->stats[i]);
     ask_for_stats(b);
-    pthread_mutex_unlock(&b->dev.lock);
+    virtio_unlock(&b->dev);
 }
 
 /* ---- set-up ---- */

@@ -306,7 +306,7 @@ static void take_requests(struct virtio_blk *blk, unsigned index)
             if (status >= 0)
                 complete(r, (uint8_t)status);
         }
-    } while (virtio_is_running(dev) && blk->free != NULL && virtqueue_set_notify(q, true));
+    } while (virtio_may_take(dev) && blk->free != NULL && virtqueue_set_notify(q, true));
     /* a driver may use entries again that it has not got back: then there are too few */
     blk->is_starved |= blk->free == NULL;
     virtio_signal_queue(dev, index);

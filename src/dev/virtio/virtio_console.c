@@ -192,13 +192,13 @@ static size_t port_can_receive(void *ctx)
     struct virtqueue_chain chain = {.buffers = c->buffers};
     size_t room = 0;
 
-    pthread_mutex_lock(&c->dev.lock);
+    virtio_lock(&c->dev);
     flush_stash(port);
     if (port->stash_len == 0 && is_listening(port) && virtio_pop(&c->dev, rx_queue(port), &chain)) {
         room = (size_t)MIN(chain.in_size, (uint64_t)STASH_SIZE);
         virtqueue_unpop(&c->dev.queues[rx_queue(port)], &chain);
     }
-    pthread_mutex_unlock(&c->dev.lock);
+    virtio_unlock(&c->dev);
     return room;
 }
 
@@ -207,12 +207,12 @@ static void port_receive(void *ctx, const uint8_t *buf, size_t len)
 {
     struct port *port = ctx;
 
-    pthread_mutex_lock(&port->console->dev.lock);
+    virtio_lock(&port->console->dev);
     assert(port->stash_len == 0 && len <= STASH_SIZE);
     memcpy(port->stash, buf, len);
     port->stash_len = (unsigned)len;
     flush_stash(port);
-    pthread_mutex_unlock(&port->console->dev.lock);
+    virtio_unlock(&port->console->dev);
 }
 
 /* ---- output; under the lock ---- */
@@ -223,10 +223,10 @@ static void on_posted(void *ctx)
 {
     struct port *port = ctx;
 
-    pthread_mutex_lock(&port->console->dev.lock);
+    virtio_lock(&port->console->dev);
     port->is_posted = false;
     serve_output(port);
-    pthread_mutex_unlock(&port->console->dev.lock);
+    virtio_unlock(&port->console->dev);
 }
 
 /* True when the whole chain went out. */
@@ -273,10 +273,10 @@ static void port_writable(void *ctx)
 {
     struct port *port = ctx;
 
-    pthread_mutex_lock(&port->console->dev.lock);
+    virtio_lock(&port->console->dev);
     port->is_blocked = false;
     serve_output(port);
-    pthread_mutex_unlock(&port->console->dev.lock);
+    virtio_unlock(&port->console->dev);
 }
 
 static void port_event(void *ctx, enum chardev_event event)
@@ -285,11 +285,11 @@ static void port_event(void *ctx, enum chardev_event event)
 
     if (event == CHARDEV_BREAK)
         return; /* there is no line that could be broken */
-    pthread_mutex_lock(&port->console->dev.lock);
+    virtio_lock(&port->console->dev);
     port->is_host_open = event == CHARDEV_CONNECTED;
     if (port->is_guest_ready)
         tell(port, BIT(EVENT_PORT_OPEN));
-    pthread_mutex_unlock(&port->console->dev.lock);
+    virtio_unlock(&port->console->dev);
 }
 
 static const struct chardev_receiver port_receiver = {
@@ -407,13 +407,13 @@ static const struct virtio_ops console_ops = {
 
 void virtio_console_set_size(struct virtio_console *c, unsigned columns, unsigned rows)
 {
-    pthread_mutex_lock(&c->dev.lock);
+    virtio_lock(&c->dev);
     store_le16(c->dev.config + CONFIG_COLUMNS, (uint16_t)MIN(columns, 0xffffu));
     store_le16(c->dev.config + CONFIG_ROWS, (uint16_t)MIN(rows, 0xffffu));
     virtio_signal_config(&c->dev);
     if (c->ports[0].is_guest_ready && c->ports[0].is_console)
         tell(&c->ports[0], BIT(EVENT_RESIZE));
-    pthread_mutex_unlock(&c->dev.lock);
+    virtio_unlock(&c->dev);
 }
 
 /* ---- set-up ---- */

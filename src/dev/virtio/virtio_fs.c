@@ -109,7 +109,7 @@ static void take_requests(struct virtio_fs *fs, unsigned index)
             fs->is_starved = true;
             return;
         }
-    } while (virtio_is_running(dev) && virtqueue_set_notify(q, true));
+    } while (virtio_may_take(dev) && virtqueue_set_notify(q, true));
 }
 
 static void fs_notify(struct virtio_device *dev, unsigned index)

@@ -70,7 +70,7 @@ static bool take_transmitted(struct virtio_net *n, struct virtqueue_chain *chain
                 n->is_quiet[i] = false;
                 has_more |= virtqueue_set_notify(&n->dev.queues[tx_queue(i)], true);
             }
-    } while (has_more && virtio_is_running(&n->dev));
+    } while (has_more && virtio_may_take(&n->dev));
     return false;
 }
 
@@ -141,7 +141,7 @@ static bool pop_or_ask(struct virtio_net *n, unsigned queue, struct virtqueue_ch
     do {
         if (virtio_pop(&n->dev, queue, chain))
             return true;
-    } while (virtio_is_running(&n->dev) && virtqueue_set_notify(&n->dev.queues[queue], true));
+    } while (virtio_may_take(&n->dev) && virtqueue_set_notify(&n->dev.queues[queue], true));
     return false;
 }
 

@@ -307,6 +307,34 @@ static void no_cable(void **state)
     teardown(f);
 }
 
+static void hold(struct fixture *f, bool is_held)
+{
+    pthread_mutex_lock(&f->driver.dev->lock);
+    virtio_hold(f->driver.dev, is_held);
+    pthread_mutex_unlock(&f->driver.dev->lock);
+}
+
+/* Buffers that may not be taken are none: a frame waits, and what was sent does. */
+static void a_held_device_waits(void **state)
+{
+    struct fixture *f = setup(0);
+    struct netdev_header got;
+    size_t len;
+    give_room(f, 0, 2, 2000);
+    transmit(f, 1, &none, 80, 10);
+    hold(f, true);
+    assert_false(push(f, &none, 80, 10));
+    assert_false(pull(f, &got, &len));
+    f->netdev.wakes = 0;
+    hold(f, false);
+    assert_true(f->netdev.wakes != 0);
+    assert_true(push(f, &none, 80, 10));
+    assert_true(pull(f, &got, &len));
+    assert_int_equal(driver_used(&f->driver, 0, NULL), 0);
+    assert_int_equal(driver_used(&f->driver, 1, NULL), 0);
+    teardown(f);
+}
+
 /* A control queue has none, and with one pair it is where the second would be. */
 static void bells_wake_the_network_only(void **state)
 {
@@ -361,6 +389,7 @@ int main(void)
         cmocka_unit_test(bells_wake_the_network_only),
         cmocka_unit_test(control_commands),
         cmocka_unit_test(no_cable),
+        cmocka_unit_test(a_held_device_waits),
         cmocka_unit_test(hostile_drivers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -316,10 +316,10 @@ static void follow_master(struct virtio_pci *f)
 {
     bool is_held = !pci_device_is_master(&f->pci);
 
-    pthread_mutex_lock(&f->dev->lock);
+    virtio_lock(f->dev);
     if (is_held != f->dev->is_held)
         virtio_hold(f->dev, is_held);
-    pthread_mutex_unlock(&f->dev->lock);
+    virtio_unlock(f->dev);
 }
 
 static bool is_pci_data(const struct virtio_pci *f, unsigned offset, unsigned size)
@@ -459,10 +459,10 @@ int virtio_pci_attach(struct virtio_pci *f, struct pci_host *host, unsigned slot
 
 void virtio_pci_reset(struct virtio_pci *f)
 {
-    pthread_mutex_lock(&f->dev->lock);
+    virtio_lock(f->dev);
     virtio_set_status(f->dev, 0);
     forget_driver(f);
     virtio_hold(f->dev, true);
-    pthread_mutex_unlock(&f->dev->lock);
+    virtio_unlock(f->dev);
     pci_host_reset_device(f->pci.host, &f->pci);
 }

@@ -147,7 +147,7 @@ static void take_chains(struct virtio_vhost *v, unsigned index)
             is_new = true;
         }
         /* when all are out, what comes back goes on here */
-    } while (chain != NULL && virtio_is_running(&v->dev) && virtqueue_set_notify(q, true));
+    } while (chain != NULL && virtio_may_take(&v->dev) && virtqueue_set_notify(q, true));
     if (is_new && vhost_ring_wants_kick(ring))
         event_raise(v->kick_fds[index]);
 }
@@ -203,11 +203,11 @@ static void lose_backend(struct virtio_vhost *v, const char *why)
     vhost_user_close(v->backend);
     v->backend = NULL;
     memset(v->is_ring_started, 0, sizeof(v->is_ring_started));
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     drop_chains(v);
     if (v->is_up && !v->dev.is_resetting)
         virtio_needs_reset(&v->dev, "its back end is gone");
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
 }
 
 static int give_memory(struct virtio_vhost *v, struct err *e)
@@ -292,23 +292,23 @@ static void start(struct virtio_vhost *v)
     bool is_enabled[QUEUES_MAX] = {false};
     struct err e;
 
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     uint64_t features = v->dev.features;
     unsigned count = served_count(v);
     for (unsigned i = 0; i < count; i++)
         is_enabled[i] = v->dev.queues[i].is_enabled;
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
     if (start_rings(v, features, is_enabled, &e) != 0) {
         lose_backend(v, e.msg);
         return;
     }
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     if (!v->wants_stop) {
         v->is_live = true;
         for (unsigned i = 0; i < count; i++)
             take_chains(v, i);
     }
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
 }
 
 static void stop(struct virtio_vhost *v)
@@ -320,11 +320,11 @@ static void stop(struct virtio_vhost *v)
             lose_backend(v, e.msg);
         v->is_ring_started[i] = false;
     }
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     drop_chains(v);
     v->wants_stop = v->is_up = v->wants_control = false;
     virtio_reset_done(&v->dev);
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
 }
 
 /* The pairs that a command wants in use; 0: it is none. Under the lock. */
@@ -359,11 +359,11 @@ static void serve_control(struct virtio_vhost *v)
     struct err e;
 
     for (unsigned n = 0; n < NET_QUEUE_SIZE && v->backend != NULL; n++) {
-        pthread_mutex_lock(&v->dev.lock);
+        virtio_lock(&v->dev);
         unsigned queue = served_count(v);
         bool is_there = is_control(v, queue) && virtio_pop(&v->dev, queue, &chain);
         unsigned pairs = is_there ? wanted_pairs(v, &chain) : 0;
-        pthread_mutex_unlock(&v->dev.lock);
+        virtio_unlock(&v->dev);
         if (!is_there)
             return;
         if (pairs != 0 && use_pairs(v, pairs, &e) != 0) {
@@ -371,11 +371,11 @@ static void serve_control(struct virtio_vhost *v)
             return;
         }
         uint8_t ack = pairs != 0 ? CONTROL_OK : CONTROL_ERR;
-        pthread_mutex_lock(&v->dev.lock);
+        virtio_lock(&v->dev);
         uint32_t written = (uint32_t)virtqueue_write(&chain, 0, &ack, 1);
         virtqueue_push(&v->dev.queues[queue], &chain, written);
         virtio_signal_queue(&v->dev, queue);
-        pthread_mutex_unlock(&v->dev.lock);
+        virtio_unlock(&v->dev);
     }
 }
 
@@ -398,10 +398,10 @@ static void take_message(struct virtio_vhost *v)
     if (rc > 0 && v->kind->has_config) {
         rc = read_config(v, config, &e);
         if (rc == 0) {
-            pthread_mutex_lock(&v->dev.lock);
+            virtio_lock(&v->dev);
             memcpy(v->dev.config, config, v->kind->config_size);
             virtio_signal_config(&v->dev);
-            pthread_mutex_unlock(&v->dev.lock);
+            virtio_unlock(&v->dev);
         }
     }
     if (rc < 0)
@@ -414,9 +414,9 @@ enum { POLL_WAKE, POLL_BACKEND, POLL_MESSAGE, POLL_CALLS, POLL_BELLS = POLL_CALL
 static void answer_bell(struct virtio_vhost *v, unsigned index)
 {
     atomic_fetch_add(&v->rung, event_take(v->bell_fds[index]));
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     virtio_notify(&v->dev, index);
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
 }
 
 static void wait_for_work(struct virtio_vhost *v)
@@ -445,9 +445,9 @@ static void wait_for_work(struct virtio_vhost *v)
         if (!fds[POLL_CALLS + i].revents)
             continue;
         event_take(v->call_fds[i]);
-        pthread_mutex_lock(&v->dev.lock);
+        virtio_lock(&v->dev);
         bool is_good = give_back(v, i);
-        pthread_mutex_unlock(&v->dev.lock);
+        virtio_unlock(&v->dev);
         if (!is_good && v->backend != NULL) {
             snprintf(why, sizeof(why), "the vhost-user back end at '%s' broke its ring",
                      v->config.path);
@@ -467,11 +467,11 @@ static void *vhost_run(void *ctx)
     struct virtio_vhost *v = ctx;
 
     for (;;) {
-        pthread_mutex_lock(&v->dev.lock);
+        virtio_lock(&v->dev);
         bool wants_stop = v->wants_stop, wants_start = v->wants_start, is_closing = v->is_closing;
         bool wants_control = v->wants_control && !wants_stop;
         v->wants_start = v->wants_control = false;
-        pthread_mutex_unlock(&v->dev.lock);
+        virtio_unlock(&v->dev);
         if (wants_stop || is_closing)
             stop(v);
         else if (wants_start)
@@ -658,10 +658,10 @@ void virtio_vhost_close(struct virtio_vhost *v)
 {
     if (v == NULL || !v->is_started)
         return;
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     v->is_closing = true;
     v->is_live = false;
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
     event_raise(v->wake_fd);
     pthread_join(v->thread, NULL);
     v->is_started = false;

@@ -335,7 +335,7 @@ static void post(struct virtio_vsock *v)
 
 void vsock_enter(struct virtio_vsock *v)
 {
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     if (v->is_reset_due)
         vsock_remove_all(v);
     v->is_reset_due = false;
@@ -344,7 +344,7 @@ void vsock_enter(struct virtio_vsock *v)
 void vsock_leave(struct virtio_vsock *v)
 {
     vsock_send_due(v);
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
 }
 
 /* Connections that waited for buffers. */
@@ -408,9 +408,9 @@ static void on_bell(void *ctx, unsigned events)
     if (count == 0)
         return;
     atomic_fetch_add(&v->rung, count);
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     bool is_posted = v->is_posted;
-    pthread_mutex_unlock(&v->dev.lock);
+    virtio_unlock(&v->dev);
     if (!is_posted)
         serve(v);
 }

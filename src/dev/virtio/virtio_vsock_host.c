@@ -219,10 +219,10 @@ static void on_socket(void *ctx, unsigned events)
     struct vsock_connection *c = ctx;
     struct virtio_vsock *v = c->vsock;
 
-    pthread_mutex_lock(&v->dev.lock);
+    virtio_lock(&v->dev);
     if (v->is_reset_due) {
         /* it is among those that go */
-        pthread_mutex_unlock(&v->dev.lock);
+        virtio_unlock(&v->dev);
         vsock_enter(v);
         vsock_leave(v);
         return;
