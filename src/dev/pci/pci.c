@@ -126,9 +126,14 @@ void pci_device_add_power_management(struct pci_device *dev)
     dev->pm_control = (uint8_t)(offset + PM_CONTROL);
 }
 
+static unsigned pm_state_in(const struct pci_device *dev, const uint8_t *config)
+{
+    return dev->pm_control != 0 ? config[dev->pm_control] & PM_STATE : PM_D0;
+}
+
 static unsigned pm_state(const struct pci_device *dev)
 {
-    return dev->pm_control != 0 ? dev->config[dev->pm_control] & PM_STATE : PM_D0;
+    return pm_state_in(dev, dev->config);
 }
 
 bool pci_device_is_powered(const struct pci_device *dev)
@@ -136,10 +141,33 @@ bool pci_device_is_powered(const struct pci_device *dev)
     return pm_state(dev) == PM_D0;
 }
 
+bool pci_config_is_master(const struct pci_device *dev, const uint8_t *config)
+{
+    return (load_le16(config + PCI_COMMAND) & PCI_COMMAND_MASTER) != 0 &&
+           pm_state_in(dev, config) == PM_D0;
+}
+
 bool pci_device_is_master(const struct pci_device *dev)
 {
-    return (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_MASTER) != 0 &&
-           pci_device_is_powered(dev);
+    return pci_config_is_master(dev, dev->config);
+}
+
+int pci_device_check_config(const struct pci_device *dev, const uint8_t *config, struct err *e)
+{
+    unsigned state = pm_state_in(dev, config);
+
+    for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++) {
+        uint8_t may_differ = dev->write_mask[i] | dev->clear_mask[i];
+        if (i == PCI_STATUS) /* computed whenever it is read */
+            may_differ |= PCI_STATUS_INTX;
+        if ((config[i] ^ dev->config[i]) & ~may_differ)
+            return err_set(e, 0, "config[0x%02x] is 0x%02x, and the function's is 0x%02x for good",
+                           i, config[i], dev->config[i]);
+    }
+    if (state != PM_D0 && state != PM_D3HOT)
+        return err_set(e, 0, "config[0x%02x] says D%u, and the function has D0 and D3 only",
+                       dev->pm_control, state);
+    return 0;
 }
 
 void pci_device_decode_bars(struct pci_device *dev)

@@ -63,6 +63,8 @@ struct pci_device_ops {
     void (*config_written)(struct pci_device *dev, unsigned offset, unsigned size);
     /* Before a guest's read: bring `config` up to date where it is computed. */
     void (*config_reading)(struct pci_device *dev, unsigned offset, unsigned size);
+    /* All of `config` was put back, and nothing of it is to be carried out: follow it. */
+    void (*config_restored)(struct pci_device *dev);
 };
 
 enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
@@ -150,6 +152,15 @@ bool pci_device_is_powered(const struct pci_device *dev);
 
 /* May it access memory by itself: command register, and power? With the host's lock held. */
 bool pci_device_is_master(const struct pci_device *dev);
+
+/* Would it be one, if its configuration space were `config`? */
+bool pci_config_is_master(const struct pci_device *dev, const uint8_t *config);
+
+/*
+ * Could `config` be the function's configuration space? The guest changes what the masks let it,
+ * and the power state is one that there is.
+ */
+int pci_device_check_config(const struct pci_device *dev, const uint8_t *config, struct err *e);
 
 /*
  * Where the guest has put BAR `index`: UINT64_MAX when its decoding is off in the command

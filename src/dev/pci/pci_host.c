@@ -22,6 +22,7 @@
 
 #include "base/bits.h"
 #include "dev/pci/pci_msix.h"
+#include "dev/pci/pci_state.h"
 #include "mem/space.h"
 
 #define ADDRESS_ENABLE 0x80000000u
@@ -41,7 +42,7 @@
 #define FX_PAM0 0x59
 #define FX_SMRAM 0x72
 
-struct pci_host_state {
+struct pci_host_registers {
     uint32_t address;
     uint8_t reset_control;
 };
@@ -59,7 +60,7 @@ struct pci_host {
     pthread_mutex_t lock;
     pthread_mutex_t wire_lock;
     struct pci_host_config config;
-    struct pci_host_state s;                     /* under lock */
+    struct pci_host_registers s;                 /* under lock */
     struct pci_device *devices[PCI_DEVFN_COUNT]; /* fixed after set-up; contents under lock */
     uint8_t present[PCI_DEVFN_COUNT];            /* indices of those that are there, in order */
     unsigned present_count;
@@ -107,11 +108,15 @@ void pci_host_set_intx(struct pci_host *host, struct pci_device *dev, bool level
  * The function's registers may have changed: whether INTx is disabled (PCI 3.0, 6.2.2), in use
  * instead of MSI-X (6.8.2.3), and whether there is power to drive it.
  */
+static bool intx_is_allowed(struct pci_device *dev)
+{
+    return (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) == 0 &&
+           pci_device_is_powered(dev) && (dev->msix == NULL || !pci_msix_is_enabled(dev->msix));
+}
+
 static void intx_follow_command(struct pci_host *host, struct pci_device *dev)
 {
-    bool is_enabled = (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) == 0 &&
-                      pci_device_is_powered(dev) &&
-                      (dev->msix == NULL || !pci_msix_is_enabled(dev->msix));
+    bool is_enabled = intx_is_allowed(dev);
 
     pthread_mutex_lock(&host->wire_lock);
     bool was_driven = intx_is_driven(dev);
@@ -392,7 +397,13 @@ static void bridge_written(struct pci_device *bridge, unsigned offset, unsigned 
         pam_follow(bridge->host);
 }
 
-static const struct pci_device_ops bridge_ops = {.config_written = bridge_written};
+static void bridge_restored(struct pci_device *bridge)
+{
+    pam_follow(bridge->host);
+}
+
+static const struct pci_device_ops bridge_ops = {.config_written = bridge_written,
+                                                 .config_restored = bridge_restored};
 
 static void bridge_reset(struct pci_device *bridge)
 {
@@ -418,7 +429,7 @@ static void bridge_reset(struct pci_device *bridge)
 void pci_host_reset(struct pci_host *host)
 {
     pthread_mutex_lock(&host->lock);
-    host->s = (struct pci_host_state){0};
+    host->s = (struct pci_host_registers){0};
     struct pci_device *bridge = &host->bridge;
     uint8_t header = bridge->config[PCI_HEADER_TYPE];
     bridge_reset(bridge);
@@ -439,6 +450,113 @@ void pci_host_reset_device(struct pci_host *host, struct pci_device *dev)
     intx_follow_command(host, dev);
     pthread_mutex_unlock(&host->lock);
 }
+
+/* ---- state ---- */
+
+void pci_host_get_device_state(struct pci_host *host, struct pci_device *dev,
+                               struct pci_device_state *out)
+{
+    memset(out, 0, sizeof(*out));
+    pthread_mutex_lock(&host->lock);
+    memcpy(out->config, dev->config, sizeof(out->config));
+    out->config[PCI_STATUS] &= (uint8_t)~PCI_STATUS_INTX;
+    pthread_mutex_lock(&host->wire_lock);
+    out->is_intx_asserted = dev->is_intx_asserted;
+    pthread_mutex_unlock(&host->wire_lock);
+    if (dev->msix != NULL)
+        pci_msix_get_state(dev->msix, &out->msix);
+    pthread_mutex_unlock(&host->lock);
+}
+
+/* With the lock held. */
+static int check_device(struct pci_device *dev, const struct pci_device_state *state, struct err *e)
+{
+    int rc = pci_device_check_config(dev, state->config, e);
+
+    if (rc != 0)
+        return rc;
+    if (state->is_intx_asserted > (dev->config[PCI_INTERRUPT_PIN] != 0))
+        return err_set(e, 0, "is_intx_asserted is %u for a function with %s pin",
+                       state->is_intx_asserted, dev->config[PCI_INTERRUPT_PIN] != 0 ? "a" : "no");
+    if (dev->msix != NULL)
+        return pci_msix_check_state(dev->msix, state->config, &state->msix, e);
+    if (state->msix.count != 0)
+        return err_set(e, 0, "msix.count is %u, and the function has no MSI-X", state->msix.count);
+    return 0;
+}
+
+int pci_host_check_device_state(struct pci_host *host, struct pci_device *dev,
+                                const struct pci_device_state *state, struct err *e)
+{
+    pthread_mutex_lock(&host->lock);
+    int rc = check_device(dev, state, e);
+    pthread_mutex_unlock(&host->lock);
+    return rc != 0 ? err_prefix(e, "put back the state of %s", dev->name) : 0;
+}
+
+/* With the lock held. The pin moves once only, from where it is to where it was. */
+static void set_device(struct pci_host *host, struct pci_device *dev,
+                       const struct pci_device_state *state)
+{
+    memcpy(dev->config, state->config, sizeof(dev->config));
+    dev->config[PCI_STATUS] &= (uint8_t)~PCI_STATUS_INTX;
+    if (dev->msix != NULL) {
+        pci_msix_set_state(dev->msix, &state->msix);
+        pci_msix_follow_config(dev->msix);
+    }
+    pci_device_decode_bars(dev);
+    pthread_mutex_lock(&host->wire_lock);
+    bool was_driven = intx_is_driven(dev);
+    dev->is_intx_asserted = state->is_intx_asserted;
+    dev->is_intx_enabled = intx_is_allowed(dev);
+    intx_follow(host, dev, was_driven);
+    pthread_mutex_unlock(&host->wire_lock);
+    if (dev->ops != NULL && dev->ops->config_restored != NULL)
+        dev->ops->config_restored(dev);
+}
+
+int pci_host_set_device_state(struct pci_host *host, struct pci_device *dev,
+                              const struct pci_device_state *state, struct err *e)
+{
+    pthread_mutex_lock(&host->lock);
+    int rc = check_device(dev, state, e);
+    if (rc == 0)
+        set_device(host, dev, state);
+    pthread_mutex_unlock(&host->lock);
+    return rc != 0 ? err_prefix(e, "put back the state of %s", dev->name) : 0;
+}
+
+void pci_host_get_state(struct pci_host *host, struct pci_host_state *out)
+{
+    pci_host_get_device_state(host, &host->bridge, &out->bridge);
+    pthread_mutex_lock(&host->lock);
+    out->address = host->s.address;
+    out->reset_control = host->s.reset_control;
+    pthread_mutex_unlock(&host->lock);
+}
+
+int pci_host_set_state(struct pci_host *host, const struct pci_host_state *state, struct err *e)
+{
+    int rc = 0;
+
+    if (state->address & ~ADDRESS_WRITABLE)
+        rc = err_set(e, 0, "address is 0x%08x, and bits of it cannot be written", state->address);
+    else if (state->reset_control & ~RCR_WRITABLE)
+        rc = err_set(e, 0, "reset_control is 0x%02x, and bits of it cannot be written",
+                     state->reset_control);
+    if (rc != 0)
+        return err_prefix(e, "put back the state of the PCI bus");
+    rc = pci_host_set_device_state(host, &host->bridge, &state->bridge, e);
+    if (rc != 0)
+        return rc;
+    pthread_mutex_lock(&host->lock);
+    host->s.address = state->address;
+    host->s.reset_control = state->reset_control;
+    pthread_mutex_unlock(&host->lock);
+    return 0;
+}
+
+/* ---- making it ---- */
 
 int pci_host_create(const struct pci_host_config *config, struct pci_host **out, struct err *e)
 {
@@ -464,6 +582,25 @@ void pci_host_destroy(struct pci_host *host)
     free(host);
 }
 
+static void list_present(struct pci_host *host)
+{
+    host->present_count = 0;
+    for (unsigned i = 0; i < PCI_DEVFN_COUNT; i++)
+        if (host->devices[i] != NULL)
+            host->present[host->present_count++] = (uint8_t)i;
+}
+
+void pci_host_remove(struct pci_host *host, struct pci_device *dev)
+{
+    pci_host_set_intx(host, dev, false);
+    pthread_mutex_lock(&host->lock);
+    host->devices[dev->devfn] = NULL;
+    list_present(host);
+    pci_host_follow_bells(host);
+    dev->host = NULL;
+    pthread_mutex_unlock(&host->lock);
+}
+
 int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, unsigned function,
                  struct err *e)
 {
@@ -479,10 +616,7 @@ int pci_host_add(struct pci_host *host, struct pci_device *dev, unsigned slot, u
     dev->devfn = (uint8_t)devfn;
     memcpy(dev->initial, dev->config, sizeof(dev->initial));
     host->devices[devfn] = dev;
-    host->present_count = 0;
-    for (unsigned i = 0; i < PCI_DEVFN_COUNT; i++)
-        if (host->devices[i] != NULL)
-            host->present[host->present_count++] = (uint8_t)i;
+    list_present(host);
     /* Software looks for functions 1..7 only where function 0 says so (PCI 3.0, 6.2.1). */
     for (unsigned i = 1; i < 8; i++) {
         struct pci_device *first = host->devices[PCI_DEVFN(slot, 0)];

@@ -22,7 +22,9 @@
 #include "dev/irq.h"
 #include "dev/pci/pci.h"
 
+struct pci_device_state;
 struct pci_host;
+struct pci_host_state;
 struct space;
 
 #define PCI_HOST_PORT 0xcf8 /* 8 ports */
@@ -102,6 +104,23 @@ void pci_host_follow_bells(struct pci_host *host);
  * INTx not asserted.
  */
 void pci_host_reset_device(struct pci_host *host, struct pci_device *dev);
+
+/*
+ * What the bus knows of a function (pci_state.h), and what of itself. The function's owner takes
+ * and puts back what is behind its BARs. Putting back drives the function's pin, and calls the
+ * board as the guest's writes would. On failure nothing has changed. No CPU runs.
+ */
+void pci_host_get_device_state(struct pci_host *host, struct pci_device *dev,
+                               struct pci_device_state *out);
+int pci_host_check_device_state(struct pci_host *host, struct pci_device *dev,
+                                const struct pci_device_state *state, struct err *e);
+int pci_host_set_device_state(struct pci_host *host, struct pci_device *dev,
+                              const struct pci_device_state *state, struct err *e);
+void pci_host_get_state(struct pci_host *host, struct pci_host_state *out);
+int pci_host_set_state(struct pci_host *host, const struct pci_host_state *state, struct err *e);
+
+/* The function leaves the bus: what it was found at is nowhere. No CPU runs. */
+void pci_host_remove(struct pci_host *host, struct pci_device *dev);
 
 /* A message signalled interrupt of a function. Any thread. */
 void pci_host_send_msi(struct pci_host *host, uint64_t address, uint32_t data);

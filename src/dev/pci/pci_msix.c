@@ -13,6 +13,7 @@
 
 #include "base/bits.h"
 #include "dev/pci/pci_host.h"
+#include "dev/pci/pci_state.h"
 
 #define CAP_SIZE 12
 #define CAP_CONTROL 2
@@ -129,6 +130,71 @@ static void bar_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
 
 static const struct space_ops bar_ops = {
     .read = bar_read, .write = bar_write, .min_size = 4, .max_size = 8};
+
+/* ---- state ---- */
+
+static unsigned word_count(const struct pci_msix *m)
+{
+    return (m->count + 63) / 64;
+}
+
+void pci_msix_get_state(struct pci_msix *m, struct pci_msix_state *out)
+{
+    memset(out, 0, sizeof(*out));
+    out->count = (uint16_t)m->count;
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->count; i++) {
+        const uint8_t *entry = m->table + i * ENTRY_SIZE;
+        out->vectors[i].address = load_le64(entry);
+        out->vectors[i].data = load_le32(entry + ENTRY_DATA);
+        out->vectors[i].is_masked = entry[ENTRY_CONTROL] & ENTRY_MASKED;
+    }
+    memcpy(out->pending, m->pending, word_count(m) * sizeof(out->pending[0]));
+    pthread_mutex_unlock(&m->lock);
+}
+
+int pci_msix_check_state(struct pci_msix *m, const uint8_t *config,
+                         const struct pci_msix_state *state, struct err *e)
+{
+    uint16_t control = load_le16(config + m->capability + CAP_CONTROL);
+    bool may_any = (control & CONTROL_ENABLE) && !(control & CONTROL_FUNCTION_MASK) &&
+                   pci_config_is_master(m->dev, config);
+
+    if (state->count != m->count)
+        return err_set(e, 0, "msix.count is %u, and the function has %u vectors", state->count,
+                       m->count);
+    for (unsigned i = 0; i < PCI_MSIX_VECTORS_MAX; i++) {
+        const struct pci_msix_vector_state *v = &state->vectors[i];
+        bool is_pending = (state->pending[i / 64] & BIT(i % 64)) != 0;
+        if (i >= m->count) {
+            if (is_pending)
+                return err_set(e, 0, "msix.pending has bit %u, and there is no such vector", i);
+            continue;
+        }
+        if (v->address & 3)
+            return err_set(e, 0, "msix.vectors[%u].address is %#llx, which is not aligned", i,
+                           (unsigned long long)v->address);
+        if (v->is_masked > 1)
+            return err_set(e, 0, "msix.vectors[%u].is_masked is %u", i, v->is_masked);
+        if (is_pending && may_any && !v->is_masked)
+            return err_set(e, 0, "msix.pending has bit %u, and nothing keeps that from being sent",
+                           i);
+    }
+    return 0;
+}
+
+void pci_msix_set_state(struct pci_msix *m, const struct pci_msix_state *state)
+{
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->count; i++) {
+        uint8_t *entry = m->table + i * ENTRY_SIZE;
+        store_le64(entry, state->vectors[i].address);
+        store_le32(entry + ENTRY_DATA, state->vectors[i].data);
+        store_le32(entry + ENTRY_CONTROL, state->vectors[i].is_masked ? ENTRY_MASKED : 0);
+    }
+    memcpy(m->pending, state->pending, word_count(m) * sizeof(state->pending[0]));
+    pthread_mutex_unlock(&m->lock);
+}
 
 /* ---- set-up ---- */
 

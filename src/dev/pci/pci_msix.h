@@ -18,7 +18,9 @@
 #include "base/err.h"
 #include "dev/pci/pci.h"
 
-#define PCI_MSIX_VECTORS_MAX 2048
+struct pci_msix_state;
+
+#define PCI_MSIX_VECTORS_MAX 128 /* of 2048; what pci_state.h has room for */
 
 /* Give `dev` a capability with `count` vectors, and BAR `bar` for the table. Before pci_host_add.
  */
@@ -39,5 +41,15 @@ void pci_msix_notify(struct pci_msix *msix, unsigned index);
 
 /* The function's registers may have changed. With the host's lock held. */
 void pci_msix_follow_config(struct pci_msix *msix);
+
+/*
+ * Table and pending bits (pci_state.h), for pci_host_*_device_state. `config` is what the
+ * function's registers are going to be: a vector that may be sent by them is not pending.
+ * pci_msix_set_state wants a state that was checked; pci_msix_follow_config comes after it.
+ */
+void pci_msix_get_state(struct pci_msix *msix, struct pci_msix_state *out);
+int pci_msix_check_state(struct pci_msix *msix, const uint8_t *config,
+                         const struct pci_msix_state *state, struct err *e);
+void pci_msix_set_state(struct pci_msix *msix, const struct pci_msix_state *state);
 
 #endif

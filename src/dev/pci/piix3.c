@@ -86,7 +86,13 @@ static void config_written(struct pci_device *dev, unsigned offset, unsigned siz
         routes_follow_config(CONTAINER_OF(dev, struct piix3, dev));
 }
 
-static const struct pci_device_ops piix3_ops = {.config_written = config_written};
+static void config_restored(struct pci_device *dev)
+{
+    routes_follow_config(CONTAINER_OF(dev, struct piix3, dev));
+}
+
+static const struct pci_device_ops piix3_ops = {.config_written = config_written,
+                                                .config_restored = config_restored};
 
 static void set_register(struct pci_device *dev, unsigned offset, uint8_t value, uint8_t writable)
 {
@@ -149,6 +155,16 @@ void piix3_destroy(struct piix3 *bridge)
         return;
     pthread_mutex_destroy(&bridge->lock);
     free(bridge);
+}
+
+void piix3_get_state(struct piix3 *bridge, struct pci_device_state *out)
+{
+    pci_host_get_device_state(bridge->dev.host, &bridge->dev, out);
+}
+
+int piix3_set_state(struct piix3 *bridge, const struct pci_device_state *state, struct err *e)
+{
+    return pci_host_set_device_state(bridge->dev.host, &bridge->dev, state, e);
 }
 
 int piix3_attach(struct piix3 *bridge, struct pci_host *host, unsigned slot, struct err *e)

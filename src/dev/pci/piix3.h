@@ -18,6 +18,7 @@
 #include "base/err.h"
 #include "dev/irq.h"
 
+struct pci_device_state;
 struct pci_host;
 struct piix3;
 
@@ -28,6 +29,10 @@ void piix3_reset(struct piix3 *bridge);
 
 /* Put it on the bus, normally as slot 1, function 0. */
 int piix3_attach(struct piix3 *bridge, struct pci_host *host, unsigned slot, struct err *e);
+
+/* As pci_host_get_device_state and pci_host_set_device_state, once it is on the bus. */
+void piix3_get_state(struct piix3 *bridge, struct pci_device_state *out);
+int piix3_set_state(struct piix3 *bridge, const struct pci_device_state *state, struct err *e);
 
 /* PIRQA..D (0..3) as lines for irq_set. */
 struct irq_line piix3_pirq_input(struct piix3 *bridge, unsigned pirq);

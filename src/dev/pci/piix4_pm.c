@@ -52,6 +52,16 @@ void piix4_pm_reset(struct piix4_pm *pm)
     pci_host_reset_device(pm->dev.host, &pm->dev);
 }
 
+void piix4_pm_get_state(struct piix4_pm *pm, struct pci_device_state *out)
+{
+    pci_host_get_device_state(pm->dev.host, &pm->dev, out);
+}
+
+int piix4_pm_set_state(struct piix4_pm *pm, const struct pci_device_state *state, struct err *e)
+{
+    return pci_host_set_device_state(pm->dev.host, &pm->dev, state, e);
+}
+
 int piix4_pm_attach(struct piix4_pm *pm, struct pci_host *host, unsigned slot, struct err *e)
 {
     return pci_host_add(host, &pm->dev, slot, FUNCTION, e);

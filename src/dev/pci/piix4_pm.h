@@ -18,6 +18,7 @@
 
 #include "base/err.h"
 
+struct pci_device_state;
 struct pci_host;
 struct piix4_pm;
 
@@ -28,5 +29,9 @@ void piix4_pm_reset(struct piix4_pm *pm);
 
 /* Put it on the bus, normally as function 3 of the PCI-to-ISA bridge's slot. */
 int piix4_pm_attach(struct piix4_pm *pm, struct pci_host *host, unsigned slot, struct err *e);
+
+/* As pci_host_get_device_state and pci_host_set_device_state, once it is on the bus. */
+void piix4_pm_get_state(struct piix4_pm *pm, struct pci_device_state *out);
+int piix4_pm_set_state(struct piix4_pm *pm, const struct pci_device_state *state, struct err *e);
 
 #endif

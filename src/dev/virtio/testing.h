@@ -18,7 +18,7 @@
 
 #include <cmocka.h>
 
-#include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_state.h"
 #include "dev/virtio/virtqueue_ring.h"
 #include "mem/space.h"
 
@@ -158,6 +158,49 @@ static inline int driver_used(struct driver *d, unsigned queue, uint32_t *len)
     if (len != NULL)
         *len = load_le32(entry + 4);
     return (int)load_le32(entry);
+}
+
+/* ---- another device in its place ---- */
+
+/* Once what the device has is back. */
+static inline void driver_take_state(struct driver *d, struct virtio_state *state)
+{
+    struct err e;
+
+    if (virtio_quiesce(d->dev, UINT64_C(60) * 1000000000, &e) != 0)
+        fail_msg("%s", e.msg);
+    memset(state, 0xa5, sizeof(*state)); /* what is not filled in shows */
+    if (virtio_get_state(d->dev, state, &e) != 0)
+        fail_msg("%s", e.msg);
+}
+
+/* The driver has this device from now on, which was made as the last one was. */
+static inline void driver_put_state(struct driver *d, struct virtio_device *dev,
+                                    const struct virtio_state *state)
+{
+    static const struct virtio_transport_ops ops = {driver_on_queue, driver_on_config};
+    struct err e;
+
+    d->dev = dev;
+    dev->transport_ops = &ops;
+    dev->transport = d;
+    assert_int_equal(virtio_quiesce(dev, 0, &e), 0);
+    if (virtio_set_state(dev, state, &e) != 0)
+        fail_msg("%s", e.msg);
+    virtio_resume(dev);
+}
+
+/* A state that no device could have had is refused, in words that tell the field. */
+static inline void driver_refuses(struct virtio_device *dev, const struct virtio_state *state,
+                                  const char *says)
+{
+    struct err e = {0};
+
+    assert_int_equal(virtio_quiesce(dev, 0, &e), 0);
+    assert_int_not_equal(virtio_set_state(dev, state, &e), 0);
+    if (strstr(e.msg, says) == NULL)
+        fail_msg("'%s' should say '%s'", e.msg, says);
+    assert_int_equal(dev->status, 0);
 }
 
 static inline bool driver_needs_reset(const struct driver *d)

@@ -6,6 +6,7 @@
 #include "dev/virtio/virtio.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "os/futex.h"
@@ -25,12 +26,19 @@ static void reset_state(struct virtio_device *dev)
 
 void virtio_init(struct virtio_device *dev)
 {
+    pthread_condattr_t attr;
+
     pthread_mutex_init(&dev->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&dev->drained, &attr);
+    pthread_condattr_destroy(&attr);
     reset_state(dev);
 }
 
 void virtio_fini(struct virtio_device *dev)
 {
+    pthread_cond_destroy(&dev->drained);
     pthread_mutex_destroy(&dev->lock);
 }
 
@@ -87,6 +95,7 @@ void virtio_reset_done(struct virtio_device *dev)
 {
     if (dev->is_resetting)
         reset_state(dev);
+    virtio_drained(dev);
 }
 
 /* ---- for transports ---- */
@@ -120,7 +129,7 @@ void virtio_notify(struct virtio_device *dev, unsigned index)
         dev->ops->notify(dev, index);
 }
 
-static void notify_all(struct virtio_device *dev)
+void virtio_notify_all(struct virtio_device *dev)
 {
     for (unsigned i = 0; i < dev->queue_count; i++)
         virtio_notify(dev, i);
@@ -132,7 +141,7 @@ void virtio_hold(struct virtio_device *dev, bool is_held)
 
     dev->is_held = is_held;
     if (was_held && !is_held)
-        notify_all(dev);
+        virtio_notify_all(dev);
 }
 
 void virtio_set_status(struct virtio_device *dev, uint8_t status)
@@ -154,7 +163,7 @@ void virtio_set_status(struct virtio_device *dev, uint8_t status)
     if (added & VIRTIO_STATUS_DRIVER_OK) {
         if (dev->ops->start != NULL)
             dev->ops->start(dev);
-        notify_all(dev);
+        virtio_notify_all(dev);
     }
 }
 

@@ -5,6 +5,9 @@
  * is attached to a transport (virtio_pci.h), which negotiates features, sets the queues up and
  * carries notifications both ways.
  *
+ * State: while the device is quiesced it has no buffers, and its state can be taken, or one put
+ * back (virtio_state.h).
+ *
  * Threads: everything is under `lock`, which the transport takes around the ops; a device that
  * works on another thread takes it there. The device signals with virtio_signal_* under the lock.
  *
@@ -50,8 +53,21 @@
 #define VIRTIO_QUEUES_MAX 64
 #define VIRTIO_CONFIG_MAX 256
 
+struct err;
 struct space;
 struct virtio_device;
+struct virtio_state;
+
+/* Which member of struct virtio_state's union a device has (virtio_state.h). */
+enum virtio_state_kind {
+    VIRTIO_STATE_NONE,  /* the device's state cannot be taken */
+    VIRTIO_STATE_PLAIN, /* no member: entropy, disks, folders */
+    VIRTIO_STATE_NET,
+    VIRTIO_STATE_CONSOLE,
+    VIRTIO_STATE_BALLOON,
+    VIRTIO_STATE_VSOCK,
+    VIRTIO_STATE_VHOST, /* served by another process, whatever it is */
+};
 
 struct virtio_ops {
     /* The driver is ready (DRIVER_OK); `features` are negotiated. May be NULL. */
@@ -69,6 +85,34 @@ struct virtio_ops {
     void (*config_written)(struct virtio_device *dev, unsigned offset, unsigned size);
     /* Stop; true when nothing uses guest memory any more. May be NULL. */
     bool (*reset)(struct virtio_device *dev);
+    /*
+     * The device takes no buffers for now. True when it has none either: those that it keeps for
+     * later are put back into their queues (virtqueue_unpop), the others given back. Else it is
+     * asked again when it has called virtio_drained. NULL: it never has.
+     */
+    bool (*quiesce)(struct virtio_device *dev);
+    /* It may go on, from where it was or from a state that was put back. May be NULL. */
+    void (*resume)(struct virtio_device *dev);
+    /*
+     * The device's own part of its state (virtio_state.h), while it is quiesced; the common part
+     * is dealt with by then. get_state fails when it has something that cannot be carried.
+     * check_state changes nothing; set_state gets what that let pass, with features, status,
+     * configuration and queues in place. Each may be NULL.
+     */
+    int (*get_state)(struct virtio_device *dev, struct virtio_state *out, struct err *e);
+    int (*check_state)(struct virtio_device *dev, const struct virtio_state *state, struct err *e);
+    void (*set_state)(struct virtio_device *dev, const struct virtio_state *state);
+    enum virtio_state_kind state_kind;
+};
+
+/*
+ * Whose a byte of the configuration is, as far as the driver cannot write it, when a device's
+ * state is put into another.
+ */
+enum virtio_config_rule {
+    VIRTIO_CONFIG_FIXED,   /* of how the device was made: has to be the same */
+    VIRTIO_CONFIG_CARRIED, /* of the state */
+    VIRTIO_CONFIG_OF_HOST, /* the host's: the driver is told if it has changed */
 };
 
 struct virtio_transport_ops {
@@ -92,10 +136,14 @@ struct virtio_device {
     /* under lock */
     uint8_t config[VIRTIO_CONFIG_MAX];
     uint8_t config_write_mask[VIRTIO_CONFIG_MAX];
+    uint8_t config_rule[VIRTIO_CONFIG_MAX]; /* enum virtio_config_rule */
     uint8_t config_generation;
     uint8_t status;
     bool is_resetting;
-    bool is_held;      /* its transport does not let it take buffers */
+    bool is_held;       /* its transport does not let it take buffers */
+    bool is_quiesced;   /* nor does virtio_quiesce */
+    bool is_config_due; /* the driver is told of a change when the device goes on */
+    pthread_cond_t drained;
     uint64_t features; /* negotiated */
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
 
@@ -133,7 +181,7 @@ static inline bool virtio_is_running(const struct virtio_device *dev)
 /* May the device take buffers? What waits for some need not look while it may not. */
 static inline bool virtio_may_take(const struct virtio_device *dev)
 {
-    return virtio_is_running(dev) && !dev->is_held;
+    return virtio_is_running(dev) && !dev->is_held && !dev->is_quiesced;
 }
 
 /* ---- for device models; under the lock ---- */
@@ -156,6 +204,9 @@ void virtio_needs_reset(struct virtio_device *dev, const char *why);
 /* What ops->reset said was still under way has ended. */
 void virtio_reset_done(struct virtio_device *dev);
 
+/* What ops->quiesce said was still under way may have ended. */
+void virtio_drained(struct virtio_device *dev);
+
 /* ---- for transports; under the lock ---- */
 
 void virtio_set_status(struct virtio_device *dev, uint8_t status);
@@ -165,6 +216,8 @@ uint8_t virtio_get_status(const struct virtio_device *dev);
 void virtio_set_driver_features(struct virtio_device *dev, unsigned select, uint32_t value);
 void virtio_enable_queue(struct virtio_device *dev, unsigned index);
 void virtio_notify(struct virtio_device *dev, unsigned index);
+/* As if the driver had notified of every queue. */
+void virtio_notify_all(struct virtio_device *dev);
 /*
  * Keep the device from taking buffers, or let it go on with what is there by then. Requests under
  * way come to their end. Resets have no influence.
@@ -172,5 +225,19 @@ void virtio_notify(struct virtio_device *dev, unsigned index);
 void virtio_hold(struct virtio_device *dev, bool is_held);
 uint64_t virtio_config_read(struct virtio_device *dev, unsigned offset, unsigned size);
 void virtio_config_write(struct virtio_device *dev, unsigned offset, uint64_t value, unsigned size);
+
+/* ---- for whoever takes and puts back states; without the lock ---- */
+
+/*
+ * Let no buffers be taken, and wait until what was taken is back with the driver: its state can
+ * be taken, or one put back (virtio_state.h). What comes back interrupts, so the interrupt
+ * controllers' state is taken afterwards. -ETIMEDOUT when something is still under way after
+ * `timeout_ns`; then the device goes on. No CPU runs from before this until virtio_resume, and
+ * not in virtio_device's own thread: the lock must be free.
+ */
+int virtio_quiesce(struct virtio_device *dev, uint64_t timeout_ns, struct err *e);
+
+/* Let it go on. No harm if it was not quiesced. */
+void virtio_resume(struct virtio_device *dev);
 
 #endif

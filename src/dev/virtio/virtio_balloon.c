@@ -14,6 +14,7 @@
 
 #include "base/stats.h"
 #include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_state.h"
 #include "mem/space.h"
 #include "os/loop.h"
 
@@ -52,6 +53,8 @@ static const struct {
     {"hugetlb_allocations", "huge pages allocated"},
     {"hugetlb_failures", "huge pages refused"},
 };
+
+_Static_assert(ARRAY_SIZE(stat_names) == VIRTIO_BALLOON_STATS, "state has room for all");
 
 struct virtio_balloon {
     struct virtio_device dev;
@@ -231,7 +234,54 @@ static bool balloon_reset(struct virtio_device *dev)
     return true;
 }
 
-static const struct virtio_ops balloon_ops = {.notify = balloon_notify, .reset = balloon_reset};
+/* ---- state; under the lock ---- */
+
+/* The driver's statistics are taken once more when the device goes on. */
+static bool balloon_quiesce(struct virtio_device *dev)
+{
+    struct virtio_balloon *b = CONTAINER_OF(dev, struct virtio_balloon, dev);
+
+    if (b->has_stats_chain && virtio_is_running(dev))
+        virtqueue_unpop(&dev->queues[stats_queue(b)], &b->stats_chain);
+    b->has_stats_chain = false;
+    return true;
+}
+
+static int balloon_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+{
+    const struct virtio_balloon *b = CONTAINER_OF(dev, struct virtio_balloon, dev);
+
+    out->balloon.known = (uint16_t)b->known;
+    memcpy(out->balloon.stats, b->stats, sizeof(b->stats));
+    return 0;
+}
+
+static int balloon_check_state(struct virtio_device *dev, const struct virtio_state *state,
+                               struct err *e)
+{
+    if (state->balloon.known >> VIRTIO_BALLOON_STATS != 0)
+        return err_set(e, 0, "balloon.known is 0x%x, and there are %u statistics",
+                       state->balloon.known, VIRTIO_BALLOON_STATS);
+    return 0;
+}
+
+static void balloon_set_state(struct virtio_device *dev, const struct virtio_state *state)
+{
+    struct virtio_balloon *b = CONTAINER_OF(dev, struct virtio_balloon, dev);
+
+    b->known = state->balloon.known;
+    memcpy(b->stats, state->balloon.stats, sizeof(b->stats));
+}
+
+static const struct virtio_ops balloon_ops = {
+    .notify = balloon_notify,
+    .reset = balloon_reset,
+    .quiesce = balloon_quiesce,
+    .get_state = balloon_get_state,
+    .check_state = balloon_check_state,
+    .set_state = balloon_set_state,
+    .state_kind = VIRTIO_STATE_BALLOON,
+};
 
 /* ---- for the host ---- */
 
@@ -306,6 +356,7 @@ int virtio_balloon_create(const struct virtio_balloon_config *config, struct vir
     b->dev.config_size = CONFIG_SIZE;
     b->dev.memory = config->memory;
     virtio_init(&b->dev);
+    memset(b->dev.config_rule + CONFIG_TARGET, VIRTIO_CONFIG_CARRIED, 4);
     memset(b->dev.config_write_mask + CONFIG_ACTUAL, 0xff, 4);
     memset(b->dev.config_write_mask + CONFIG_POISON, 0xff, 4);
     *out = b;

@@ -17,6 +17,8 @@
 
 #include "base/err.h"
 
+#define VIRTIO_BALLOON_STATS 10 /* statistics that drivers tell, by tag */
+
 struct loop;
 struct space;
 struct stats_sink;

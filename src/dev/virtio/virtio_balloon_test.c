@@ -37,6 +37,16 @@ static void watch(void *ctx, uint64_t addr, uint64_t size)
         f->told += size;
 }
 
+static void make_balloon(struct fixture *f)
+{
+    struct err e;
+    struct virtio_balloon_config config = {.memory = f->driver.space,
+                                           .loop = f->loop,
+                                           .deflates_on_oom = true,
+                                           .reports_free_pages = true};
+    assert_int_equal(virtio_balloon_create(&config, &f->balloon, &e), 0);
+}
+
 static struct fixture *setup(uint64_t features)
 {
     struct fixture *f = calloc(1, sizeof(*f));
@@ -53,11 +63,7 @@ static struct fixture *setup(uint64_t features)
         0); /* as ROM */
     memset(f->memory, 0xaa, GIVEN_SIZE);
     space_set_watcher(f->driver.space, watch, f);
-    struct virtio_balloon_config config = {.memory = f->driver.space,
-                                           .loop = f->loop,
-                                           .deflates_on_oom = true,
-                                           .reports_free_pages = true};
-    assert_int_equal(virtio_balloon_create(&config, &f->balloon, &e), 0);
+    make_balloon(f);
     driver_start(&f->driver, virtio_balloon_device(f->balloon), features);
     return f;
 }
@@ -224,13 +230,62 @@ static void statistics(void **state)
     teardown(f);
 }
 
+/* The driver's buffer for statistics is where it was, and its balloon as large. */
+static void another_balloon_goes_on(void **state)
+{
+    struct fixture *f = setup(F_STATS);
+    struct virtio_state s, bad;
+    uint8_t *stats = f->driver.ram + PFNS;
+    virtio_balloon_set_target(f->balloon, 5 << 20);
+    pthread_mutex_lock(&f->driver.dev->lock);
+    virtio_config_write(f->driver.dev, 4, 6, 4);
+    pthread_mutex_unlock(&f->driver.dev->lock);
+    store_le16(stats, 4);
+    store_le64(stats + 2, 12345);
+    struct driver_piece piece = {PFNS, 25, false};
+    driver_offer(&f->driver, 2, 0, &piece, 1);
+    driver_notify(&f->driver, 2);
+    driver_take_state(&f->driver, &s);
+    assert_int_equal(s.queues[2].next, 0);
+    virtio_resume(f->driver.dev); /* the device itself goes on as well */
+    driver_take_state(&f->driver, &s);
+    virtio_balloon_destroy(f->balloon);
+    make_balloon(f);
+    bad = s;
+    bad.balloon.known = 0xffff;
+    driver_refuses(virtio_balloon_device(f->balloon), &bad, "balloon.known");
+    bad = s;
+    bad.config[12] ^= 1; /* poison: the driver's to write, whatever it means */
+    assert_int_equal(virtio_check_state(virtio_balloon_device(f->balloon), &bad, NULL), 0);
+    driver_put_state(&f->driver, virtio_balloon_device(f->balloon), &s);
+    struct virtio_balloon_status status;
+    virtio_balloon_get_status(f->balloon, &status);
+    assert_true(status.has_driver && status.actual_bytes == 6 * 4096 &&
+                status.target_bytes == 5 << 20);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), -1);
+    assert_int_equal(count(f).free_bytes, 12345);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), 0);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), -1);
+    /* it was asked, and has not answered: what it last said is known still */
+    driver_take_state(&f->driver, &s);
+    virtio_balloon_destroy(f->balloon);
+    make_balloon(f);
+    driver_put_state(&f->driver, virtio_balloon_device(f->balloon), &s);
+    assert_int_equal(count(f).free_bytes, 12345);
+    store_le64(stats + 2, 54321);
+    driver_offer(&f->driver, 2, 1, &piece, 1);
+    driver_notify(&f->driver, 2);
+    assert_int_equal(count(f).free_bytes, 54321);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), 1);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pages_go_to_the_host),
-        cmocka_unit_test(pages_of_nobody),
-        cmocka_unit_test(free_pages_are_reported),
-        cmocka_unit_test(statistics),
+        cmocka_unit_test(pages_go_to_the_host),    cmocka_unit_test(pages_of_nobody),
+        cmocka_unit_test(free_pages_are_reported), cmocka_unit_test(statistics),
+        cmocka_unit_test(another_balloon_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

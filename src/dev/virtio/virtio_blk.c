@@ -16,6 +16,7 @@
 #include "backend/block/block.h"
 #include "base/log.h"
 #include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_state.h"
 
 /*
  * Long enough for a request of 1 MiB in scattered pages: drivers make no chain longer than the
@@ -131,7 +132,8 @@ static void block_done(struct block_request *block, int result)
                  strerror(-result));
     virtio_lock(&blk->dev);
     unsigned queue = r->queue;
-    blk->out_count--;
+    if (--blk->out_count == 0 && blk->dev.is_quiesced)
+        virtio_drained(&blk->dev);
     if (blk->dev.is_resetting) {
         r->next_free = blk->free;
         blk->free = r;
@@ -325,6 +327,27 @@ static bool blk_reset(struct virtio_device *dev)
     return blk->out_count == 0;
 }
 
+static bool blk_quiesce(struct virtio_device *dev)
+{
+    return CONTAINER_OF(dev, struct virtio_blk, dev)->out_count == 0;
+}
+
+/* A larger disk is told of as a resize is; of a smaller one the guest's data would be gone. */
+static int blk_check_state(struct virtio_device *dev, const struct virtio_state *state,
+                           struct err *e)
+{
+    uint64_t had = load_le64(state->config + CONFIG_CAPACITY);
+    uint64_t has = load_le64(dev->config + CONFIG_CAPACITY);
+
+    if (had > has)
+        return err_set(e, 0, "config: the capacity is %llu sectors, and the disk has %llu",
+                       (unsigned long long)had, (unsigned long long)has);
+    if (state->config[CONFIG_WRITEBACK] > 1)
+        return err_set(e, 0, "config: writeback is %u, not 0 or 1",
+                       state->config[CONFIG_WRITEBACK]);
+    return 0;
+}
+
 static void blk_config_written(struct virtio_device *dev, unsigned offset, unsigned size)
 {
     /* 0 or 1 (5.2.4) */
@@ -332,7 +355,13 @@ static void blk_config_written(struct virtio_device *dev, unsigned offset, unsig
 }
 
 static const struct virtio_ops blk_ops = {
-    .notify = blk_notify, .reset = blk_reset, .config_written = blk_config_written};
+    .notify = blk_notify,
+    .reset = blk_reset,
+    .config_written = blk_config_written,
+    .quiesce = blk_quiesce,
+    .check_state = blk_check_state,
+    .state_kind = VIRTIO_STATE_PLAIN,
+};
 
 void virtio_blk_resized(struct virtio_blk *blk)
 {
@@ -350,6 +379,7 @@ static void fill_config(struct virtio_blk *blk)
     uint32_t physical = block_physical_size(blk->block);
 
     store_le64(c + CONFIG_CAPACITY, block_size(blk->block) / BLOCK_SECTOR);
+    memset(blk->dev.config_rule + CONFIG_CAPACITY, VIRTIO_CONFIG_OF_HOST, 8);
     store_le32(c + CONFIG_SEG_MAX, SEGMENTS_MAX);
     store_le32(c + CONFIG_BLK_SIZE, BLOCK_SECTOR);
     c[CONFIG_PHYSICAL_EXP] = (uint8_t)__builtin_ctz(physical / BLOCK_SECTOR);

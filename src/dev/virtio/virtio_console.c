@@ -17,6 +17,7 @@
 
 #include "backend/char/chardev.h"
 #include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_state.h"
 #include "os/loop.h"
 
 #define QUEUE_SIZE 128
@@ -46,8 +47,12 @@ enum {
     EVENT_PORT_OPEN = 6,
     EVENT_PORT_NAME = 7,
 };
+/* Those that the device sends. */
+#define EVENTS_DUE                                                                                 \
+    (BIT(EVENT_PORT_ADD) | BIT(EVENT_CONSOLE_PORT) | BIT(EVENT_RESIZE) | BIT(EVENT_PORT_OPEN) |    \
+     BIT(EVENT_PORT_NAME))
 
-#define STASH_SIZE 256u
+#define STASH_SIZE ((unsigned)VIRTIO_CONSOLE_STASH_SIZE)
 #define COPY_SIZE 4096u
 /* Chains of one queue that are served before others have their turn. */
 #define CHAINS_BUDGET 256u
@@ -402,8 +407,111 @@ static void console_config_written(struct virtio_device *dev, unsigned offset, u
     memset(dev->config + CONFIG_EMERGENCY, 0, 4);
 }
 
+/* ---- state; under the lock ---- */
+
+static void get_port(const struct port *port, struct virtio_console_port_state *out)
+{
+    out->is_guest_ready = port->is_guest_ready;
+    out->is_guest_open = port->is_guest_open;
+    out->was_host_open = port->is_host_open;
+    out->due = port->due;
+    out->stash_len = (uint16_t)port->stash_len;
+    memcpy(out->stash, port->stash, port->stash_len);
+    out->out_offset = port->out_offset;
+}
+
+static int console_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+{
+    const struct virtio_console *c = CONTAINER_OF(dev, struct virtio_console, dev);
+
+    out->console.port_count = (uint8_t)c->port_count;
+    for (unsigned i = 0; i < c->port_count; i++)
+        get_port(&c->ports[i], &out->console.ports[i]);
+    return 0;
+}
+
+static int check_port(const struct virtio_console_port_state *s, unsigned index, bool has_control,
+                      struct err *e)
+{
+    int rc = virtio_check_claim(s->is_guest_ready, "is_guest_ready of port", index, e);
+
+    if (rc == 0)
+        rc = virtio_check_claim(s->is_guest_open, "is_guest_open of port", index, e);
+    if (rc == 0)
+        rc = virtio_check_claim(s->was_host_open, "was_host_open of port", index, e);
+    if (rc != 0)
+        return rc;
+    if (s->due & ~EVENTS_DUE)
+        return err_set(e, 0, "console.ports[%u].due is 0x%02x, and not all of these are sent",
+                       index, s->due);
+    if (!has_control && (s->due != 0 || s->is_guest_ready || s->is_guest_open))
+        return err_set(e, 0, "console.ports[%u] has messages (0x%02x), and MULTIPORT is off", index,
+                       s->due);
+    if (s->stash_len > STASH_SIZE)
+        return err_set(e, 0, "console.ports[%u].stash_len is %u, and there is room for %u", index,
+                       s->stash_len, STASH_SIZE);
+    return 0;
+}
+
+/* `out_offset` may be anything: the driver may have made the chain that it is of shorter. */
+static int console_check_state(struct virtio_device *dev, const struct virtio_state *state,
+                               struct err *e)
+{
+    const struct virtio_console *c = CONTAINER_OF(dev, struct virtio_console, dev);
+    bool has_control = (state->features & CONSOLE_F_MULTIPORT) != 0;
+    int rc = 0;
+
+    if (state->console.port_count != c->port_count)
+        return err_set(e, 0, "console.port_count is %u, and the device has %u ports",
+                       state->console.port_count, c->port_count);
+    if (load_le32(state->config + CONFIG_EMERGENCY) != 0)
+        return err_set(e, 0, "config: a byte of emergency_wr is left over");
+    for (unsigned i = 0; i < c->port_count && rc == 0; i++)
+        rc = check_port(&state->console.ports[i], i, has_control, e);
+    return rc;
+}
+
+/* Who is at the other end, and how large the terminal is, is the host's to say, now as then. */
+static void console_set_state(struct virtio_device *dev, const struct virtio_state *state)
+{
+    struct virtio_console *c = CONTAINER_OF(dev, struct virtio_console, dev);
+
+    for (unsigned i = 0; i < c->port_count; i++) {
+        const struct virtio_console_port_state *s = &state->console.ports[i];
+        struct port *port = &c->ports[i];
+        port->is_guest_ready = s->is_guest_ready;
+        port->is_guest_open = s->is_guest_open;
+        port->due = s->due;
+        if (s->is_guest_ready && s->was_host_open != port->is_host_open)
+            port->due |= BIT(EVENT_PORT_OPEN);
+        if (s->is_guest_ready && port->is_console && dev->is_config_due)
+            port->due |= BIT(EVENT_RESIZE);
+        memcpy(port->stash, s->stash, s->stash_len);
+        port->stash_len = s->stash_len;
+        port->out_offset = s->out_offset;
+    }
+}
+
+/* What is at the host's side may have waited for room. */
+static void console_resume(struct virtio_device *dev)
+{
+    struct virtio_console *c = CONTAINER_OF(dev, struct virtio_console, dev);
+
+    send_messages(c);
+    for (unsigned i = 0; i < c->port_count; i++)
+        chardev_resume_input(c->ports[i].chardev);
+}
+
 static const struct virtio_ops console_ops = {
-    .notify = console_notify, .reset = console_reset, .config_written = console_config_written};
+    .notify = console_notify,
+    .reset = console_reset,
+    .config_written = console_config_written,
+    .resume = console_resume,
+    .get_state = console_get_state,
+    .check_state = console_check_state,
+    .set_state = console_set_state,
+    .state_kind = VIRTIO_STATE_CONSOLE,
+};
 
 void virtio_console_set_size(struct virtio_console *c, unsigned columns, unsigned rows)
 {
@@ -435,6 +543,7 @@ static void fill_device(struct virtio_console *c, struct space *memory)
     store_le16(dev->config + CONFIG_COLUMNS, 80);
     store_le16(dev->config + CONFIG_ROWS, 24);
     store_le32(dev->config + CONFIG_PORTS, c->port_count);
+    memset(dev->config_rule + CONFIG_COLUMNS, VIRTIO_CONFIG_OF_HOST, 4);
     memset(dev->config_write_mask + CONFIG_EMERGENCY, 0xff, 4);
 }
 

@@ -27,6 +27,7 @@ struct virtio_device;
 
 #define VIRTIO_CONSOLE_PORTS_MAX 16
 #define VIRTIO_CONSOLE_NAME_MAX 63
+#define VIRTIO_CONSOLE_STASH_SIZE 256 /* input that is kept until there are buffers for it */
 
 struct virtio_console_port {
     struct chardev *chardev; /* nobody else's receiver; outlives the device */

@@ -48,12 +48,9 @@ void chardev_resume_input(struct chardev *cd)
     cd->resumed++;
 }
 
-static struct fixture *setup(uint64_t features)
+static void make_console(struct fixture *f)
 {
-    struct fixture *f = calloc(1, sizeof(*f));
     struct err e;
-    driver_setup(&f->driver);
-    assert_int_equal(loop_create(&f->loop, &e), 0);
     struct virtio_console_config config = {
         .memory = f->driver.space,
         .loop = f->loop,
@@ -61,8 +58,17 @@ static struct fixture *setup(uint64_t features)
                   {.chardev = &f->chardevs[1], .name = "org.test.0"}},
         .port_count = 2,
     };
-    f->chardevs[0].room = f->chardevs[1].room = SIZE_MAX;
     assert_int_equal(virtio_console_create(&config, &f->console, &e), 0);
+}
+
+static struct fixture *setup(uint64_t features)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct err e;
+    driver_setup(&f->driver);
+    assert_int_equal(loop_create(&f->loop, &e), 0);
+    f->chardevs[0].room = f->chardevs[1].room = SIZE_MAX;
+    make_console(f);
     driver_start(&f->driver, virtio_console_device(f->console), features);
     return f;
 }
@@ -273,12 +279,145 @@ static void hostile_drivers(void **state)
     teardown(f);
 }
 
+/* ---- state ---- */
+
+static void take_console(struct fixture *f, struct virtio_state *state)
+{
+    driver_take_state(&f->driver, state);
+    virtio_console_destroy(f->console);
+    make_console(f);
+}
+
+static void put_console(struct fixture *f, const struct virtio_state *state)
+{
+    driver_put_state(&f->driver, virtio_console_device(f->console), state);
+}
+
+/*
+ * Half of a chain is out, input lies in the stash, a message has no buffer: with another console
+ * nothing is lost, and nothing comes twice.
+ */
+static void another_console_goes_on(void **state)
+{
+    struct fixture *f = setup(F_MULTIPORT);
+    struct virtio_state s;
+    struct chardev *cd = &f->chardevs[1];
+    offer_in(f, 2, 0, 0x100);
+    offer_in(f, 2, 1, 0x100);
+    offer_in(f, 2, 2, 0x100);
+    say(f, 0xffffffff, 0, 1);
+    assert_told(f, 0, 1, 1);
+    assert_told(f, 1, 1, 1);
+    say(f, 1, 3, 1);
+    assert_told(f, 1, 7, 1);
+    say(f, 1, 6, 1);
+    say(f, 0, 3, 1); /* CONSOLE_PORT and RESIZE are due */
+    cd->room = 3;
+    send_out(f, 5, 0, "hello", 5);
+    send_out(f, 5, 1, "world", 5);
+    offer_in(f, 4, 0, 4);
+    assert_int_equal(cd->receiver->can_receive(cd->ctx), 4);
+    store_le32(f->driver.ram + driver_ring(4) + 8, 2); /* the driver changes its mind */
+    cd->receiver->receive(cd->ctx, (const uint8_t *)"abcd", 4);
+    assert_got(f, 4, "ab");
+
+    take_console(f, &s);
+    assert_int_equal(s.console.ports[1].stash_len, 2);
+    assert_int_equal(s.console.ports[1].out_offset, 3);
+    assert_int_equal(s.console.ports[0].due, BIT(4) | BIT(5));
+    cd->room = SIZE_MAX;
+    cd->resumed = 0;
+    put_console(f, &s);
+    assert_true(cd->resumed != 0);
+    assert_int_equal(cd->out_len, 10);
+    assert_memory_equal(cd->out, "helloworld", 10);
+    assert_int_equal(driver_used(&f->driver, 5, NULL), 0);
+    assert_int_equal(driver_used(&f->driver, 5, NULL), 1);
+    offer_in(f, 4, 1, 100);
+    driver_notify(&f->driver, 4);
+    assert_got(f, 4, "cd");
+    for (unsigned i = 3; i < 6; i++)
+        offer_in(f, 2, i, 0x100);
+    driver_notify(&f->driver, 2);
+    assert_told(f, 0, 4, 1);
+    assert_told(f, 0, 5, 1);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), -1);
+    assert_int_equal(type(cd, "x"), 0);
+    offer_in(f, 4, 2, 100);
+    assert_int_equal(type(cd, "efg"), 3); /* it is open still */
+    assert_got(f, 4, "efg");
+    teardown(f);
+}
+
+/* Who is there, and how large the terminal is, is told anew when it is not as it was. */
+static void the_other_end_may_have_changed(void **state)
+{
+    struct fixture *f = setup(F_MULTIPORT);
+    struct virtio_state s;
+    for (unsigned i = 0; i < 20; i++)
+        offer_in(f, 2, i, 0x100);
+    f->chardevs[1].receiver->event(f->chardevs[1].ctx, CHARDEV_CONNECTED);
+    say(f, 0, 3, 1);
+    assert_told(f, 0, 4, 1);
+    assert_told(f, 0, 5, 1);
+    say(f, 1, 3, 1);
+    assert_told(f, 1, 6, 1);
+    assert_told(f, 1, 7, 1);
+    take_console(f, &s);
+    virtio_console_set_size(f->console, 132, 50);
+    unsigned before = f->driver.config_signals;
+    put_console(f, &s);
+    assert_told(f, 0, 5, 1);
+    assert_told(f, 1, 6, 0);
+    assert_int_equal(load_le16(f->driver.dev->config), 132);
+    assert_int_equal(f->driver.config_signals, before + 1);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), -1);
+    take_console(f, &s); /* nothing changed, and nothing is told */
+    virtio_console_set_size(f->console, 132, 50);
+    put_console(f, &s);
+    assert_int_equal(driver_used(&f->driver, 2, NULL), -1);
+    assert_int_equal(f->driver.config_signals, before + 1);
+    teardown(f);
+}
+
+static void forged_states_are_refused(void **state)
+{
+    struct fixture *f = setup(F_MULTIPORT);
+    struct virtio_state good, s;
+    take_console(f, &good);
+    struct virtio_device *dev = virtio_console_device(f->console);
+#define REFUSES(what, says)                                                                        \
+    do {                                                                                           \
+        s = good;                                                                                  \
+        what;                                                                                      \
+        driver_refuses(dev, &s, says);                                                             \
+    } while (0)
+    REFUSES(s.console.port_count = 3, "console.port_count");
+    REFUSES(s.console.ports[1].stash_len = 257, "console.ports[1].stash_len");
+    REFUSES(s.console.ports[0].due = 1, "console.ports[0].due");
+    REFUSES(s.console.ports[1].is_guest_open = 9, "is_guest_open of port of 1");
+    REFUSES(s.console.ports[1].is_guest_ready = 2, "is_guest_ready of port of 1");
+    REFUSES(s.console.ports[0].was_host_open = 2, "was_host_open of port of 0");
+    REFUSES((s.features &= ~F_MULTIPORT, s.console.ports[0].due = 2), "MULTIPORT is off");
+    REFUSES(s.config[8] = 1, "emergency_wr");
+    REFUSES(s.config[4] = 3, "config[4]"); /* ports */
+#undef REFUSES
+    put_console(f, &good);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ports_are_made_known),   cmocka_unit_test(input_waits_for_the_guest),
-        cmocka_unit_test(input_survives_a_reset), cmocka_unit_test(output_waits_for_the_host),
-        cmocka_unit_test(output_in_turns),        cmocka_unit_test(hostile_drivers),
+        cmocka_unit_test(ports_are_made_known),
+        cmocka_unit_test(input_waits_for_the_guest),
+        cmocka_unit_test(input_survives_a_reset),
+        cmocka_unit_test(output_waits_for_the_host),
+        cmocka_unit_test(output_in_turns),
+        cmocka_unit_test(hostile_drivers),
+        cmocka_unit_test(another_console_goes_on),
+        cmocka_unit_test(the_other_end_may_have_changed),
+        cmocka_unit_test(forged_states_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -55,7 +55,8 @@ static void share_done(struct share_request *share, uint32_t written)
     struct virtio_fs *fs = r->fs;
 
     virtio_lock(&fs->dev);
-    fs->out_count--;
+    if (--fs->out_count == 0 && fs->dev.is_quiesced)
+        virtio_drained(&fs->dev);
     if (!fs->dev.is_resetting) {
         virtqueue_push(&fs->dev.queues[r->queue], &r->chain, written);
         virtio_signal_queue(&fs->dev, r->queue);

@@ -293,7 +293,15 @@ static bool net_reset(struct virtio_device *dev)
 }
 
 static const struct virtio_ops net_ops = {
-    .start = net_start, .notify = net_notify, .bell = net_bell, .reset = net_reset};
+    .start = net_start,
+    .notify = net_notify,
+    .bell = net_bell,
+    .reset = net_reset,
+    .get_state = virtio_net_get_state,
+    .check_state = virtio_net_check_state,
+    .set_state = virtio_net_set_state,
+    .state_kind = VIRTIO_STATE_NET,
+};
 
 void virtio_net_set_link(struct virtio_net *n, bool is_up)
 {
@@ -323,6 +331,7 @@ static void fill_device(struct virtio_net *n, const struct virtio_net_config *co
     dev->config_size = CONFIG_SIZE;
     dev->memory = config->memory;
     virtio_init(dev);
+    memset(dev->config_rule + CONFIG_MAC, VIRTIO_CONFIG_CARRIED, CONFIG_PAIRS - CONFIG_MAC);
     dev->config[CONFIG_STATUS] = STATUS_LINK_UP;
     store_le16(dev->config + CONFIG_PAIRS, (uint16_t)config->pair_count);
     store_le16(dev->config + CONFIG_MTU, (uint16_t)netdev_mtu(config->net));

@@ -14,8 +14,6 @@ enum { OFFLOADS_SET };
 enum { ACK_OK, ACK_ERR };
 #define HEADER_SIZE 2u
 
-#define OFFLOADS (NET_F_GUEST_CSUM | NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN)
-
 unsigned virtio_net_control_queue(const struct virtio_net *n)
 {
     return virtio_has(&n->dev, NET_F_MQ) ? 2 * n->pair_count : 2;
@@ -104,7 +102,7 @@ static bool control_offloads(struct virtio_net *n, unsigned command,
         virtqueue_read(chain, HEADER_SIZE, bytes, 8) != 8)
         return false;
     uint64_t offloads = load_le64(bytes);
-    if (offloads & ~(n->dev.features & OFFLOADS))
+    if (offloads & ~(n->dev.features & NET_OFFLOADS))
         return false;
     virtio_net_accept(n, offloads);
     return true;

@@ -30,6 +30,8 @@
 #define NET_F_MQ BIT(22)
 #define NET_F_CTRL_MAC_ADDR BIT(23)
 #define NET_F_HOST_USO BIT(56)
+/* What the driver may take undone, and change its mind about. */
+#define NET_OFFLOADS (NET_F_GUEST_CSUM | NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN)
 
 /* Configuration (5.1.4). */
 enum { CONFIG_MAC = 0, CONFIG_STATUS = 6, CONFIG_PAIRS = 8, CONFIG_MTU = 10, CONFIG_SIZE = 12 };
@@ -77,6 +79,12 @@ unsigned virtio_net_control_queue(const struct virtio_net *n);
 void virtio_net_serve_control(struct virtio_net *n);
 /* What the driver's control commands change, as after a reset. */
 void virtio_net_reset_control(struct virtio_net *n);
+/* virtio_net_state.c: as in struct virtio_ops. */
+int virtio_net_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e);
+int virtio_net_check_state(struct virtio_device *dev, const struct virtio_state *state,
+                           struct err *e);
+void virtio_net_set_state(struct virtio_device *dev, const struct virtio_state *state);
+
 /* The driver takes those of its features undone that `offloads` names (bits as of features). */
 void virtio_net_accept(struct virtio_net *n, uint64_t offloads);
 

@@ -62,11 +62,9 @@ unsigned netdev_mtu(const struct netdev *net)
     return 1400;
 }
 
-static struct fixture *setup(uint64_t features)
+static void make_net(struct fixture *f)
 {
-    struct fixture *f = calloc(1, sizeof(*f));
     struct err e;
-    driver_setup(&f->driver);
     struct virtio_net_config config = {.name = "net",
                                        .memory = f->driver.space,
                                        .net = &f->netdev,
@@ -74,6 +72,13 @@ static struct fixture *setup(uint64_t features)
                                        .pair_count = 3};
     assert_int_equal(virtio_net_create(&config, &f->net, &e), 0);
     assert_int_equal(virtio_net_start(f->net, &e), 0);
+}
+
+static struct fixture *setup(uint64_t features)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    driver_setup(&f->driver);
+    make_net(f);
     driver_start(&f->driver, virtio_net_device(f->net), features);
     return f;
 }
@@ -379,6 +384,123 @@ static void hostile_drivers(void **state)
     teardown(f);
 }
 
+/* ---- state ---- */
+
+#define F_ALL (F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_CTRL_OFFLOADS | F_MRG | F_CTRL | F_MQ)
+
+static void take_net(struct fixture *f, struct virtio_state *s)
+{
+    driver_take_state(&f->driver, s);
+    virtio_net_destroy(f->net);
+    make_net(f);
+    f->netdev.takes = 0;
+}
+
+static void put_net(struct fixture *f, const struct virtio_state *s)
+{
+    driver_put_state(&f->driver, virtio_net_device(f->net), s);
+}
+
+static bool reaches(struct fixture *f, const char *to, unsigned queue)
+{
+    size_t len = make_frame(frame, true, 80, 10);
+    memcpy(frame, to, 6);
+    assert_true(f->netdev.client->push(f->netdev.ctx, &none, frame, len));
+    return driver_used(&f->driver, queue, NULL) >= 0;
+}
+
+/* What control commands said holds for the next device, too. */
+static void another_interface_goes_on(void **state)
+{
+    struct fixture *f = setup(F_ALL);
+    struct netdev_header got;
+    struct virtio_state s;
+    uint8_t bytes[64] = {0};
+    size_t len;
+    for (unsigned i = 0; i < 3; i++)
+        give_room(f, 2 * i, 8, 2000);
+    assert_int_equal(command(f, 6, 0, 0, "\0", 1), 0); /* no longer promiscuous */
+    assert_int_equal(command(f, 6, 0, 5, "\1", 1), 0); /* no broadcasts */
+    assert_int_equal(command(f, 6, 1, 1, "\2\3\4\5\6\7", 6), 0);
+    store_le32(bytes, 1);
+    memcpy(bytes + 4, "\2\0\0\0\0\1", 6);
+    store_le32(bytes + 10, 1);
+    memcpy(bytes + 14, "\3\0\0\0\0\2", 6);
+    assert_int_equal(command(f, 6, 1, 0, bytes, 20), 0);
+    assert_int_equal(command(f, 6, 4, 0, "\2\0", 2), 0);
+    store_le64(bytes, F_GUEST_CSUM);
+    assert_int_equal(command(f, 6, 5, 0, bytes, 8), 0);
+    transmit(f, 3, &none, 80, 100); /* the second pair is in the midst of sending */
+    assert_true(pull(f, &got, &len));
+    assert_true(f->driver.dev->queues[3].is_quiet);
+    transmit(f, 3, &none, 80, 200);
+
+    take_net(f, &s);
+    assert_int_equal(s.net.active_pairs, 2);
+    assert_int_equal(s.net.offloads, F_GUEST_CSUM);
+    f->netdev.wakes = 0;
+    put_net(f, &s);
+    assert_true(f->netdev.wakes != 0);
+    assert_int_equal(f->netdev.takes, NETDEV_TAKES_CHECKSUM);
+    assert_true(pull(f, &got, &len)); /* nobody had to notify */
+    assert_int_equal(len, 254);
+    assert_false(pull(f, &got, &len));
+    assert_false(f->driver.dev->queues[3].is_quiet);
+    assert_int_equal(driver_used(&f->driver, 3, NULL), 0);
+    assert_int_equal(driver_used(&f->driver, 3, NULL), 1);
+    transmit(f, 3, &none, 80, 100);
+    assert_true(pull(f, &got, &len));
+    take_net(f, &s);
+    put_net(f, &s);
+    assert_false(pull(f, &got, &len)); /* that was the last: the driver is to notify again */
+    assert_false(f->driver.dev->queues[3].is_quiet);
+    transmit(f, 3, &none, 80, 100);
+    assert_true(pull(f, &got, &len));
+    unsigned queue = 2; /* where the flow was last sent on */
+    assert_true(reaches(f, "\2\3\4\5\6\7", queue));
+    assert_true(reaches(f, "\2\0\0\0\0\1", queue));
+    assert_true(reaches(f, "\3\0\0\0\0\2", queue));
+    assert_false(reaches(f, "\2\0\0\0\0\2", queue));
+    assert_false(reaches(f, "\x52\1\2\3\4\5", queue));
+    assert_false(reaches(f, "\xff\xff\xff\xff\xff\xff", queue));
+    assert_int_equal(command(f, 6, 4, 0, "\3\0", 2), 0);
+
+    virtio_net_set_link(f->net, false);
+    take_net(f, &s);
+    put_net(f, &s);
+    assert_false(reaches(f, "\2\3\4\5\6\7", queue));
+    driver_set_status(&f->driver, 0);
+    assert_memory_equal(f->driver.dev->config, "\x52\1\2\3\4\5", 6);
+    teardown(f);
+}
+
+static void forged_states_are_refused(void **state)
+{
+    struct fixture *f = setup(F_ALL);
+    struct virtio_state good, s;
+    take_net(f, &good);
+    struct virtio_device *dev = virtio_net_device(f->net);
+#define REFUSES(what, says)                                                                        \
+    do {                                                                                           \
+        s = good;                                                                                  \
+        what;                                                                                      \
+        driver_refuses(dev, &s, says);                                                             \
+    } while (0)
+    REFUSES(s.net.active_pairs = 0, "net.active_pairs");
+    REFUSES(s.net.active_pairs = 4, "net.active_pairs");
+    REFUSES((s.features &= ~F_MQ, s.net.active_pairs = 2), "net.active_pairs");
+    REFUSES(s.net.rx[5] = 2, "net.rx, mode of 5");
+    REFUSES(s.net.offloads |= BIT(8), "net.offloads");
+    REFUSES(s.net.unicast.count = 33, "net.unicast.count");
+    REFUSES(s.net.multicast.count = 255, "net.multicast.count");
+    REFUSES(s.net.multicast.is_full = 2, "net.multicast.is_full");
+    REFUSES(s.config[CONFIG_STATUS] = 3, "only the link's bit");
+    REFUSES(s.config[CONFIG_MTU] ^= 1, "config[10]");
+#undef REFUSES
+    put_net(f, &good);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -391,6 +513,8 @@ int main(void)
         cmocka_unit_test(no_cable),
         cmocka_unit_test(a_held_device_waits),
         cmocka_unit_test(hostile_drivers),
+        cmocka_unit_test(another_interface_goes_on),
+        cmocka_unit_test(forged_states_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@
 #include "base/bits.h"
 #include "dev/pci/pci_host.h"
 #include "dev/pci/pci_msix.h"
-#include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_state.h"
 
 #define VENDOR 0x1af4
 #define DEVICE_BASE 0x1040
@@ -353,8 +353,14 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
             n);
 }
 
+static void config_restored(struct pci_device *pci)
+{
+    follow_master(CONTAINER_OF(pci, struct virtio_pci, pci));
+}
+
 static const struct pci_device_ops pci_ops = {.config_reading = config_reading,
-                                              .config_written = config_written};
+                                              .config_written = config_written,
+                                              .config_restored = config_restored};
 
 static unsigned add_capability(struct pci_device *pci, unsigned type, unsigned area,
                                uint32_t length, unsigned size)
@@ -465,4 +471,75 @@ void virtio_pci_reset(struct virtio_pci *f)
     virtio_hold(f->dev, true);
     virtio_unlock(f->dev);
     pci_host_reset_device(f->pci.host, &f->pci);
+}
+
+/* ---- state ---- */
+
+void virtio_pci_detach(struct virtio_pci *f)
+{
+    pci_host_remove(f->pci.host, &f->pci);
+}
+
+int virtio_pci_get_state(struct virtio_pci *f, struct virtio_pci_state *out, struct err *e)
+{
+    int rc = virtio_get_state(f->dev, &out->device, e);
+
+    if (rc != 0)
+        return rc;
+    pthread_mutex_lock(&f->dev->lock);
+    out->device_feature_select = f->device_feature_select;
+    out->driver_feature_select = f->driver_feature_select;
+    out->queue_select = f->queue_select;
+    out->config_vector = f->config_vector;
+    memcpy(out->queue_vectors, f->queue_vectors, sizeof(out->queue_vectors));
+    out->isr = f->isr;
+    pthread_mutex_unlock(&f->dev->lock);
+    pci_host_get_device_state(f->pci.host, &f->pci, &out->function);
+    return 0;
+}
+
+static int check_vector(const struct virtio_pci *f, uint16_t vector, const char *field,
+                        unsigned index, struct err *e)
+{
+    if (vector == NO_VECTOR || vector < f->vector_count)
+        return 0;
+    return err_set(e, 0, "%s %u is %u, and the function has %u", field, index, vector,
+                   f->vector_count);
+}
+
+static int check_registers(const struct virtio_pci *f, const struct virtio_pci_state *state,
+                           struct err *e)
+{
+    int rc = check_vector(f, state->config_vector, "the configuration's vector", 0, e);
+
+    for (unsigned i = 0; i < VIRTIO_QUEUES_MAX && rc == 0; i++)
+        rc = check_vector(f, state->queue_vectors[i], "the vector of queue", i, e);
+    if (rc == 0 && (state->isr & ~(ISR_QUEUE | ISR_CONFIG)))
+        rc = err_set(e, 0, "isr is 0x%02x, and not all of these bits exist", state->isr);
+    if (rc == 0 && (state->isr != 0) != state->function.is_intx_asserted)
+        rc = err_set(e, 0, "isr is 0x%02x, and function.is_intx_asserted is %u", state->isr,
+                     state->function.is_intx_asserted);
+    return rc != 0 ? err_prefix(e, "put back the state of %s", f->dev->name) : 0;
+}
+
+int virtio_pci_set_state(struct virtio_pci *f, const struct virtio_pci_state *state, struct err *e)
+{
+    int rc = check_registers(f, state, e);
+
+    if (rc == 0)
+        rc = pci_host_check_device_state(f->pci.host, &f->pci, &state->function, e);
+    if (rc == 0)
+        rc = virtio_set_state(f->dev, &state->device, e);
+    if (rc != 0)
+        return rc;
+    pthread_mutex_lock(&f->dev->lock);
+    f->device_feature_select = state->device_feature_select;
+    f->driver_feature_select = state->driver_feature_select;
+    f->queue_select = state->queue_select;
+    f->config_vector = state->config_vector;
+    memcpy(f->queue_vectors, state->queue_vectors, sizeof(f->queue_vectors));
+    f->isr = state->isr;
+    pthread_mutex_unlock(&f->dev->lock);
+    /* it was checked above, and no CPU runs that could have changed what it was checked against */
+    return pci_host_set_device_state(f->pci.host, &f->pci, &state->function, e);
 }

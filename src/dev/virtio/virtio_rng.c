@@ -49,7 +49,7 @@ static void rng_notify(struct virtio_device *dev, unsigned index)
     virtio_signal_queue(dev, index);
 }
 
-static const struct virtio_ops rng_ops = {.notify = rng_notify};
+static const struct virtio_ops rng_ops = {.notify = rng_notify, .state_kind = VIRTIO_STATE_PLAIN};
 
 int virtio_rng_create(struct space *memory, struct virtio_rng **out, struct err *e)
 {
