@@ -20,9 +20,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <libnbd.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -40,6 +42,7 @@
 #define TRANSFER_MAX (UINT64_C(32) << 20) /* of one command, unless the server says less */
 #define RANGE_MAX (UINT64_C(1) << 30)     /* of a discard or zeroes: lengths have 32 bits */
 #define ALLOCATION "base:allocation"
+#define AUTHORITIES "ca-cert.pem"
 
 /* A command under way; on the stack of who waits for it. */
 struct call {
@@ -54,6 +57,7 @@ struct nbd_store {
     struct store store;
     struct nbd_handle *nbd;
     char *uri;
+    char keys[PATH_MAX - 64]; /* folder with the certificates for TLS */
     _Atomic uint64_t answer_limit_ns;
     uint32_t unit;         /* offsets and sizes are multiples of it */
     uint64_t transfer_max; /* of one command */
@@ -482,8 +486,61 @@ static int failed(const struct nbd_store *s, const char *what, struct err *e)
     const char *why = nbd_get_error();
     int code = nbd_get_errno();
 
-    err_set(e, 0, "%s '%s': %s", what, s->uri, why != NULL ? why : "the connection was lost");
+    if (why != NULL && strstr(why, "certificate verification") != NULL)
+        err_set(e, 0,
+                "%s '%s': its certificate is not for a host of that name, or none of the "
+                "authorities in '%s/" AUTHORITIES "' vouches for it (%s)",
+                what, s->uri, s->keys, why);
+    else
+        err_set(e, 0, "%s '%s': %s", what, s->uri, why != NULL ? why : "the connection was lost");
     return code > 0 ? -code : -EIO;
+}
+
+/* ---- TLS ---- */
+
+/* In one of these, as libnbd has it: which authorities may vouch for a server. */
+static bool find_keys(struct nbd_store *s)
+{
+    static const char *const folders[] = {"/.config/pki/libnbd", "/.pki/libnbd", NULL};
+    const char *home = getenv("HOME");
+    char path[PATH_MAX];
+
+    for (unsigned i = 0; i < ARRAY_SIZE(folders); i++) {
+        if (folders[i] == NULL)
+            snprintf(s->keys, sizeof(s->keys), "/etc/pki/libnbd");
+        else if (home == NULL || snprintf(s->keys, sizeof(s->keys), "%s%s", home, folders[i]) >=
+                                     (int)sizeof(s->keys))
+            continue;
+        if (snprintf(path, sizeof(path), "%s/" AUTHORITIES, s->keys) < (int)sizeof(path) &&
+            access(path, R_OK) == 0)
+            return true;
+    }
+    return false;
+}
+
+/*
+ * libnbd (1.14 at least) checks a server's certificate only if it has a name to compare it with,
+ * which it takes from a TCP address alone, and if it was given authorities: it falls back to those
+ * of the host, and then checks nothing. Without a check, TLS keeps nobody from being in the middle.
+ */
+static int prepare_tls(struct nbd_store *s, struct err *e)
+{
+    if (strncmp(s->uri, "nbds", 4) != 0)
+        return 0;
+    if (s->uri[4] != ':')
+        return err_set(e, 0,
+                       "connect to '%s': by TLS, only TCP is supported (nbds://...): a certificate "
+                       "cannot be checked without the name of a host",
+                       s->uri);
+    if (!find_keys(s))
+        return err_set(e, 0,
+                       "connect to '%s': there is nothing to check its certificate by; put the "
+                       "authorities' into ~/.config/pki/libnbd/" AUTHORITIES
+                       " (or link the host's there, /etc/ssl/certs/ca-certificates.crt)",
+                       s->uri);
+    if (nbd_set_tls_certificates(s->nbd, s->keys) != 0)
+        return failed(s, "prepare a connection to", e);
+    return 0;
 }
 
 /* What a URI may ask for: network and Unix sockets. Not: to read files for it (keys). */
@@ -495,7 +552,7 @@ static int confine(struct nbd_store *s, struct err *e)
         nbd_set_uri_allow_local_file(s->nbd, false) != 0 ||
         nbd_add_meta_context(s->nbd, ALLOCATION) != 0)
         return failed(s, "prepare a connection to", e);
-    return 0;
+    return prepare_tls(s, e);
 }
 
 static int make_connection(struct nbd_store *s, struct err *e)

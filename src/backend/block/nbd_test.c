@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -421,8 +422,7 @@ static void bad_uris(void **state)
     refuse("nbd+unix:///", "socket");
     refuse("nbd://%", "");
     /* a URI does not make us read files */
-    snprintf(uri, sizeof(uri), "nbds+unix://user@/?socket=%s/socket&tls-psk-file=/etc/passwd",
-             f->folder);
+    snprintf(uri, sizeof(uri), "nbd+unix:///?socket=%s/socket&tls-psk-file=/etc/passwd", f->folder);
     refuse(uri, "not permitted");
     assert_false(nbd_is_uri("nbd:localhost:10809"));
     assert_false(nbd_is_uri("./nbd://x"));
@@ -466,6 +466,96 @@ static void nonsense_is_refused(void **state)
     assert_int_equal(pthread_join(thread, NULL), 0);
 }
 
+/* ---- TLS ---- */
+
+/* Certificates, in folders for the server and for homes of clients: `mine` knows the authority that
+ * vouches for the server, `other` another one, `empty` none. */
+static void make_keys(const struct fixture *f)
+{
+    static const char script[] =
+        "set -e; cd '%s'; "
+        "for a in mine other; do h=$a/.config/pki/libnbd; mkdir -p $h; "
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -batch -days 2 "
+        "-subj /CN=$a -addext basicConstraints=critical,CA:TRUE -keyout $a-key.pem "
+        "-out $h/ca-cert.pem 2>>openssl.log; done; "
+        "mkdir -p empty right wrong; "
+        "for s in right:127.0.0.1 wrong:127.0.0.9; do d=${s%%%%:*}; "
+        "echo subjectAltName=IP:${s##*:} >$d/names; "
+        "openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -batch -subj /CN=$d "
+        "-keyout $d/server-key.pem -out $d/request 2>>openssl.log; "
+        "openssl x509 -req -in $d/request -CA mine/.config/pki/libnbd/ca-cert.pem -CAkey "
+        "mine-key.pem "
+        "-CAcreateserial -days 2 -extfile $d/names -out $d/server-cert.pem 2>>openssl.log; "
+        "cp mine/.config/pki/libnbd/ca-cert.pem $d/; done";
+    char command[2048];
+    snprintf(command, sizeof(command), script, f->folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* The server listens on TCP, with the certificate in `keys`. */
+static void serve_tls(struct fixture *f, const char *keys)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001)};
+    socklen_t size = sizeof(address);
+    char option[128];
+    kill_server(f);
+    close(f->listener);
+    f->listener = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(f->listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(f->listener, 5), 0);
+    assert_int_equal(getsockname(f->listener, (struct sockaddr *)&address, &size), 0);
+    snprintf(f->uri, sizeof(f->uri), "nbds://127.0.0.1:%u", ntohs(address.sin_port));
+    snprintf(option, sizeof(option), "--tls-certificates=%s/%s", f->folder, keys);
+    serve(f, (const char *const[]){"--tls=require", option, "memory", "4M", NULL});
+}
+
+static void live_in(const struct fixture *f, const char *home)
+{
+    char path[96];
+    snprintf(path, sizeof(path), "%s/%s", f->folder, home);
+    setenv("HOME", path, 1);
+}
+
+static void servers_prove_who_they_are(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t sector[512] = {4}, got[512];
+    char uri[256];
+    make_keys(f);
+    serve_tls(f, "right");
+    live_in(f, "mine");
+    struct image *image = open_uri(f, false);
+    assert_int_equal(image_write(image, 512, sector, sizeof(sector)), 0);
+    assert_int_equal(image->ops->flush(image), 0);
+    assert_int_equal(image_read(image, 512, got, sizeof(got)), 0);
+    assert_memory_equal(got, sector, sizeof(got));
+    image_close(image);
+    live_in(f, "other"); /* the server may be anybody's */
+    refuse(f->uri, "vouches for it");
+    live_in(f, "empty");
+    if (access("/etc/pki/libnbd/ca-cert.pem", F_OK) != 0)
+        refuse(f->uri, "ca-cert.pem");
+    live_in(f, "mine");
+    snprintf(uri, sizeof(uri), "nbd%s", f->uri + 4); /* what is not TLS */
+    refuse(uri, "requires TLS");
+    serve_tls(f, "wrong"); /* the right authority, another server */
+    refuse(f->uri, "not for a host of that name");
+    refuse("nbds+unix:///?socket=/nonexistent", "only TCP");
+    refuse("nbds+unix://127.0.0.1/?socket=/nonexistent", "only TCP");
+}
+
+/* A server that knows no TLS, or somebody on the way to it who says so. */
+static void tls_is_not_talked_away(void **state)
+{
+    struct fixture *f = *state;
+    make_keys(f);
+    serve_tls(f, "right");
+    kill_server(f);
+    live_in(f, "mine");
+    serve(f, (const char *const[]){"memory", "4M", NULL});
+    refuse(f->uri, "refused TLS");
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -482,10 +572,19 @@ int main(void)
         TEST(a_silent_server_is_an_error),
     };
     const struct CMUnitTest without_server[] = {TEST(bad_uris), TEST(nonsense_is_refused)};
+    const struct CMUnitTest tls[] = {
+        TEST(servers_prove_who_they_are),
+        TEST(tls_is_not_talked_away),
+    };
     int failed = cmocka_run_group_tests_name("no server", without_server, NULL, NULL);
     if (system("nbdkit --version >/dev/null 2>&1") != 0) {
         print_message("the rest is not tested: nbdkit is missing (apt-get install nbdkit)\n");
         return failed != 0 ? failed : SKIPPED;
     }
-    return failed + cmocka_run_group_tests_name("nbdkit", tests, NULL, NULL);
+    failed += cmocka_run_group_tests_name("nbdkit", tests, NULL, NULL);
+    if (system("openssl version >/dev/null 2>&1") != 0) {
+        print_message("TLS is not tested: openssl is missing (apt-get install openssl)\n");
+        return failed != 0 ? failed : SKIPPED;
+    }
+    return failed + cmocka_run_group_tests_name("TLS", tls, NULL, NULL);
 }
