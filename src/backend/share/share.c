@@ -266,3 +266,8 @@ void share_close(struct share *share)
     pthread_mutex_destroy(&share->lock);
     free(share);
 }
+
+bool share_has_session(const struct share *share)
+{
+    return share->minor != 0;
+}

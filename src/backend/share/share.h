@@ -76,4 +76,7 @@ void share_reset(struct share *share);
  */
 unsigned share_descriptors(unsigned count);
 
+/* Has the guest mounted it? Then it knows files by numbers that mean something here only. */
+bool share_has_session(const struct share *share);
+
 #endif

@@ -55,6 +55,7 @@ struct fw_cfg {
     struct space *memory;
     struct item items[FW_CFG_ITEMS_MAX];
     unsigned item_count, file_count;
+    unsigned selector;           /* under lock: of the item */
     const struct item *selected; /* under lock; NULL: an item without bytes */
     size_t at;                   /* under lock */
     uint64_t dma_address;        /* under lock */
@@ -179,7 +180,8 @@ int fw_cfg_add_number_file(struct fw_cfg *dev, const char *name, uint64_t value,
 
 static void select_item(struct fw_cfg *dev, unsigned selector)
 {
-    dev->selected = find(dev, selector & SELECTOR_ITEM);
+    dev->selector = selector & SELECTOR_ITEM;
+    dev->selected = find(dev, dev->selector);
     dev->at = 0;
 }
 
@@ -329,6 +331,42 @@ int fw_cfg_map(struct fw_cfg *dev, struct space *ports, uint16_t base, uint16_t 
     if (ret == 0 && dev->memory != NULL)
         ret = space_add_io(ports, dma, 8, &dma_ops, dev, &dev->lock, e);
     return ret;
+}
+
+/* ---- state ---- */
+
+void fw_cfg_get_state(struct fw_cfg *dev, struct fw_cfg_state *out)
+{
+    memset(out, 0, sizeof(*out));
+    pthread_mutex_lock(&dev->lock);
+    out->selector = (uint16_t)dev->selector;
+    out->at = (uint32_t)dev->at;
+    out->dma_address = (uint32_t)(dev->dma_address >> 32);
+    pthread_mutex_unlock(&dev->lock);
+}
+
+static int set_state(struct fw_cfg *dev, const struct fw_cfg_state *state, struct err *e)
+{
+    const struct item *item = find(dev, state->selector);
+
+    if (state->selector & ~SELECTOR_ITEM)
+        return err_set(e, 0, "selector is 0x%x, and not all of these bits are kept",
+                       state->selector);
+    if (state->at > (item != NULL ? item->size : 0))
+        return err_set(e, 0, "at is %u, and item 0x%x has %zu bytes", state->at, state->selector,
+                       item != NULL ? item->size : 0);
+    select_item(dev, state->selector);
+    dev->at = state->at;
+    dev->dma_address = (uint64_t)state->dma_address << 32;
+    return 0;
+}
+
+int fw_cfg_set_state(struct fw_cfg *dev, const struct fw_cfg_state *state, struct err *e)
+{
+    pthread_mutex_lock(&dev->lock);
+    int rc = set_state(dev, state, e);
+    pthread_mutex_unlock(&dev->lock);
+    return rc != 0 ? err_prefix(e, "put back the state of the firmware configuration device") : 0;
 }
 
 /* ---- set-up ---- */

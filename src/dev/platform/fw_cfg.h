@@ -62,6 +62,20 @@ int fw_cfg_add_file(struct fw_cfg *dev, const char *name, const void *bytes, siz
 int fw_cfg_add_number_file(struct fw_cfg *dev, const char *name, uint64_t value, size_t size,
                            struct err *e);
 
+/*
+ * What the guest has changed of the device; its items are as they were made. Plain data, no
+ * pointers.
+ */
+struct fw_cfg_state {
+    uint16_t selector;    /* the item that was selected last, whether there is one or not */
+    uint32_t at;          /* of its bytes, the next that is read; 0 if there is no such item */
+    uint32_t dma_address; /* the upper half of a DMA request's address; the lower starts it */
+};
+
+/* Taking and putting back; the latter changes nothing if it fails. No CPU runs. */
+void fw_cfg_get_state(struct fw_cfg *dev, struct fw_cfg_state *out);
+int fw_cfg_set_state(struct fw_cfg *dev, const struct fw_cfg_state *state, struct err *e);
+
 /* Normally at FW_CFG_PORT and FW_CFG_DMA_PORT. */
 int fw_cfg_map(struct fw_cfg *dev, struct space *ports, uint16_t base, uint16_t dma, struct err *e);
 

@@ -240,6 +240,48 @@ static void test_dma_out_of_ram(void **state)
     space_store(f->bench.ports, FW_CFG_DMA_PORT + 2, 0, 4);
 }
 
+/* In the midst of an item, and between the halves of a request's address. */
+static void test_state(void **state)
+{
+    struct fixture *f = *state;
+    struct fw_cfg_state good, s, now;
+    struct err e;
+
+    read_item(f, 3, 4);
+    store_be32(f->ram + REQUEST, READ);
+    store_be32(f->ram + REQUEST + 4, 2);
+    store_be64(f->ram + REQUEST + 8, 0x1000);
+    space_store(f->bench.ports, FW_CFG_DMA_PORT, 0, 4);
+    fw_cfg_get_state(f->cfg, &good);
+    fw_cfg_reset(f->cfg);
+    space_store(f->bench.ports, FW_CFG_DMA_PORT, 0x1234, 4); /* nowhere */
+    fw_cfg_get_state(f->cfg, &now);
+#define REFUSES(what, says)                                                                        \
+    do {                                                                                           \
+        s = good;                                                                                  \
+        what;                                                                                      \
+        assert_int_not_equal(fw_cfg_set_state(f->cfg, &s, &e), 0);                                 \
+        assert_non_null(strstr(e.msg, says));                                                      \
+        fw_cfg_get_state(f->cfg, &s);                                                              \
+        assert_memory_equal(&s, &now, sizeof(s));                                                  \
+    } while (0)
+    REFUSES(s.selector |= 0x4000, "selector");
+    REFUSES(s.at = 9, "at is 9");
+    REFUSES(s.selector = 0x77, "item 0x77 has 0 bytes");
+#undef REFUSES
+    assert_int_equal(fw_cfg_set_state(f->cfg, &good, &e), 0);
+    space_store(f->bench.ports, FW_CFG_DMA_PORT + 4, __builtin_bswap32((uint32_t)REQUEST), 4);
+    assert_int_equal(load_be32(f->ram + REQUEST), 0);
+    assert_int_equal(load_le16(f->ram + 0x1000), 1); /* bytes 4 and 5 of 5 GiB */
+    assert_in8(&f->bench, FW_CFG_PORT + 1, 0);
+    /* an item that is not there stays one */
+    read_item(f, 0x1234, 1);
+    fw_cfg_get_state(f->cfg, &s);
+    assert_int_equal(s.selector, 0x1234);
+    assert_int_equal(fw_cfg_set_state(f->cfg, &s, &e), 0);
+    assert_in8(&f->bench, FW_CFG_PORT + 1, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -248,6 +290,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_dma, setup, teardown),
         cmocka_unit_test_setup_teardown(test_dma_out_of_ram, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_state, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

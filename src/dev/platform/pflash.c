@@ -36,29 +36,19 @@ enum command {
 #define STATUS_SEQUENCE_ERROR (STATUS_ERASE_ERROR | STATUS_PROGRAM_ERROR)
 
 #define BUFFER_BITS 5
-#define BUFFER_SIZE (1u << BUFFER_BITS)
+#define STATUS_ALL (STATUS_READY | STATUS_ERASE_ERROR | STATUS_PROGRAM_ERROR)
 
-/* What a read gives, and what the next write is. */
-enum read_mode { READ_ARRAY, READ_STATUS, READ_ID, READ_QUERY };
-enum expects {
-    EXPECT_COMMAND,
-    EXPECT_DATA,
-    EXPECT_ERASE,
-    EXPECT_LOCK,
-    EXPECT_COUNT,
-    EXPECT_BUFFER,
-    EXPECT_CONFIRM,
-};
+_Static_assert(PFLASH_BUFFER_SIZE == 1u << BUFFER_BITS, "the chip says how large its buffer is");
 
 struct pflash {
     pthread_mutex_t lock;
     struct pflash_config config;
 
     /* under lock */
-    enum read_mode mode;
-    enum expects expects;
+    enum pflash_mode mode;
+    enum pflash_expects expects;
     uint8_t status;
-    uint8_t buffer[BUFFER_SIZE];
+    uint8_t buffer[PFLASH_BUFFER_SIZE];
     uint32_t buffer_at, buffer_used, buffer_wanted;
     unsigned reads; /* as memory, since the last write; PFLASH_ROM_AFTER: it is to be ROM */
 };
@@ -89,46 +79,46 @@ static void erase(struct pflash *flash, uint32_t offset)
 
 /* ---- commands ---- */
 
-static void expect(struct pflash *flash, enum expects what)
+static void expect(struct pflash *flash, enum pflash_expects what)
 {
     flash->expects = what;
-    flash->mode = READ_STATUS;
+    flash->mode = PFLASH_READ_STATUS;
 }
 
 static void take_command(struct pflash *flash, uint8_t command)
 {
     switch (command) {
     case COMMAND_READ_STATUS:
-        flash->mode = READ_STATUS;
+        flash->mode = PFLASH_READ_STATUS;
         break;
     case COMMAND_READ_ID:
-        flash->mode = READ_ID;
+        flash->mode = PFLASH_READ_ID;
         break;
     case COMMAND_QUERY:
-        flash->mode = READ_QUERY;
+        flash->mode = PFLASH_READ_QUERY;
         break;
     case COMMAND_PROGRAM:
     case COMMAND_PROGRAM_ALIAS:
-        expect(flash, EXPECT_DATA);
+        expect(flash, PFLASH_EXPECT_DATA);
         break;
     case COMMAND_PROGRAM_BUFFER:
         flash->status |= STATUS_READY; /* the buffer is free */
-        expect(flash, EXPECT_COUNT);
+        expect(flash, PFLASH_EXPECT_COUNT);
         break;
     case COMMAND_ERASE:
-        expect(flash, EXPECT_ERASE);
+        expect(flash, PFLASH_EXPECT_ERASE);
         break;
     case COMMAND_LOCK:
-        expect(flash, EXPECT_LOCK);
+        expect(flash, PFLASH_EXPECT_LOCK);
         break;
     case COMMAND_CLEAR_STATUS:
         flash->status = 0;
-        flash->mode = READ_ARRAY;
+        flash->mode = PFLASH_READ_ARRAY;
         break;
     case COMMAND_CONFIRM: /* also "resume", with nothing suspended */
         break;
     default:
-        flash->mode = READ_ARRAY;
+        flash->mode = PFLASH_READ_ARRAY;
         break;
     }
 }
@@ -137,7 +127,7 @@ static void take_command(struct pflash *flash, uint8_t command)
 static void refuse(struct pflash *flash, uint8_t value)
 {
     if (value == COMMAND_READ_ARRAY)
-        flash->mode = READ_ARRAY;
+        flash->mode = PFLASH_READ_ARRAY;
     else
         flash->status |= STATUS_READY | STATUS_SEQUENCE_ERROR;
 }
@@ -145,13 +135,13 @@ static void refuse(struct pflash *flash, uint8_t value)
 /* The count is that of bytes less one. The buffer begins where the first of them goes. */
 static void take_count(struct pflash *flash, uint8_t value)
 {
-    if (value >= BUFFER_SIZE) {
+    if (value >= PFLASH_BUFFER_SIZE) {
         refuse(flash, value);
         return;
     }
     flash->buffer_wanted = value + 1u;
     flash->buffer_used = 0;
-    flash->expects = EXPECT_BUFFER;
+    flash->expects = PFLASH_EXPECT_BUFFER;
 }
 
 static void take_buffer(struct pflash *flash, uint32_t offset, const uint8_t *bytes, unsigned size)
@@ -163,14 +153,14 @@ static void take_buffer(struct pflash *flash, uint32_t offset, const uint8_t *by
     if ((!is_first && offset != flash->buffer_at + flash->buffer_used) ||
         size > flash->buffer_wanted - flash->buffer_used || flash->buffer_used + size > room) {
         refuse(flash, 0);
-        flash->expects = EXPECT_COMMAND;
+        flash->expects = PFLASH_EXPECT_COMMAND;
         return;
     }
     flash->buffer_at = first;
     memcpy(flash->buffer + flash->buffer_used, bytes, size);
     flash->buffer_used += size;
     if (flash->buffer_used == flash->buffer_wanted)
-        flash->expects = EXPECT_CONFIRM;
+        flash->expects = PFLASH_EXPECT_CONFIRM;
 }
 
 static void want(struct pflash *flash, unsigned choice)
@@ -182,7 +172,7 @@ static void want(struct pflash *flash, unsigned choice)
 static void pflash_write(void *ctx, uint64_t offset, uint64_t value, unsigned size)
 {
     struct pflash *flash = ctx;
-    enum expects expects = flash->expects;
+    enum pflash_expects expects = flash->expects;
     uint32_t at = (uint32_t)offset;
     uint8_t bytes[8];
 
@@ -190,28 +180,28 @@ static void pflash_write(void *ctx, uint64_t offset, uint64_t value, unsigned si
         want(flash, PFLASH_WINDOW);
     flash->reads = 0;
     store_le64(bytes, value);
-    if (expects == EXPECT_BUFFER) {
+    if (expects == PFLASH_EXPECT_BUFFER) {
         take_buffer(flash, at, bytes, size);
         return;
     }
-    flash->expects = EXPECT_COMMAND;
+    flash->expects = PFLASH_EXPECT_COMMAND;
     switch (expects) {
-    case EXPECT_DATA:
+    case PFLASH_EXPECT_DATA:
         program(flash, at, bytes, size);
         break;
-    case EXPECT_COUNT:
+    case PFLASH_EXPECT_COUNT:
         take_count(flash, bytes[0]);
         break;
-    case EXPECT_ERASE:
+    case PFLASH_EXPECT_ERASE:
         if (bytes[0] == COMMAND_CONFIRM)
             erase(flash, at);
         else
             refuse(flash, bytes[0]);
         break;
-    case EXPECT_LOCK: /* blocks have no locks; whoever sets or clears one is content */
+    case PFLASH_EXPECT_LOCK: /* blocks have no locks; whoever sets or clears one is content */
         flash->status |= STATUS_READY;
         break;
-    case EXPECT_CONFIRM:
+    case PFLASH_EXPECT_CONFIRM:
         if (bytes[0] == COMMAND_CONFIRM)
             program(flash, flash->buffer_at, flash->buffer, flash->buffer_used);
         else
@@ -278,9 +268,9 @@ static uint8_t special_byte(const struct pflash *flash, uint64_t offset)
     static const uint8_t id[] = {0x89, 0x18};
 
     switch (flash->mode) {
-    case READ_ID:
+    case PFLASH_READ_ID:
         return offset % PFLASH_BLOCK_SIZE < sizeof(id) ? id[offset % PFLASH_BLOCK_SIZE] : 0;
-    case READ_QUERY:
+    case PFLASH_READ_QUERY:
         return query_byte(flash, offset);
     default:
         return flash->status;
@@ -292,7 +282,7 @@ static uint64_t pflash_read(void *ctx, uint64_t offset, unsigned size)
     struct pflash *flash = ctx;
     uint64_t value = 0;
 
-    if (flash->mode == READ_ARRAY) {
+    if (flash->mode == PFLASH_READ_ARRAY) {
         if (flash->reads < PFLASH_ROM_AFTER && ++flash->reads == PFLASH_ROM_AFTER)
             want(flash, PFLASH_ROM);
         memcpy(&value, flash->config.bytes + offset, size);
@@ -318,13 +308,83 @@ int pflash_map(struct pflash *flash, struct space *memory, uint64_t base, struct
     return space_add_switch(memory, base, flash->config.size, choices, ARRAY_SIZE(choices), out, e);
 }
 
+/* ---- state ---- */
+
+void pflash_get_state(struct pflash *flash, struct pflash_state *out)
+{
+    memset(out, 0, sizeof(*out));
+    pthread_mutex_lock(&flash->lock);
+    out->mode = (uint8_t)flash->mode;
+    out->expects = (uint8_t)flash->expects;
+    out->status = flash->status;
+    if (flash->expects == PFLASH_EXPECT_BUFFER || flash->expects == PFLASH_EXPECT_CONFIRM) {
+        out->buffer_wanted = (uint8_t)flash->buffer_wanted;
+        out->buffer_used = (uint8_t)flash->buffer_used;
+        out->buffer_at = flash->buffer_used != 0 ? flash->buffer_at : 0;
+        memcpy(out->buffer, flash->buffer, flash->buffer_used);
+    }
+    pthread_mutex_unlock(&flash->lock);
+}
+
+/* As take_buffer lets it come about. */
+static int check_buffer(const struct pflash *flash, const struct pflash_state *s, struct err *e)
+{
+    bool is_full = s->buffer_used == s->buffer_wanted;
+
+    if (s->expects != PFLASH_EXPECT_BUFFER && s->expects != PFLASH_EXPECT_CONFIRM)
+        return 0;
+    if (s->buffer_wanted == 0 || s->buffer_wanted > PFLASH_BUFFER_SIZE)
+        return err_set(e, 0, "buffer_wanted is %u, and the buffer has %u bytes", s->buffer_wanted,
+                       PFLASH_BUFFER_SIZE);
+    if (s->buffer_used > s->buffer_wanted || is_full != (s->expects == PFLASH_EXPECT_CONFIRM))
+        return err_set(e, 0, "buffer_used is %u of %u, and expects is %u", s->buffer_used,
+                       s->buffer_wanted, s->expects);
+    if (s->buffer_used != 0 &&
+        (!range_fits(s->buffer_at, s->buffer_used, flash->config.size) ||
+         s->buffer_at % PFLASH_BLOCK_SIZE + s->buffer_used > PFLASH_BLOCK_SIZE))
+        return err_set(e, 0, "buffer_at is %#x, where %u bytes do not lie in a block", s->buffer_at,
+                       s->buffer_used);
+    return 0;
+}
+
+static int check_state(const struct pflash *flash, const struct pflash_state *s, struct err *e)
+{
+    if (s->mode > PFLASH_READ_QUERY)
+        return err_set(e, 0, "mode is %u, and there is no such", s->mode);
+    if (s->expects > PFLASH_EXPECT_CONFIRM)
+        return err_set(e, 0, "expects is %u, and there is no such", s->expects);
+    if (s->status & ~STATUS_ALL)
+        return err_set(e, 0, "status is 0x%02x, and not all of these bits exist", s->status);
+    return check_buffer(flash, s, e);
+}
+
+int pflash_set_state(struct pflash *flash, const struct pflash_state *state, struct err *e)
+{
+    pthread_mutex_lock(&flash->lock);
+    int rc = check_state(flash, state, e);
+    if (rc == 0) {
+        flash->mode = state->mode;
+        flash->expects = state->expects;
+        flash->status = state->status;
+        flash->buffer_wanted = state->buffer_wanted;
+        flash->buffer_used = state->buffer_used;
+        flash->buffer_at = state->buffer_at;
+        memcpy(flash->buffer, state->buffer, sizeof(flash->buffer));
+        if (flash->reads == PFLASH_ROM_AFTER)
+            want(flash, PFLASH_WINDOW);
+        flash->reads = 0;
+    }
+    pthread_mutex_unlock(&flash->lock);
+    return rc != 0 ? err_prefix(e, "put back the state of the flash chip") : 0;
+}
+
 /* ---- set-up ---- */
 
 void pflash_reset(struct pflash *flash)
 {
     pthread_mutex_lock(&flash->lock);
-    flash->mode = READ_ARRAY;
-    flash->expects = EXPECT_COMMAND;
+    flash->mode = PFLASH_READ_ARRAY;
+    flash->expects = PFLASH_EXPECT_COMMAND;
     flash->status = STATUS_READY;
     pthread_mutex_unlock(&flash->lock);
 }

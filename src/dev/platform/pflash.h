@@ -55,6 +55,39 @@ void pflash_destroy(struct pflash *flash);
 /* It reads as memory; what it holds stays. */
 void pflash_reset(struct pflash *flash);
 
+#define PFLASH_BUFFER_SIZE 32u /* bytes that are programmed at once */
+
+/*
+ * The chip between the cycles of a command. Its contents are not in it, nor whether it is ROM in
+ * the space: it is a window until it has been read for a while. Plain data, no pointers.
+ */
+struct pflash_state {
+    uint8_t mode;    /* what a read gives: enum pflash_mode */
+    uint8_t expects; /* what the next write is: enum pflash_expects */
+    uint8_t status;  /* status register */
+    /* while the buffer is filled, and until it is programmed: else without a meaning */
+    uint8_t buffer_wanted, buffer_used; /* bytes of it that are to come, and have */
+    uint32_t buffer_at;                 /* where in the chip the first goes */
+    uint8_t buffer[PFLASH_BUFFER_SIZE];
+};
+enum pflash_mode { PFLASH_READ_ARRAY, PFLASH_READ_STATUS, PFLASH_READ_ID, PFLASH_READ_QUERY };
+enum pflash_expects {
+    PFLASH_EXPECT_COMMAND,
+    PFLASH_EXPECT_DATA,
+    PFLASH_EXPECT_ERASE,
+    PFLASH_EXPECT_LOCK,
+    PFLASH_EXPECT_COUNT,
+    PFLASH_EXPECT_BUFFER,
+    PFLASH_EXPECT_CONFIRM,
+};
+
+/*
+ * Taking and putting back; the latter may ask for the window by `wants`, and changes nothing if it
+ * fails. No CPU runs.
+ */
+void pflash_get_state(struct pflash *flash, struct pflash_state *out);
+int pflash_set_state(struct pflash *flash, const struct pflash_state *state, struct err *e);
+
 /* A window to begin with. The caller does what `wants` asks for. */
 int pflash_map(struct pflash *flash, struct space *memory, uint64_t base, struct space_switch **out,
                struct err *e);

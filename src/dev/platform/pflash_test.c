@@ -14,6 +14,9 @@
 struct fixture {
     struct space *memory;
     struct pflash *flash;
+    /* another chip over the same bytes; if there is one, each access is to the other of the two */
+    struct space *other_memory;
+    struct pflash *other;
     uint8_t *bytes;
     uint32_t changed_at, changed_size;
     unsigned changes;
@@ -60,10 +63,47 @@ static int setup(void **state)
     return 0;
 }
 
+/* The same tests, with a chip in another's place before every access. */
+static int setup_moving(void **state)
+{
+    struct space_switch *sw;
+    int rc = setup(state);
+    struct fixture *f = *state;
+    struct pflash_config config = {
+        .bytes = f->bytes, .size = SIZE, .changed = keep_change, .wants = note_wish, .ctx = f};
+
+    assert_int_equal(space_create("memory", BIT(32), &f->other_memory, NULL), 0);
+    assert_int_equal(pflash_create(&config, &f->other, NULL), 0);
+    assert_int_equal(pflash_map(f->other, f->other_memory, BASE, &sw, NULL), 0);
+    return rc;
+}
+
+static void move(struct fixture *f)
+{
+    struct pflash *flash = f->flash;
+    struct space *memory = f->memory;
+    struct pflash_state s;
+    struct err e;
+
+    if (f->other == NULL)
+        return;
+    memset(&s, 0xa5, sizeof(s));
+    pflash_get_state(flash, &s);
+    if (pflash_set_state(f->other, &s, &e) != 0)
+        fail_msg("%s", e.msg);
+    f->flash = f->other;
+    f->memory = f->other_memory;
+    f->other = flash;
+    f->other_memory = memory;
+}
+
 static int teardown(void **state)
 {
     struct fixture *f = *state;
 
+    if (f->other != NULL)
+        space_destroy(f->other_memory);
+    pflash_destroy(f->other);
     space_destroy(f->memory);
     pflash_destroy(f->flash);
     free(f->bytes);
@@ -72,11 +112,13 @@ static int teardown(void **state)
 
 static void put(struct fixture *f, uint32_t at, uint8_t value)
 {
+    move(f);
     space_store(f->memory, BASE + at, value, 1);
 }
 
 static unsigned get(struct fixture *f, uint32_t at)
 {
+    move(f);
     return (unsigned)space_load(f->memory, BASE + at, 1);
 }
 
@@ -261,6 +303,63 @@ static void test_rom_while_it_is_read(void **state)
     assert_int_equal(f->bytes[7], 0x50);
 }
 
+static void test_forged_states(void **state)
+{
+    struct fixture *f = *state;
+    struct pflash_state good, s;
+    struct err e;
+
+    put(f, 0x1000, 0xe8);
+    put(f, 0x1000, 3);
+    put(f, 0x1ff0, 0x12);
+    pflash_get_state(f->flash, &good);
+    assert_int_equal(good.buffer_used, 1);
+#define REFUSES(what, says)                                                                        \
+    do {                                                                                           \
+        s = good;                                                                                  \
+        what;                                                                                      \
+        assert_int_not_equal(pflash_set_state(f->flash, &s, &e), 0);                               \
+        if (strstr(e.msg, says) == NULL)                                                           \
+            fail_msg("'%s' should say '%s'", e.msg, says);                                         \
+        pflash_get_state(f->flash, &s);                                                            \
+        assert_memory_equal(&s, &good, sizeof(s));                                                 \
+    } while (0)
+    REFUSES(s.mode = 4, "mode is 4");
+    REFUSES(s.expects = 7, "expects is 7");
+    REFUSES(s.status = 1, "status");
+    REFUSES(s.buffer_wanted = 33, "buffer_wanted");
+    REFUSES(s.buffer_wanted = 0, "buffer_wanted");
+    REFUSES(s.buffer_used = 4, "buffer_used");
+    REFUSES(s.buffer_used = 5, "buffer_used");
+    REFUSES(s.expects = PFLASH_EXPECT_CONFIRM, "buffer_used");
+    REFUSES(s.buffer_at = SIZE, "buffer_at");
+    REFUSES(s.buffer_at = UINT32_MAX, "buffer_at");
+    REFUSES((s.buffer_used = 3, s.buffer_at = 0x1ffe), "buffer_at");
+#undef REFUSES
+    for (unsigned i = 1; i < 4; i++)
+        put(f, 0x1ff0 + i, 0x12);
+    put(f, 0x1ff0, 0xd0);
+    assert_memory_equal(f->bytes + 0x1ff0, "\x12\x12\x12\x12\xff", 5);
+}
+
+/* A chip that is ROM in its space is a window again, for what is put into it may be read. */
+static void test_state_into_rom(void **state)
+{
+    struct fixture *f = *state;
+    struct pflash_state s;
+
+    f->obeys = true;
+    pflash_get_state(f->flash, &s);
+    s.mode = PFLASH_READ_STATUS;
+    s.status = 0x80;
+    for (unsigned i = 0; i < PFLASH_ROM_AFTER; i++)
+        get(f, 0);
+    assert_int_equal(f->choice, PFLASH_ROM);
+    assert_int_equal(pflash_set_state(f->flash, &s, NULL), 0);
+    assert_int_equal(f->choice, PFLASH_WINDOW);
+    assert_int_equal(get(f, 0), 0x80);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -270,6 +369,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_errors_are_told, setup, teardown),
         cmocka_unit_test_setup_teardown(test_identity, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rom_while_it_is_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_as_ovmf, setup_moving, teardown),
+        cmocka_unit_test_setup_teardown(test_buffer, setup_moving, teardown),
+        cmocka_unit_test_setup_teardown(test_bad_sequences, setup_moving, teardown),
+        cmocka_unit_test_setup_teardown(test_errors_are_told, setup_moving, teardown),
+        cmocka_unit_test_setup_teardown(test_identity, setup_moving, teardown),
+        cmocka_unit_test_setup_teardown(test_forged_states, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_state_into_rom, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

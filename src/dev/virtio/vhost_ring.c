@@ -89,6 +89,7 @@ void vhost_ring_add(struct vhost_ring *r)
     put_descriptor(r->descriptors + n * DESCRIPTOR_SIZE, r->tables_addr + table,
                    count * DESCRIPTOR_SIZE, DESC_INDIRECT, 0);
     slot->is_out = true;
+    slot->added_at = r->next_avail;
     r->free = slot->next_free;
     r->out_count++;
     ring_store16(r->avail + AVAIL_RING + 2 * (r->next_avail % VHOST_RING_SIZE), (uint16_t)n);
@@ -100,6 +101,15 @@ bool vhost_ring_wants_kick(const struct vhost_ring *r)
     /* what was added is visible before the wish is read (2.7.13.4.1) */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return !(ring_load16(r->used + USED_FLAGS) & USED_NO_NOTIFY);
+}
+
+static const struct virtqueue_chain *release(struct vhost_ring *r, unsigned n)
+{
+    r->out_count--;
+    r->slots[n].is_out = false;
+    r->slots[n].next_free = r->free;
+    r->free = (uint16_t)n;
+    return &r->slots[n].chain;
 }
 
 int vhost_ring_take(struct vhost_ring *r, const struct virtqueue_chain **chain, uint32_t *written)
@@ -114,10 +124,21 @@ int vhost_ring_take(struct vhost_ring *r, const struct virtqueue_chain **chain, 
     if (waiting > r->out_count || n >= VHOST_RING_SIZE || !r->slots[n].is_out)
         return -EPROTO;
     r->next_used++;
-    r->out_count--;
-    r->slots[n].is_out = false;
-    r->slots[n].next_free = r->free;
-    r->free = (uint16_t)n;
-    *chain = &r->slots[n].chain;
+    *chain = release(r, n);
     return 1;
+}
+
+int vhost_ring_undo(struct vhost_ring *r, const struct virtqueue_chain **chain)
+{
+    uint16_t last = (uint16_t)(r->next_avail - 1);
+
+    if (r->out_count == 0)
+        return 0;
+    for (unsigned n = 0; n < VHOST_RING_SIZE; n++)
+        if (r->slots[n].is_out && r->slots[n].added_at == last) {
+            r->next_avail = last;
+            *chain = release(r, n);
+            return 1;
+        }
+    return -EPROTO;
 }

@@ -29,6 +29,7 @@ struct vhost_ring_slot {
     struct virtqueue_chain chain;
     bool is_out;
     uint16_t next_free;
+    uint16_t added_at; /* is_out: the ring's next_avail then */
 };
 
 struct vhost_ring {
@@ -64,5 +65,12 @@ bool vhost_ring_wants_kick(const struct vhost_ring *ring);
  */
 int vhost_ring_take(struct vhost_ring *ring, const struct virtqueue_chain **chain,
                     uint32_t *written);
+
+/*
+ * The other process has stopped, and what it has done was taken: take back the chain that was
+ * added last, as if it had not been: 1; 0: none is left; -EPROTO: the other process has done some
+ * that were added behind one that it has not, so that they cannot all be undone.
+ */
+int vhost_ring_undo(struct vhost_ring *ring, const struct virtqueue_chain **chain);
 
 #endif

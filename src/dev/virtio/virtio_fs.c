@@ -129,7 +129,34 @@ static bool fs_reset(struct virtio_device *dev)
     return true;
 }
 
-static const struct virtio_ops fs_ops = {.notify = fs_notify, .reset = fs_reset};
+/* ---- state; under the lock ---- */
+
+static bool fs_quiesce(struct virtio_device *dev)
+{
+    return CONTAINER_OF(dev, struct virtio_fs, dev)->out_count == 0;
+}
+
+/*
+ * What the guest has looked up and opened are descriptors of this process. By their paths they
+ * could not be found again: files are renamed and deleted while they are open.
+ */
+static int fs_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+{
+    if (share_has_session(CONTAINER_OF(dev, struct virtio_fs, dev)->share))
+        return err_set(e, EBUSY,
+                       "take the state of the shared folder '%s', which the guest has mounted; "
+                       "unmount it there first",
+                       dev->name);
+    return 0;
+}
+
+static const struct virtio_ops fs_ops = {
+    .notify = fs_notify,
+    .reset = fs_reset,
+    .quiesce = fs_quiesce,
+    .get_state = fs_get_state,
+    .state_kind = VIRTIO_STATE_PLAIN,
+};
 
 /* ---- set-up ---- */
 

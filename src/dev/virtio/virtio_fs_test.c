@@ -4,6 +4,7 @@
  */
 #include "dev/virtio/test_driver.h"
 
+#include <errno.h>
 #include <ftw.h>
 #include <linux/fuse.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 
 #include "backend/share/share.h"
 #include "dev/virtio/virtio_fs.h"
+#include "dev/virtio/virtio_state.h"
 
 #define URGENT 0u
 #define REQUESTS 1u
@@ -24,6 +26,14 @@ struct fixture {
     struct share *share;
     struct virtio_fs *fs;
 };
+
+static void make_fs(struct fixture *f)
+{
+    struct virtio_fs_config config = {
+        .name = "share", .memory = f->t.space, .share = f->share, .tag = "tag"};
+
+    assert_int_equal(virtio_fs_create(&config, &f->fs, NULL), 0);
+}
 
 static struct fixture *setup(void)
 {
@@ -39,9 +49,7 @@ static struct fixture *setup(void)
     fclose(file);
     struct share_config share = {.path = f->folder, .descriptors_max = 100};
     assert_int_equal(share_open(&share, &f->share, NULL), 0);
-    struct virtio_fs_config config = {
-        .name = "share", .memory = f->t.space, .share = f->share, .tag = "tag"};
-    assert_int_equal(virtio_fs_create(&config, &f->fs, NULL), 0);
+    make_fs(f);
     test_driver_attach(&f->t, virtio_fs_device(f->fs));
     return f;
 }
@@ -184,13 +192,74 @@ static void chains_that_are_no_requests(void **state)
     teardown(f);
 }
 
+/* Returns what virtio_get_state does, once no request is under way. */
+static int take_state(struct fixture *f, struct virtio_state *s, struct err *e)
+{
+    pthread_mutex_unlock(&f->t.dev->lock);
+    assert_int_equal(virtio_quiesce(f->t.dev, UINT64_C(60) * 1000000000, e), 0);
+    int rc = virtio_get_state(f->t.dev, s, e);
+    virtio_resume(f->t.dev);
+    pthread_mutex_lock(&f->t.dev->lock);
+    return rc;
+}
+
+static void replace(struct fixture *f, const struct virtio_state *s)
+{
+    struct virtio_device *old = f->t.dev;
+    struct virtio_fs *fs = f->fs;
+    struct err e;
+
+    make_fs(f);
+    f->t.dev = virtio_fs_device(f->fs);
+    f->t.dev->transport_ops = old->transport_ops;
+    f->t.dev->transport = old->transport;
+    assert_int_equal(virtio_quiesce(f->t.dev, 0, &e), 0);
+    if (virtio_set_state(f->t.dev, s, &e) != 0)
+        fail_msg("%s", e.msg);
+    virtio_resume(f->t.dev);
+    pthread_mutex_unlock(&old->lock);
+    virtio_fs_destroy(fs);
+    pthread_mutex_lock(&f->t.dev->lock);
+}
+
+/* A mounted folder's files are known here only: it has to be unmounted before. */
+static void a_mounted_folder_stays(void **state)
+{
+    struct fixture *f = setup();
+    struct virtio_state s;
+    struct err e;
+
+    assert_int_equal(take_state(f, &s, &e), 0);
+    replace(f, &s);
+    send_init(f);
+    for (unsigned i = 0; i < 20; i++) {
+        put_message(f, DATA + i * 0x100, FUSE_LOOKUP, "file", 5);
+        test_driver_offer(&f->t, REQUESTS, DATA + i * 0x100, 45, DATA + 0x10000 + i * 0x1000, 256);
+    }
+    virtio_notify(f->t.dev, REQUESTS);
+    assert_int_equal(take_state(f, &s, &e), -EBUSY);
+    assert_non_null(strstr(e.msg, "unmount"));
+    assert_non_null(strstr(e.msg, "share"));
+    test_driver_await(&f->t, REQUESTS); /* all of them, though nobody notified again */
+    put_message(f, DATA, FUSE_DESTROY, NULL, 0);
+    test_driver_offer(&f->t, REQUESTS, DATA, 40, DATA + 0x1000, 256);
+    test_driver_wait(&f->t, REQUESTS);
+    assert_int_equal(take_state(f, &s, &e), 0);
+    replace(f, &s);
+    send_init(f);
+    put_message(f, DATA, FUSE_LOOKUP, "file", 5);
+    test_driver_offer(&f->t, REQUESTS, DATA, 45, DATA + 0x1000, 4096);
+    test_driver_wait(&f->t, REQUESTS);
+    assert_int_equal(load_le32(f->t.ram + DATA + 0x1004), 0);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(requests_come_back),
-        cmocka_unit_test(many_at_once),
-        cmocka_unit_test(reset_waits_for_requests),
-        cmocka_unit_test(chains_that_are_no_requests),
+        cmocka_unit_test(requests_come_back),       cmocka_unit_test(many_at_once),
+        cmocka_unit_test(reset_waits_for_requests), cmocka_unit_test(chains_that_are_no_requests),
+        cmocka_unit_test(a_mounted_folder_stays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,10 @@
  * driver starts and resets the device. Chains go into the rings while is_live, under the lock.
  * is_up lasts from when the driver starts the device until the thread has taken all back that
  * the back end had: until then a reset is not complete.
+ *
+ * State: the rings between us and the back end are ours, and begin anew with every start; so a
+ * device at rest is one whose back end has been stopped, and what it was given and has not done
+ * lies in the guest's queues again. Requests of disks come back by themselves and are waited for.
  */
 #include "dev/virtio/virtio_vhost.h"
 
@@ -21,7 +25,7 @@
 #include "backend/vhost/vhost_user.h"
 #include "base/log.h"
 #include "dev/virtio/vhost_ring.h"
-#include "dev/virtio/virtio.h"
+#include "dev/virtio/virtio_state.h"
 #include "mem/space.h"
 #include "os/event.h"
 #include "os/memfd.h"
@@ -110,7 +114,10 @@ struct virtio_vhost {
     /* under dev.lock */
     struct vhost_ring rings[QUEUES_MAX];
     bool wants_start, wants_stop, is_up, is_live, is_closing;
-    bool wants_control; /* there may be something in the control queue */
+    bool wants_control;    /* there may be something in the control queue */
+    bool wants_park;       /* the device is to come to rest */
+    bool is_parked;        /* it has: the rings are stopped, and start again when it goes on */
+    unsigned active_pairs; /* NET: the driver uses these */
     struct virtqueue_buffer control_buffers[NET_QUEUE_SIZE];
 };
 
@@ -222,7 +229,7 @@ static int give_memory(struct virtio_vhost *v, struct err *e)
     return vhost_user_set_memory(v->backend, regions, count, e);
 }
 
-static int start_ring(struct virtio_vhost *v, unsigned index, struct err *e)
+static int start_ring(struct virtio_vhost *v, unsigned index, unsigned pairs, struct err *e)
 {
     const struct vhost_ring *ring = &v->rings[index];
     struct vhost_user_ring r = {.size = VHOST_RING_SIZE,
@@ -231,8 +238,7 @@ static int start_ring(struct virtio_vhost *v, unsigned index, struct err *e)
                                 .used = ring->used,
                                 .kick_fd = v->kick_fds[index],
                                 .call_fd = v->call_fds[index],
-                                /* one pair is in use until the driver says more */
-                                .waits = v->config.kind == VIRTIO_VHOST_NET && index >= 2};
+                                .waits = v->config.kind == VIRTIO_VHOST_NET && index / 2 >= pairs};
     int rc = vhost_user_start_ring(v->backend, index, &r, e);
 
     v->is_ring_started[index] = rc == 0;
@@ -261,8 +267,8 @@ static int check_backend(const struct virtio_vhost *v, const struct vhost_user *
     return 0;
 }
 
-static int start_rings(struct virtio_vhost *v, uint64_t features, const bool *is_enabled,
-                       struct err *e)
+static int start_rings(struct virtio_vhost *v, uint64_t features, unsigned pairs,
+                       const bool *is_enabled, struct err *e)
 {
     uint64_t passed = v->kind->passed;
     int rc = 0;
@@ -283,7 +289,7 @@ static int start_rings(struct virtio_vhost *v, uint64_t features, const bool *is
         rc = give_memory(v, e);
     for (unsigned i = 0; rc == 0 && i < v->ring_count; i++)
         if (is_enabled[i])
-            rc = start_ring(v, i, e);
+            rc = start_ring(v, i, pairs, e);
     return rc;
 }
 
@@ -294,11 +300,11 @@ static void start(struct virtio_vhost *v)
 
     virtio_lock(&v->dev);
     uint64_t features = v->dev.features;
-    unsigned count = served_count(v);
+    unsigned count = served_count(v), pairs = v->active_pairs;
     for (unsigned i = 0; i < count; i++)
         is_enabled[i] = v->dev.queues[i].is_enabled;
     virtio_unlock(&v->dev);
-    if (start_rings(v, features, is_enabled, &e) != 0) {
+    if (start_rings(v, features, pairs, is_enabled, &e) != 0) {
         lose_backend(v, e.msg);
         return;
     }
@@ -311,7 +317,7 @@ static void start(struct virtio_vhost *v)
     virtio_unlock(&v->dev);
 }
 
-static void stop(struct virtio_vhost *v)
+static void stop_rings(struct virtio_vhost *v)
 {
     struct err e;
 
@@ -320,12 +326,78 @@ static void stop(struct virtio_vhost *v)
             lose_backend(v, e.msg);
         v->is_ring_started[i] = false;
     }
+}
+
+static void stop(struct virtio_vhost *v)
+{
+    stop_rings(v);
     virtio_lock(&v->dev);
     drop_chains(v);
+    v->active_pairs = 1; /* until the driver says more */
     v->wants_stop = v->is_up = v->wants_control = false;
     virtio_reset_done(&v->dev);
     virtio_unlock(&v->dev);
 }
+
+/* ---- coming to rest ---- */
+
+/* Requests of a disk or a folder end; buffers for a network's frames may wait for ever. */
+static bool is_done(struct virtio_vhost *v)
+{
+    unsigned count = 0;
+
+    virtio_lock(&v->dev);
+    for (unsigned i = 0; i < v->ring_count; i++)
+        count += v->rings[i].out_count;
+    virtio_unlock(&v->dev);
+    return count == 0 || v->config.kind == VIRTIO_VHOST_NET || v->backend == NULL;
+}
+
+/* Chains that the back end has not used go back, the last one first. False: not all could. */
+static bool undo_chains(struct virtio_vhost *v, unsigned index)
+{
+    const struct virtqueue_chain *chain;
+    int rc;
+
+    if (!give_back(v, index))
+        return false;
+    while ((rc = vhost_ring_undo(&v->rings[index], &chain)) > 0) {
+        note_written(v, chain); /* in part, it may have been */
+        virtqueue_unpop(&v->dev.queues[index], chain);
+    }
+    return rc == 0;
+}
+
+static void park(struct virtio_vhost *v)
+{
+    char why[ERR_MSG_SIZE];
+    bool is_good = true;
+
+    if (!is_done(v))
+        return; /* when the next one has come back, this is asked again */
+    stop_rings(v);
+    virtio_lock(&v->dev);
+    for (unsigned i = 0; i < v->ring_count && v->is_live; i++)
+        is_good = undo_chains(v, i) && is_good;
+    virtio_unlock(&v->dev);
+    if (!is_good && v->backend != NULL) {
+        snprintf(why, sizeof(why),
+                 "the vhost-user back end at '%s' kept requests when it was stopped",
+                 v->config.path);
+        lose_backend(v, why);
+    }
+    virtio_lock(&v->dev);
+    drop_chains(v);
+    v->is_parked = v->wants_park;
+    /* whoever wanted it did not wait */
+    v->wants_start |= !v->wants_park && virtio_is_running(&v->dev);
+    v->wants_park = false;
+    virtio_drained(&v->dev);
+    virtio_unlock(&v->dev);
+    event_raise(v->wake_fd);
+}
+
+/* ---- the control queue ---- */
 
 /* The pairs that a command wants in use; 0: it is none. Under the lock. */
 static unsigned wanted_pairs(struct virtio_vhost *v, const struct virtqueue_chain *chain)
@@ -372,6 +444,8 @@ static void serve_control(struct virtio_vhost *v)
         }
         uint8_t ack = pairs != 0 ? CONTROL_OK : CONTROL_ERR;
         virtio_lock(&v->dev);
+        if (pairs != 0)
+            v->active_pairs = pairs;
         uint32_t written = (uint32_t)virtqueue_write(&chain, 0, &ack, 1);
         virtqueue_push(&v->dev.queues[queue], &chain, written);
         virtio_signal_queue(&v->dev, queue);
@@ -470,6 +544,7 @@ static void *vhost_run(void *ctx)
         virtio_lock(&v->dev);
         bool wants_stop = v->wants_stop, wants_start = v->wants_start, is_closing = v->is_closing;
         bool wants_control = v->wants_control && !wants_stop;
+        bool wants_park = v->wants_park && !wants_stop && !is_closing;
         v->wants_start = v->wants_control = false;
         virtio_unlock(&v->dev);
         if (wants_stop || is_closing)
@@ -480,6 +555,8 @@ static void *vhost_run(void *ctx)
             return NULL;
         if (wants_control)
             serve_control(v);
+        if (wants_park)
+            park(v);
         if (!wants_stop) /* else the driver may have started it meanwhile */
             wait_for_work(v);
     }
@@ -526,8 +603,90 @@ static bool vhost_reset(struct virtio_device *dev)
     return false;
 }
 
+/* ---- state; under the lock ---- */
+
+static bool vhost_quiesce(struct virtio_device *dev)
+{
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    if (!v->is_up || v->is_parked)
+        return true;
+    v->wants_park = true;
+    event_raise(v->wake_fd);
+    return false;
+}
+
+static void vhost_resume(struct virtio_device *dev)
+{
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    v->wants_start |= v->is_parked && virtio_is_running(dev);
+    v->wants_park = v->is_parked = false;
+    event_raise(v->wake_fd);
+}
+
+/* Of a folder the back end knows what the guest has opened, and nobody can ask it for that. */
+static int check_kind(const struct virtio_vhost *v, uint8_t status, struct err *e)
+{
+    if (v->config.kind == VIRTIO_VHOST_SHARE && (status & VIRTIO_STATUS_DRIVER_OK))
+        return err_set(e, ENOTSUP,
+                       "'%s' is a folder that another process serves, and a driver is using it; "
+                       "what that process knows of the guest's files stays there",
+                       v->config.path);
+    return 0;
+}
+
+static int vhost_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+{
+    const struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+    int rc = check_kind(v, dev->status, e);
+
+    out->vhost.kind = (uint8_t)v->config.kind;
+    out->vhost.active_pairs = (uint8_t)v->active_pairs;
+    return rc;
+}
+
+static int vhost_check_state(struct virtio_device *dev, const struct virtio_state *state,
+                             struct err *e)
+{
+    const struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+    unsigned pairs = state->features & NET_F_MQ ? v->ring_count / 2 : 1;
+
+    if (state->vhost.kind != v->config.kind)
+        return err_set(e, 0, "vhost.kind is %u, and the device's is %u", state->vhost.kind,
+                       v->config.kind);
+    if (v->config.kind != VIRTIO_VHOST_NET)
+        pairs = 1;
+    if (state->vhost.active_pairs < 1 || state->vhost.active_pairs > pairs)
+        return err_set(e, 0, "vhost.active_pairs is %u, and there are %u",
+                       state->vhost.active_pairs, pairs);
+    if (v->config.kind == VIRTIO_VHOST_DISK && load_le64(state->config) > load_le64(dev->config))
+        return err_set(e, 0, "config: the capacity is %llu sectors, and the disk has %llu",
+                       (unsigned long long)load_le64(state->config),
+                       (unsigned long long)load_le64(dev->config));
+    return check_kind(v, state->status, e);
+}
+
+static void vhost_set_state(struct virtio_device *dev, const struct virtio_state *state)
+{
+    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
+
+    v->active_pairs = state->vhost.active_pairs;
+    v->is_up = v->is_parked = (state->status & VIRTIO_STATUS_DRIVER_OK) != 0;
+}
+
 static const struct virtio_ops vhost_ops = {
-    .start = vhost_start, .notify = vhost_notify, .bell = vhost_bell, .reset = vhost_reset};
+    .start = vhost_start,
+    .notify = vhost_notify,
+    .bell = vhost_bell,
+    .reset = vhost_reset,
+    .quiesce = vhost_quiesce,
+    .resume = vhost_resume,
+    .get_state = vhost_get_state,
+    .check_state = vhost_check_state,
+    .set_state = vhost_set_state,
+    .state_kind = VIRTIO_STATE_VHOST,
+};
 
 /* ---- set-up ---- */
 
@@ -584,8 +743,11 @@ static int fill_device(struct virtio_vhost *v, struct err *e)
     }
     if (v->config.kind == VIRTIO_VHOST_NET && v->config.mtu != 0)
         dev->offered |= NET_F_MTU;
-    if (v->kind->has_config)
+    if (v->kind->has_config) {
         store_le16(dev->config + BLK_QUEUE_COUNT_AT, (uint16_t)dev->queue_count);
+        memset(dev->config_rule, VIRTIO_CONFIG_OF_HOST, v->kind->config_size);
+        memset(dev->config_rule + BLK_QUEUE_COUNT_AT, VIRTIO_CONFIG_FIXED, 2);
+    }
     dev->queue_size = v->kind->queue_size;
     dev->config_size = v->kind->config_size;
     dev->memory = v->config.memory;
@@ -636,6 +798,7 @@ int virtio_vhost_create(const struct virtio_vhost_config *config, struct virtio_
     v->config = *config;
     v->kind = &kinds[config->kind];
     v->memory_fd = v->wake_fd = -1;
+    v->active_pairs = 1;
     for (unsigned i = 0; i < QUEUES_MAX; i++)
         v->kick_fds[i] = v->call_fds[i] = v->bell_fds[i] = -1;
     int rc = vhost_user_open(config->path, &v->backend, e);

@@ -15,6 +15,7 @@
 #include <sys/un.h>
 
 #include "backend/vhost/vhost_user.h"
+#include "dev/virtio/virtio_state.h"
 #include "dev/virtio/virtio_vhost.h"
 
 #define FEATURES                                                                                   \
@@ -32,6 +33,7 @@ enum mode {
     BAD_ID,      /* use what is not out */
     BAD_INDEX,   /* use more than is out */
     USE_TWICE,   /* give one back twice */
+    LEAVE_HOLES, /* serve every other request, and keep those before it */
     LEAVE,       /* end the connection at the first request */
     SHORT_REPLY, /* of the configuration */
     WRONG_REPLY, /* to what was not asked */
@@ -129,6 +131,10 @@ static bool serve_ring(struct backend *b, struct ring *r)
         switch (atomic_load(&b->mode)) {
         case HOLD:
             continue;
+        case LEAVE_HOLES:
+            if (r->next % 2 == 0)
+                serve_chain(b, r, head);
+            break;
         case BAD_ID:
             put_used(b, r, 9999, 0);
             break;
@@ -728,6 +734,240 @@ static void networks_with_several_queues(void **state)
     teardown(f);
 }
 
+/* ---- state ---- */
+
+#define MINUTE_NS (UINT64_C(60) * 1000000000)
+
+static int take_state(struct fixture *f, struct virtio_state *s, struct err *e)
+{
+    pthread_mutex_unlock(&f->t.dev->lock);
+    if (virtio_quiesce(f->t.dev, MINUTE_NS, e) != 0)
+        fail_msg("%s", e->msg);
+    int rc = virtio_get_state(f->t.dev, s, e);
+    pthread_mutex_lock(&f->t.dev->lock);
+    return rc;
+}
+
+/* Another device, and with it another connection to the back end. It does not go on yet. */
+static void replace(struct fixture *f, enum virtio_vhost_kind kind)
+{
+    const struct virtio_transport_ops *ops = f->t.dev->transport_ops;
+    struct err e;
+
+    pthread_mutex_unlock(&f->t.dev->lock);
+    virtio_vhost_close(f->vhost);
+    virtio_vhost_destroy(f->vhost);
+    if (make_kind(f, kind, &e) != 0)
+        fail_msg("%s", e.msg);
+    f->t.dev = virtio_vhost_device(f->vhost);
+    f->t.dev->transport_ops = ops;
+    f->t.dev->transport = &f->t;
+    assert_int_equal(virtio_quiesce(f->t.dev, 0, &e), 0);
+    pthread_mutex_lock(&f->t.dev->lock);
+}
+
+static void put_state(struct fixture *f, const struct virtio_state *s)
+{
+    struct err e;
+
+    pthread_mutex_unlock(&f->t.dev->lock);
+    if (virtio_set_state(f->t.dev, s, &e) != 0)
+        fail_msg("%s", e.msg);
+    virtio_resume(f->t.dev);
+    pthread_mutex_lock(&f->t.dev->lock);
+}
+
+static void refuses(struct fixture *f, const struct virtio_state *s, const char *says)
+{
+    struct err e = {0};
+
+    pthread_mutex_unlock(&f->t.dev->lock);
+    assert_int_not_equal(virtio_set_state(f->t.dev, s, &e), 0);
+    pthread_mutex_lock(&f->t.dev->lock);
+    if (strstr(e.msg, says) == NULL)
+        fail_msg("'%s' should say '%s'", e.msg, says);
+}
+
+/* Requests under way come back first; with the next connection it goes on. */
+static void another_disk_goes_on(void **state)
+{
+    struct fixture *f = setup(SERVE);
+    struct virtio_state s, bad;
+    struct err e;
+
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < 20; i++)
+            test_driver_offer(&f->t, 0, 0, 0, TEST_DATA + i * 512, 512);
+        virtio_notify(f->t.dev, 0);
+        assert_int_equal(take_state(f, &s, &e), 0);
+        assert_true(s.queues[0].next <= f->t.avail[0]); /* some may not have been taken */
+        assert_int_equal(load_le16(f->t.ram + TEST_DEVICE(0) + USED_INDEX), s.queues[0].next);
+        replace(f, VIRTIO_VHOST_DISK);
+        bad = s;
+        bad.vhost.kind = VIRTIO_VHOST_NET;
+        refuses(f, &bad, "vhost.kind");
+        bad = s;
+        bad.vhost.active_pairs = 2;
+        refuses(f, &bad, "vhost.active_pairs");
+        bad = s;
+        store_le64(bad.config, UINT64_MAX);
+        refuses(f, &bad, "capacity");
+        bad = s;
+        bad.config[34]++;
+        refuses(f, &bad, "config[34]");
+        put_state(f, &s);
+        test_driver_await(&f->t, 0);
+        test_driver_offer(&f->t, 1, 0, 0, TEST_DATA, 100);
+        test_driver_wait(&f->t, 1);
+    }
+    assert_int_equal(atomic_load(&f->backend.served), 63);
+    assert_int_equal(atomic_load(&f->backend.connections), 4);
+    /* at rest, and on with the same connection */
+    assert_int_equal(take_state(f, &s, &e), 0);
+    test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 100);
+    pthread_mutex_unlock(&f->t.dev->lock);
+    virtio_resume(f->t.dev);
+    pthread_mutex_lock(&f->t.dev->lock);
+    test_driver_await(&f->t, 0);
+    assert_int_equal(atomic_load(&f->backend.connections), 4);
+    test_driver_reset(&f->t);
+    assert_int_equal(take_state(f, &s, &e), 0);
+    assert_int_equal(s.status, 0);
+    teardown(f);
+}
+
+/* A back end that does not give back is waited for as long as is said, and then left alone. */
+static void a_disk_that_does_not_come_to_rest(void **state)
+{
+    struct fixture *f = setup(HOLD);
+    struct err e;
+
+    test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 4096);
+    virtio_notify(f->t.dev, 0);
+    pthread_mutex_unlock(&f->t.dev->lock);
+    while (atomic_load(&f->backend.taken) == 0)
+        sched_yield();
+    assert_int_equal(virtio_quiesce(f->t.dev, 1000000, &e), -ETIMEDOUT);
+    assert_non_null(strstr(e.msg, f->path));
+    atomic_store(&f->backend.mode, SERVE);
+    pthread_mutex_lock(&f->t.dev->lock);
+    test_driver_offer(&f->t, 1, 0, 0, TEST_DATA, 100);
+    test_driver_wait(&f->t, 1);
+    teardown(f);
+}
+
+static struct fixture *setup_network(enum mode mode)
+{
+    struct fixture *f = setup_backend(mode);
+    struct err e;
+
+    atomic_store(&f->backend.more_features, NET_MQ | NET_MTU);
+    assert_int_equal(make_kind(f, VIRTIO_VHOST_NET, &e), 0);
+    f->t.features = NET_MTU | NET_CTRL_VQ | NET_MQ;
+    f->t.queues = 5;
+    test_driver_attach(&f->t, virtio_vhost_device(f->vhost));
+    assert_int_equal(control(f, 4, "\4\0\2\0", 4), 0);
+    return f;
+}
+
+/* Buffers that wait for frames go back into their queues, and from there to the next back end. */
+static void another_network_goes_on(void **state)
+{
+    struct fixture *f = setup_network(HOLD);
+    struct virtio_state s, bad;
+    struct err e;
+
+    for (unsigned i = 0; i < 10; i++)
+        test_driver_offer(&f->t, 0, 0, 0, TEST_DATA + i * 512, 512);
+    for (unsigned i = 10; i < 13; i++)
+        test_driver_offer(&f->t, 2, 0, 0, TEST_DATA + i * 512, 512);
+    virtio_notify(f->t.dev, 0);
+    virtio_notify(f->t.dev, 2);
+    pthread_mutex_unlock(&f->t.dev->lock);
+    while (atomic_load(&f->backend.taken) != 13)
+        sched_yield();
+    pthread_mutex_lock(&f->t.dev->lock);
+    assert_int_equal(take_state(f, &s, &e), 0);
+    assert_int_equal(s.queues[0].next, 0);
+    assert_int_equal(s.queues[2].next, 0);
+    assert_int_equal(s.queues[4].next, 1);
+    assert_int_equal(s.vhost.active_pairs, 2);
+    atomic_store(&f->backend.mode, SERVE);
+    replace(f, VIRTIO_VHOST_NET);
+    bad = s;
+    bad.vhost.active_pairs = 3;
+    refuses(f, &bad, "vhost.active_pairs");
+    bad = s;
+    bad.features &= ~(uint64_t)NET_MQ;
+    refuses(f, &bad, "vhost.active_pairs");
+    put_state(f, &s);
+    test_driver_await(&f->t, 0);
+    test_driver_await(&f->t, 2);
+    assert_int_equal(atomic_load(&f->backend.served), 13);
+    assert_int_equal(rings_on(f), 15);
+    assert_int_equal(control(f, 4, "\4\0\1\0", 4), 0);
+    assert_int_equal(rings_on(f), 3);
+    test_driver_reset(&f->t);
+    test_driver_start(&f->t);
+    test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 0);
+    assert_int_equal(rings_on(f), 3);
+    teardown(f);
+}
+
+/* What cannot be put back as it was is not passed over: the device needs a reset. */
+static void a_back_end_that_keeps_some(void **state)
+{
+    struct fixture *f = setup_network(LEAVE_HOLES);
+    struct virtio_state s;
+    struct err e;
+
+    for (unsigned i = 0; i < 4; i++)
+        test_driver_offer(&f->t, 0, 0, 0, TEST_DATA + i * 512, 512);
+    virtio_notify(f->t.dev, 0);
+    pthread_mutex_unlock(&f->t.dev->lock);
+    while (atomic_load(&f->backend.served) != 2)
+        sched_yield();
+    pthread_mutex_lock(&f->t.dev->lock);
+    assert_int_equal(take_state(f, &s, &e), 0);
+    assert_true(s.status & VIRTIO_STATUS_NEEDS_RESET);
+    atomic_store(&f->backend.mode, SERVE);
+    replace(f, VIRTIO_VHOST_NET);
+    put_state(f, &s);
+    assert_true(f->t.dev->status & VIRTIO_STATUS_NEEDS_RESET);
+    test_driver_reset(&f->t);
+    test_driver_start(&f->t);
+    test_driver_offer(&f->t, 0, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 0);
+    teardown(f);
+}
+
+/* What a guest has opened there only the other process knows. */
+static void a_folder_in_use_stays(void **state)
+{
+    struct fixture *f = setup_backend(SERVE);
+    struct virtio_state s;
+    struct err e;
+
+    assert_int_equal(make_kind(f, VIRTIO_VHOST_SHARE, &e), 0);
+    test_driver_attach(&f->t, virtio_vhost_device(f->vhost));
+    assert_int_equal(take_state(f, &s, &e), -ENOTSUP);
+    assert_non_null(strstr(e.msg, f->path));
+    pthread_mutex_unlock(&f->t.dev->lock);
+    virtio_resume(f->t.dev);
+    pthread_mutex_lock(&f->t.dev->lock);
+    test_driver_offer(&f->t, 1, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 1);
+    test_driver_reset(&f->t);
+    assert_int_equal(take_state(f, &s, &e), 0);
+    replace(f, VIRTIO_VHOST_SHARE);
+    put_state(f, &s);
+    test_driver_start(&f->t);
+    test_driver_offer(&f->t, 1, 0, 0, TEST_DATA, 64);
+    test_driver_wait(&f->t, 1);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -742,6 +982,11 @@ int main(void)
         cmocka_unit_test(configuration_changes),
         cmocka_unit_test(networks_and_folders),
         cmocka_unit_test(networks_with_several_queues),
+        cmocka_unit_test(another_disk_goes_on),
+        cmocka_unit_test(a_disk_that_does_not_come_to_rest),
+        cmocka_unit_test(another_network_goes_on),
+        cmocka_unit_test(a_back_end_that_keeps_some),
+        cmocka_unit_test(a_folder_in_use_stays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "dev/virtio/virtio_state.h"
 #include "dev/virtio/virtio_vsock_internal.h"
 #include "os/event.h"
 
@@ -388,10 +389,32 @@ static void serve(void *ctx)
 
 /* ---- the device; under the lock ---- */
 
+/* Once there is a buffer for it: the driver ends its connections, and reads its CID anew. */
+static void send_event(struct virtio_vsock *v)
+{
+    struct virtqueue_chain chain = {.buffers = v->buffers};
+    uint8_t event[VSOCK_EVENT_SIZE];
+
+    if (!v->is_event_due || !virtio_pop(&v->dev, VSOCK_QUEUE_EVENT, &chain))
+        return;
+    store_le32(event, VSOCK_EVENT_TRANSPORT_RESET);
+    if (virtqueue_write(&chain, 0, event, sizeof(event)) != sizeof(event)) {
+        virtio_needs_reset(&v->dev, "an event buffer has no room for an event");
+        return;
+    }
+    v->is_event_due = false;
+    virtqueue_push(&v->dev.queues[VSOCK_QUEUE_EVENT], &chain, sizeof(event));
+    virtio_signal_queue(&v->dev, VSOCK_QUEUE_EVENT);
+}
+
 static void vsock_notify(struct virtio_device *dev, unsigned index)
 {
-    if (index != VSOCK_QUEUE_EVENT)
-        post(CONTAINER_OF(dev, struct virtio_vsock, dev));
+    struct virtio_vsock *v = CONTAINER_OF(dev, struct virtio_vsock, dev);
+
+    if (index == VSOCK_QUEUE_EVENT)
+        send_event(v);
+    else
+        post(v);
 }
 
 static int vsock_bell(struct virtio_device *dev, unsigned index)
@@ -420,12 +443,34 @@ static bool vsock_reset(struct virtio_device *dev)
     struct virtio_vsock *v = CONTAINER_OF(dev, struct virtio_vsock, dev);
 
     v->is_reset_due = true;
+    v->is_event_due = false;
     post(v);
     return true;
 }
 
+static int vsock_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+{
+    out->vsock.next_port = CONTAINER_OF(dev, struct virtio_vsock, dev)->next_port;
+    return 0;
+}
+
+/* What connections there were ended with their sockets. */
+static void vsock_set_state(struct virtio_device *dev, const struct virtio_state *state)
+{
+    struct virtio_vsock *v = CONTAINER_OF(dev, struct virtio_vsock, dev);
+
+    v->next_port = state->vsock.next_port;
+    v->is_event_due = (state->status & VIRTIO_STATUS_DRIVER_OK) != 0;
+}
+
 static const struct virtio_ops vsock_ops = {
-    .notify = vsock_notify, .bell = vsock_bell, .reset = vsock_reset};
+    .notify = vsock_notify,
+    .bell = vsock_bell,
+    .reset = vsock_reset,
+    .get_state = vsock_get_state,
+    .set_state = vsock_set_state,
+    .state_kind = VIRTIO_STATE_VSOCK,
+};
 
 /* ---- set-up ---- */
 
@@ -458,6 +503,7 @@ int virtio_vsock_create(const struct virtio_vsock_config *config, struct virtio_
     v->dev.memory = config->memory;
     virtio_init(&v->dev);
     store_le64(v->dev.config, config->cid);
+    memset(v->dev.config_rule, VIRTIO_CONFIG_OF_HOST, CONFIG_SIZE);
     int rc = vsock_listen(v, e);
     if (rc == 0)
         rc = make_bell(v, e);

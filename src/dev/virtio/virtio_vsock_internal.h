@@ -35,6 +35,10 @@ enum {
 
 #define VSOCK_HEADER_SIZE 44u
 
+/* Events (5.10.6.7): a number. */
+#define VSOCK_EVENT_SIZE 4u
+#define VSOCK_EVENT_TRANSPORT_RESET 0u
+
 struct vsock_header {
     uint64_t src_cid, dst_cid;
     uint32_t src_port, dst_port, len;
@@ -95,6 +99,7 @@ struct virtio_vsock {
     /* under dev.lock; what is not said to be any thread's, on the loop's only */
     bool is_posted;    /* any thread: serve runs soon */
     bool is_reset_due; /* any thread: connections are those of an earlier driver */
+    bool is_event_due; /* any thread: the driver has to hear that its connections are gone */
     struct vsock_connection *buckets[VSOCK_BUCKETS];
     struct vsock_connection *all;
     unsigned count;

@@ -52,6 +52,14 @@ static void give_rx(struct fixture *f, unsigned count)
     driver_notify(&f->driver, VSOCK_QUEUE_RX);
 }
 
+static void make_vsock(struct fixture *f, uint32_t cid)
+{
+    struct err e;
+    struct virtio_vsock_config config = {
+        .memory = f->driver.space, .loop = f->loop, .cid = cid, .path = f->path};
+    assert_int_equal(virtio_vsock_create(&config, &f->vsock, &e), 0);
+}
+
 static struct fixture *setup(void)
 {
     struct fixture *f = calloc(1, sizeof(*f));
@@ -61,9 +69,7 @@ static struct fixture *setup(void)
     strcpy(f->dir, "/tmp/doppel-test-XXXXXX");
     assert_non_null(mkdtemp(f->dir));
     snprintf(f->path, sizeof(f->path), "%s/v", f->dir);
-    struct virtio_vsock_config config = {
-        .memory = f->driver.space, .loop = f->loop, .cid = CID, .path = f->path};
-    assert_int_equal(virtio_vsock_create(&config, &f->vsock, &e), 0);
+    make_vsock(f, CID);
     driver_start(&f->driver, virtio_vsock_device(f->vsock), BIT(0));
     assert_int_equal(load_le64(f->driver.dev->config), CID);
     turn(f);
@@ -418,12 +424,101 @@ static void hostile_packets(void **state)
     teardown(f);
 }
 
+/* ---- state ---- */
+
+#define EVENTS 0x1f0000u
+
+static void take_vsock(struct fixture *f, struct virtio_state *s, uint32_t cid)
+{
+    driver_take_state(&f->driver, s);
+    turn(f); /* what was posted is done with */
+    virtio_vsock_destroy(f->vsock);
+    make_vsock(f, cid);
+}
+
+static void give_event_buffer(struct fixture *f, unsigned id, uint32_t size)
+{
+    struct driver_piece piece = {EVENTS + id * 8, size, true};
+    memset(f->driver.ram + piece.at, 0xee, 8);
+    driver_offer(&f->driver, VSOCK_QUEUE_EVENT, id, &piece, 1);
+    driver_notify(&f->driver, VSOCK_QUEUE_EVENT);
+}
+
+/* Connections end; the driver hears of it, and can make others. */
+static void connections_end_with_the_device(void **state)
+{
+    struct fixture *f = setup();
+    struct virtio_state s;
+    uint32_t len;
+    give_rx(f, 20);
+    give_event_buffer(f, 0, 8);
+    int fd = connect_in(f);
+    uint32_t port = f->got.src_port;
+    assert_int_equal(next(f), VSOCK_OP_RW);
+    assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_EVENT, NULL), -1);
+    take_vsock(f, &s, CID);
+    driver_put_state(&f->driver, virtio_vsock_device(f->vsock), &s);
+    assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_EVENT, &len), 0);
+    assert_int_equal(len, 4);
+    assert_int_equal(load_le32(f->driver.ram + EVENTS), 0); /* TRANSPORT_RESET */
+    assert_int_equal(load_le32(f->driver.ram + EVENTS + 4), 0xeeeeeeee);
+    assert_int_equal(f->driver.signals[VSOCK_QUEUE_EVENT], 1);
+    assert_reads(fd, ""); /* the program sees the end */
+    close(fd);
+    send_packet(f, VSOCK_OP_RW, 1024, port, 0, "too late");
+    assert_int_equal(next(f), VSOCK_OP_RST);
+    fd = connect_in(f);
+    assert_int_equal(f->got.src_port, port + 1); /* not to be mistaken for the one before */
+    assert_int_equal(next(f), VSOCK_OP_RW);
+    close(fd);
+    assert_int_equal(next(f), VSOCK_OP_SHUTDOWN);
+    assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_EVENT, NULL), -1);
+    teardown(f);
+}
+
+/* The event waits for a buffer; with it the driver reads its number anew. */
+static void an_event_waits_for_a_buffer(void **state)
+{
+    struct fixture *f = setup();
+    struct virtio_state s;
+    uint32_t len;
+    take_vsock(f, &s, CID + 1);
+    driver_put_state(&f->driver, virtio_vsock_device(f->vsock), &s);
+    assert_int_equal(load_le64(f->driver.dev->config), CID + 1);
+    assert_int_equal(f->driver.config_signals, 1);
+    give_event_buffer(f, 1, 8);
+    assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_EVENT, &len), 1);
+    /* once is enough: a state that is taken, and the device goes on */
+    give_event_buffer(f, 2, 8);
+    driver_take_state(&f->driver, &s);
+    virtio_resume(f->driver.dev);
+    assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_EVENT, NULL), -1);
+    take_vsock(f, &s, CID);
+    store_le32(f->driver.ram + driver_ring(VSOCK_QUEUE_EVENT) + 2 * 16 + 8, 2); /* too small */
+    driver_put_state(&f->driver, virtio_vsock_device(f->vsock), &s);
+    assert_true(driver_needs_reset(&f->driver));
+    /* without a driver nobody has to hear of anything */
+    driver_set_status(&f->driver, 0);
+    turn(f);
+    take_vsock(f, &s, CID);
+    driver_put_state(&f->driver, virtio_vsock_device(f->vsock), &s);
+    driver_start(&f->driver, f->driver.dev, BIT(0));
+    give_event_buffer(f, 0, 8);
+    assert_int_equal(driver_used(&f->driver, VSOCK_QUEUE_EVENT, NULL), -1);
+    teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_host_connects),   cmocka_unit_test(the_guest_connects),
-        cmocka_unit_test(credit_of_the_guest), cmocka_unit_test(credit_of_the_host),
-        cmocka_unit_test(many_connections),    cmocka_unit_test(hostile_packets),
+        cmocka_unit_test(the_host_connects),
+        cmocka_unit_test(the_guest_connects),
+        cmocka_unit_test(credit_of_the_guest),
+        cmocka_unit_test(credit_of_the_host),
+        cmocka_unit_test(many_connections),
+        cmocka_unit_test(hostile_packets),
+        cmocka_unit_test(connections_end_with_the_device),
+        cmocka_unit_test(an_event_waits_for_a_buffer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
