@@ -32,6 +32,13 @@ int board_create_vsock(struct board *b, struct err *e);
 /* RST# on the bus. As board_reset. */
 void board_reset_pci(struct board *b);
 
+/*
+ * For tests: destroy what is plugged into the bus, with the host's side of each, reset the
+ * bridges, and plug all in anew, as board_create did. The machine is paused and its devices are at
+ * rest (board_quiesce_pci), and the loop has had a turn since. What was made is not at rest.
+ */
+int board_renew_pci(struct board *b, struct err *e);
+
 /* All of the above; what was not made is no harm. */
 void board_destroy_pci(struct board *b);
 

@@ -428,7 +428,8 @@ void board_reset_pci(struct board *b)
     piix4_pm_reset(b->pm_function);
 }
 
-void board_destroy_pci(struct board *b)
+/* What is plugged in. On the bus or not: nobody goes there any more. */
+static void board_destroy_functions(struct board *b)
 {
     for (unsigned i = 0; i < VM_DISKS_MAX; i++)
         board_destroy_disk(&b->disks[i]);
@@ -447,6 +448,53 @@ void board_destroy_pci(struct board *b)
     virtio_console_destroy(b->console);
     virtio_pci_destroy(b->rng_function);
     virtio_rng_destroy(b->rng);
+}
+
+static void board_unplug(struct virtio_pci *function)
+{
+    if (function != NULL)
+        virtio_pci_detach(function);
+}
+
+int board_renew_pci(struct board *b, struct err *e)
+{
+    int (*const make[])(struct board *, struct err *) = {
+        board_create_rng,     board_create_disks,   board_create_net,  board_create_shares,
+        board_create_console, board_create_balloon, board_create_vsock};
+    int ret = 0;
+
+    board_unplug(b->rng_function);
+    for (unsigned i = 0; i < VM_DISKS_MAX; i++)
+        board_unplug(b->disks[i].function);
+    for (unsigned i = 0; i < VM_SHARES_MAX; i++)
+        board_unplug(b->shares[i].function);
+    board_unplug(b->net_function);
+    board_unplug(b->console_function);
+    board_unplug(b->balloon_function);
+    board_unplug(b->vsock_function);
+    board_destroy_functions(b);
+    memset(b->disks, 0, sizeof(b->disks));
+    memset(b->shares, 0, sizeof(b->shares));
+    b->rng = NULL;
+    b->netdev = NULL;
+    b->net = NULL;
+    b->net_vhost = NULL;
+    b->console = NULL;
+    b->balloon = NULL;
+    b->vsock = NULL;
+    b->rng_function = b->net_function = b->console_function = NULL;
+    b->balloon_function = b->vsock_function = NULL;
+    pci_host_reset(b->pci);
+    piix3_reset(b->isa_bridge);
+    piix4_pm_reset(b->pm_function);
+    for (unsigned i = 0; i < ARRAY_SIZE(make) && ret == 0; i++)
+        ret = make[i](b, e);
+    return ret;
+}
+
+void board_destroy_pci(struct board *b)
+{
+    board_destroy_functions(b);
     pci_host_destroy(b->pci);
     piix4_pm_destroy(b->pm_function);
     piix3_destroy(b->isa_bridge);

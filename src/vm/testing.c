@@ -35,8 +35,9 @@ struct vm *test_vm_create(const struct vm_config *wanted, const uint8_t *code, s
     assert_true(fd >= 0);
     write_kernel(fd, code, size);
     close(fd);
-    assert_int_equal(loop_create(loop, &e), 0);
-    config.loop = *loop;
+    if (config.loop == NULL)
+        assert_int_equal(loop_create(&config.loop, &e), 0);
+    *loop = config.loop;
     config.kernel_path = path;
     config.has_debug_exit = true;
     if (config.cpu_count == 0)

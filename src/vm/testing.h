@@ -18,8 +18,9 @@
             "guest_" #name "_end:\n.popsection\n")
 
 /*
- * A machine of 8 MiB around the guest, and its loop. Of *config engine, cpu_count (0: 1) and
- * the like are taken, the rest is filled in. Fails the test when something goes wrong.
+ * A machine of 8 MiB around the guest, and its loop. Of *config engine, cpu_count (0: 1), loop
+ * (NULL: a new one) and the like are taken, the rest is filled in. Fails the test when something
+ * goes wrong.
  */
 struct vm *test_vm_create(const struct vm_config *config, const uint8_t *code, size_t size,
                           struct loop **loop);
