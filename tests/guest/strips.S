@@ -115,6 +115,28 @@ interrupted:
     movzbl %al, %eax
     add DATA, %rax
     check64 "with its stores done", %rax, %rbx
+    /* two pages that lead to each other, by branches that look where they go and by others */
+    movl $0, ticks
+    movq $2f, leave_to
+    mov $1f, %esi
+    mov $from_other_page, %edi
+    sti
+1:  jmp *%rdi
+2:  cli
+    movl $0, ticks
+    movq $2f, leave_to
+    sti
+    jmp other_page
+    .balign 4096
+other_page:
+    jmp this_page
+from_other_page:
+    jmp *%rsi
+    .balign 4096
+this_page:
+    jmp other_page
+2:  cli
+    check64 "pages that lead to each other are left by an interrupt", leave_to, $0
     mov $0xff, %al
     out %al, $0x21
     hook64 VEC_PIC, 0

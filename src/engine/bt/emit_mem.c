@@ -111,21 +111,63 @@ void bt_emit_count(struct bt_tr *t, uint32_t offset)
     emit_gs_store(&t->e, true, S0, offset);
 }
 
-static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write, uint32_t info)
+static uint32_t tags_offset(const struct bt_tr *t, bool is_write)
+{
+    return is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
+}
+
+static uint32_t addends_offset(const struct bt_tr *t, bool is_write)
+{
+    return is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend);
+}
+
+/*
+ * S0 has the tag: jump, from the place returned, when it is that of the page in which `size` bytes
+ * at `reg` lie. RSP is no index.
+ */
+static uint8_t *emit_compare(struct bt_tr *t, unsigned reg, unsigned size)
 {
     struct emit *e = &t->e;
-    uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
+
+    emit_lea(e, true, S0, reg, S0, 1, (int32_t)size - 1);
+    emit_pext_gs(e, S0, S0, BT_OFFSET(mask_page));
+    return emit_jrcxz(e);
+}
+
+/* As emit_check, in the slot that is likely to be the one: what it holds is waited for by nobody.
+ */
+static void emit_check_guess(struct bt_tr *t, unsigned reg, unsigned size, bool is_write,
+                             uint32_t info, uint32_t slot)
+{
+    struct emit *e = &t->e;
+
+    emit_gs_load(e, true, S0, tags_offset(t, is_write) + 8 * slot);
+    uint8_t *hit = emit_compare(t, reg, size);
+    struct bt_cold *cold = bt_cold_add(t, BT_COLD_GUESS, emit_jmp(e));
+    emit_patch8(e, hit, e->p);
+    emit_gs_load(e, true, S2, addends_offset(t, is_write) + 8 * slot);
+    cold->resume = t->retry;
+    cold->behind = e->p;
+    cold->reg = (uint8_t)reg;
+    cold->info = size | (is_write ? BT_MISS_WRITE : 0) | info;
+}
+
+static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write, uint32_t info,
+                       uint32_t slot)
+{
+    struct emit *e = &t->e;
 
     bt_emit_count(t, BT_OFFSET(accesses));
+    if (slot != BT_NO_GUESS) {
+        emit_check_guess(t, reg, size, is_write, info, slot);
+        return;
+    }
     emit_pext_gs(e, S2, reg, BT_OFFSET(mask_tlb));
-    emit_op_gs(e, true, 0x8b, S0, S2, tags);
-    emit_lea(e, true, S0, reg, S0, 1, (int32_t)size - 1); /* RSP is no index */
-    emit_pext_gs(e, S0, S0, BT_OFFSET(mask_page));
-    uint8_t *hit = emit_jrcxz(e);
+    emit_op_gs(e, true, 0x8b, S0, S2, tags_offset(t, is_write));
+    uint8_t *hit = emit_compare(t, reg, size);
     uint8_t *miss = emit_jmp(e);
     emit_patch8(e, hit, e->p);
-    emit_op_gs(e, true, 0x8b, S2, S2,
-               is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend));
+    emit_op_gs(e, true, 0x8b, S2, S2, addends_offset(t, is_write));
 
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_TLB, miss);
     cold->resume = t->retry;
@@ -135,12 +177,13 @@ static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_wri
 
 void bt_emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write)
 {
-    emit_check(t, reg, size, is_write, 0);
+    emit_check(t, reg, size, is_write, 0, BT_NO_GUESS);
 }
 
-void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_write)
+void bt_emit_check_shared(struct bt_tr *t, const struct insn *in, unsigned reg, unsigned size,
+                          bool is_write)
 {
-    emit_check(t, reg, size, is_write, BT_MISS_SHARED);
+    emit_check(t, reg, size, is_write, BT_MISS_SHARED, bt_guess_slot(t, in, is_write));
 }
 
 bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
@@ -153,13 +196,13 @@ bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool
     *place = (struct bt_place){.index = S2};
     if (!bt_emit_address(t, in, &place->base))
         return false;
-    bt_emit_check(t, place->base, size, is_write);
+    emit_check(t, place->base, size, is_write, 0, bt_guess_slot(t, in, is_write));
     return true;
 }
 
 void bt_emit_check_loop(struct bt_tr *t, bool is_write)
 {
-    emit_check(t, S1, 1, is_write, BT_MISS_SHARED | BT_MISS_LOOP);
+    emit_check(t, S1, 1, is_write, BT_MISS_SHARED | BT_MISS_LOOP, BT_NO_GUESS);
 }
 
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta)
@@ -215,6 +258,33 @@ void bt_emit_exit_to_mode(struct bt_tr *t, uint64_t target, uint32_t mode)
     cold->info = mode;
 }
 
+/* The address is in cold->reg and the access failed its check. */
+static void emit_tlb_miss(struct bt_tr *t, const struct bt_cold *cold)
+{
+    struct emit *e = &t->e;
+
+    if (cold->reg != S1)
+        emit_mov(e, true, S1, cold->reg);
+    emit_lea_rip(e, S2, cold->resume);
+    emit_mov_imm(e, S0, cold->info);
+    emit_jmp_to(e, bt_rw(t->be, t->be->stub_tlb));
+}
+
+/* The access is elsewhere than in the page guessed, or that is not in the TLB: look it up. */
+static void emit_other_slot(struct bt_tr *t, const struct bt_cold *cold)
+{
+    struct emit *e = &t->e;
+    bool is_write = (cold->info & BT_MISS_WRITE) != 0;
+
+    emit_pext_gs(e, S2, cold->reg, BT_OFFSET(mask_tlb));
+    emit_op_gs(e, true, 0x8b, S0, S2, tags_offset(t, is_write));
+    uint8_t *hit = emit_compare(t, cold->reg, cold->info & BT_MISS_SIZE);
+    emit_tlb_miss(t, cold);
+    emit_patch8(e, hit, e->p);
+    emit_op_gs(e, true, 0x8b, S2, S2, addends_offset(t, is_write));
+    emit_jmp_to(e, cold->behind);
+}
+
 void bt_emit_cold(struct bt_tr *t)
 {
     struct emit *e = &t->e;
@@ -223,14 +293,14 @@ void bt_emit_cold(struct bt_tr *t)
         emit_patch32(e, cold->from, e->p);
         switch (cold->kind) {
         case BT_COLD_TLB_FIXED:
+            emit_mov_imm(e, S1, cold->rip);
+            emit_tlb_miss(t, cold);
+            break;
         case BT_COLD_TLB:
-            if (cold->kind == BT_COLD_TLB_FIXED)
-                emit_mov_imm(e, S1, cold->rip);
-            else if (cold->reg != S1)
-                emit_mov(e, true, S1, cold->reg);
-            emit_lea_rip(e, S2, cold->resume);
-            emit_mov_imm(e, S0, cold->info);
-            emit_jmp_to(e, bt_rw(t->be, t->be->stub_tlb));
+            emit_tlb_miss(t, cold);
+            break;
+        case BT_COLD_GUESS:
+            emit_other_slot(t, cold);
             break;
         case BT_COLD_CHAIN:
             bt_emit_set_rip(e, cold->rip);

@@ -84,6 +84,7 @@ static void emit_check(struct bt_tr *t, const struct fixed *f, unsigned size, bo
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_TLB_FIXED, emit_jmp(e));
     cold->resume = t->retry;
     cold->rip = f->addr;
+    cold->reg = S1;
     cold->info = size | (is_write ? BT_MISS_WRITE : 0);
     emit_patch8(e, hit, e->p);
     emit_gs_load(e, true, f->is_near ? S1 : S2, addends + slot);

@@ -140,7 +140,7 @@ static const uint8_t *take_events(struct bt_vcpu *b)
     struct soft_vcpu *v = &b->soft;
 
     if (!__atomic_load_n(&v->go, __ATOMIC_RELAXED)) {
-        __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&v->go, BT_GO, __ATOMIC_SEQ_CST);
         soft_guest_yield(v);
     }
     uint32_t pins = atomic_load(&v->pins->bits);
@@ -665,7 +665,7 @@ int bt_run(struct engine_vcpu *vcpu, enum engine_stop *stop, struct err *e)
     if (r != 0)
         return r;
     soft_guest_enter(v);
-    __atomic_store_n(&v->go, 1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&v->go, BT_GO, __ATOMIC_SEQ_CST);
     soft_guest_yield(v);
     b->clock = (struct bt_clock){
         .kind = BT_TIME_CODE, .since = tsc_read(), .elsewhere = clock_elsewhere(b)};

@@ -31,7 +31,8 @@ static void emit_entries(struct bt_tr *t)
 
     block->guard = (uint8_t *)bt_rx(t->be, e->p);
     emit_gs_load(e, false, S0, cookie);
-    emit_lea(e, true, S0, S0, H_NONE, 1, -(int32_t)block->cookie);
+    emit_gs_load(e, false, S1, BT_OFFSET(soft.go));
+    emit_lea(e, true, S0, S0, S1, 1, (int32_t) - (int64_t)(BT_GO + block->cookie));
     uint8_t *match = emit_jrcxz(e);
 
     block->fail = (uint8_t *)bt_rx(t->be, e->p);
@@ -41,11 +42,11 @@ static void emit_entries(struct bt_tr *t)
 
     /* pad the body here, where nothing runs */
     emit_nops(e, body_padding(e->p + POLL_SIZE));
-    emit_patch8(e, match, e->p);
     block->poll = (uint8_t *)bt_rx(t->be, e->p);
     emit_gs_load(e, false, S0, BT_OFFSET(soft.go));
     emit_patch8(e, emit_jrcxz(e), fail);
     emit_nops(e, body_padding(e->p));
+    emit_patch8(e, match, e->p);
     t->body = e->p;
     block->body = (uint8_t *)bt_rx(t->be, e->p);
     emit_nops(e, 5);
@@ -140,6 +141,7 @@ static bool translate_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail,
         else
             bt_emit_insn(t, in);
         bt_shares_after(t, in);
+        bt_guess_after(t, in);
         if (t->e.is_full)
             return false;
     }
@@ -174,6 +176,7 @@ static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip, gpa_t gpa
     t->is_end = false;
     t->cold_count = 0;
     bt_shares_forget(t);
+    t->constants = 0;
     t->share_next = 0;
     t->rsp_moved = 0;
     t->has_shares = false;
