@@ -340,6 +340,11 @@ static void test_share(void **state)
     assert_int_equal(o.shares[1].cache, SHARE_CACHE_NEVER);
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", "c,tag=x,cache=always"), 0);
     assert_int_equal(o.shares[0].cache, SHARE_CACHE_ALWAYS);
+    assert_false(o.shares[0].has_locks);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", "c,tag=x,locks=on"), 0);
+    assert_true(o.shares[0].has_locks);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", "c,locks=off,tag=x"), 0);
+    assert_false(o.shares[0].has_locks);
     static const char *const bad[][2] = {
         {"c", "tag=NAME"},
         {",tag=x", "empty"},
@@ -348,6 +353,7 @@ static void test_share(void **state)
         {"c,tga=x", "did you mean 'tag'"},
         {"c,tag=x,rw", "ro"},
         {"c,tag=x,cache=none", "auto, always, never"},
+        {"c,tag=x,locks=posix", "on or off"},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--share", bad[i][0]), -EINVAL);

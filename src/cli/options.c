@@ -129,12 +129,14 @@ static const struct option_spec {
         "for user: restrict (no way out) and\n"
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"
         "leads to the guest)"},
-    [OPTION_SHARE] = {"share", "PATH,tag=NAME[,ro][,cache=..]", NULL,
+    [OPTION_SHARE] = {"share", "PATH,tag=NAME[,ro][,cache=..][,locks=on]", NULL,
         "Share a folder of the host with the guest, up to 8 times;\n"
         "in a Linux guest: mount -t virtiofs NAME /where. With ro\n"
         "it can only be read. What the guest keeps of it in memory:\n"
         "cache=auto (names for a second, data until it was changed),\n"
-        "always (nobody else writes there), never. With\n"
+        "always (nobody else writes there), never. With locks=on\n"
+        "locks of its files are the host's, so that programs here\n"
+        "and other guests heed them. With\n"
         "vhost-user:PATH for PATH, another process (virtiofsd)\n"
         "serves it"},
     [OPTION_SERIAL] = {"serial", "DEVICE", NULL,

@@ -29,15 +29,33 @@ static int take_cache(const char *value, struct vm_share *out, struct err *e)
     return rc;
 }
 
+static int take_locks(const char *value, struct vm_share *out, struct err *e)
+{
+    out->has_locks = strcmp(value, "on") == 0;
+    if (out->has_locks || strcmp(value, "off") == 0)
+        return 0;
+    return err_set(e, 0, "--share: locks are on or off, not '%s'", value);
+}
+
+/* Of a folder that another process serves: what is its to say, NULL: it may be said here. */
+static const char *is_theirs(const char *part)
+{
+    if (strcmp(part, "ro") == 0)
+        return "read-only";
+    if (props_value(part, "cache") != NULL)
+        return "to be cached";
+    return props_value(part, "locks") != NULL ? "to have locks" : NULL;
+}
+
 static int take_property(const char *part, void *ctx, struct err *e)
 {
     struct vm_share *out = ctx;
-    static const char *const names[] = {"ro", "tag", "cache"};
+    static const char *const names[] = {"ro", "tag", "cache", "locks"};
     const char *value;
 
-    if (out->is_vhost_user && (strcmp(part, "ro") == 0 || props_value(part, "cache") != NULL))
+    if (out->is_vhost_user && is_theirs(part) != NULL)
         return err_set(e, 0, "--share: what serves 'vhost-user:%s' says if it is %s", out->path,
-                       part[0] == 'r' ? "read-only" : "to be cached");
+                       is_theirs(part));
     if (strcmp(part, "ro") == 0) {
         out->is_read_only = true;
         return 0;
@@ -46,9 +64,11 @@ static int take_property(const char *part, void *ctx, struct err *e)
         return take_tag(value, out, e);
     if ((value = props_value(part, "cache")) != NULL)
         return take_cache(value, out, e);
+    if ((value = props_value(part, "locks")) != NULL)
+        return take_locks(value, out, e);
     return props_unknown(
         "--share", part, names, ARRAY_SIZE(names),
-        "there are tag=, ro and cache=; a comma in the folder's name is written twice", e);
+        "there are tag=, ro, cache= and locks=; a comma in the folder's name is written twice", e);
 }
 
 int share_parse(const char *value, char text[SHARE_TEXT_SIZE], struct vm_share *out, struct err *e)

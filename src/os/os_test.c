@@ -9,7 +9,10 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -17,10 +20,12 @@
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "os/breakable.h"
 #include "os/futex.h"
 #include "os/loop.h"
 #include "os/memfd.h"
 #include "os/spin_wait.h"
+#include "os/thread.h"
 #include "os/tsc.h"
 #include "os/tty.h"
 #include "os/vclock.h"
@@ -416,6 +421,44 @@ static void test_spin_wait(void **state)
     assert_int_equal(s.limit_ns, 10 * us);
 }
 
+static int lock_for_ever(void *ctx)
+{
+    struct flock lock = {.l_type = F_WRLCK};
+
+    return fcntl(*(int *)ctx, F_OFD_SETLKW, &lock) == 0 ? 0 : -errno;
+}
+
+static void *run_breakable(void *ctx)
+{
+    int result;
+
+    return breakable_run(lock_for_ever, ctx, &result) ? "it has returned" : "it was broken";
+}
+
+/* Wherever the thread is by then. */
+static void test_breakable(void **state)
+{
+    char path[] = "/tmp/doppel-os-XXXXXX";
+    struct flock lock = {.l_type = F_WRLCK};
+    int here = mkstemp(path), there = open(path, O_RDWR);
+
+    unlink(path);
+    assert_int_equal(breakable_init(), 0);
+    assert_int_equal(fcntl(here, F_OFD_SETLK, &lock), 0);
+    for (unsigned i = 0; i < 300; i++) {
+        pthread_t thread;
+        void *result;
+        assert_int_equal(thread_start(&thread, "breakable", run_breakable, &there), 0);
+        for (unsigned k = 0; k < i % 30; k++)
+            sched_yield();
+        breakable_break(thread);
+        assert_int_equal(pthread_join(thread, &result), 0);
+        assert_string_equal(result, "it was broken");
+    }
+    close(here);
+    close(there);
+}
+
 static void test_tty_wants_a_terminal(void **state)
 {
     struct err e;
@@ -445,6 +488,7 @@ int main(void)
         cmocka_unit_test(test_tsc),
         cmocka_unit_test(test_futex_held_wakes),
         cmocka_unit_test(test_spin_wait),
+        cmocka_unit_test(test_breakable),
         cmocka_unit_test(test_tty_wants_a_terminal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

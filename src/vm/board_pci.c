@@ -304,6 +304,7 @@ static int board_create_folder(struct board *b, unsigned index, struct err *e)
         .path = share->path,
         .is_read_only = share->is_read_only,
         .cache = share->cache,
+        .has_locks = share->has_locks,
         .descriptors_max = share_descriptors(b->vm->config.share_count),
     };
     int ret = share_open(&host, &s->share, e);

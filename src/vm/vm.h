@@ -97,6 +97,7 @@ struct vm_share {
     const char *tag; /* 1 to VM_SHARE_TAG_MAX bytes */
     bool is_read_only;
     enum share_cache cache;
+    bool has_locks; /* its locks and the host's exclude each other */
 };
 
 #define VM_SHARES_MAX 8

@@ -5,6 +5,7 @@ The host makes the folders, looks at what the guest did to them, and that nothin
 changed.
 """
 import argparse
+import fcntl
 import hashlib
 import os
 import re
@@ -57,6 +58,8 @@ class Folders:
         for folder in self.cached.values():
             os.mkdir(folder)
             write(os.path.join(folder, "file"), b"from the host\n")
+        self.locks = os.path.join(work, "locks")
+        os.mkdir(self.locks)
         os.mkdir(self.work)
         os.mkdir(self.look)
         write(self.secret, b"not the guest's\n")
@@ -69,6 +72,8 @@ class Folders:
     def options(self):
         return ["--share", self.work.replace(",", ",,") + ",tag=work",
                 "--share", self.look + ",ro,tag=look",
+                "--share", self.locks + ",locks=on,cache=never,tag=locks",
+                "--share", self.locks + ",locks=on,cache=never,tag=other",
                 *(option for mode, folder in self.cached.items()
                   for option in ("--share", "%s,tag=%s,cache=%s" % (folder, mode, mode)))]
 
@@ -81,6 +86,18 @@ class Folders:
         path = os.path.join(self.work, "from-host")
         write(path + ".new", b"the host was here\n")
         os.rename(path + ".new", path)
+
+    def try_locks(self):
+        """The guest has bytes 5 to 9, and all by flock."""
+        self.file = open(os.path.join(self.locks, "f"), "r+b")
+        expect(not takes(fcntl.lockf, self.file, 1, 9), "the host took a lock that the guest has")
+        expect(not takes(fcntl.flock, self.file), "the host took the flock that the guest has")
+        expect(takes(fcntl.lockf, self.file, 2, 0), "the guest has a lock that it did not take")
+        write(os.path.join(self.locks, "tried"), b"")
+        # it lets them go when it has seen that
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 2, 5)
+        write(os.path.join(self.locks, "taken"), b"")
 
     def check(self, marked):
         expect(one(marked, "sum").split()[0] == self.tree_sum, "the guest read something else")
@@ -101,6 +118,14 @@ class Folders:
         if os.geteuid() == 0:
             stat = os.stat(os.path.join(self.work, "open", "theirs"))
             expect((stat.st_uid, stat.st_gid) == (1234, 56), "a file is not whose it should be")
+
+
+def takes(lock, *args):
+    try:
+        lock(args[0], fcntl.LOCK_EX | fcntl.LOCK_NB, *args[1:])
+    except BlockingIOError:
+        return False
+    return True
 
 
 def one(marked, word):
@@ -127,6 +152,10 @@ def boot(args, initrd, kernel, folders):
                     marked.append((match.group(1), match.group(2)))
                     if match.group(1) == "tell-host":
                         folders.told()
+                    elif match.group(1) == "host-tries":
+                        folders.try_locks()
+                    elif match.group(1) == "host-releases":
+                        folders.file.close()
             status = process.wait()
         finally:
             timer.cancel()
@@ -137,6 +166,7 @@ def boot(args, initrd, kernel, folders):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--doppel", required=True)
+    parser.add_argument("--locks", required=True, help="tests/boot/locks.c, built")
     parser.add_argument("--engine", default="bt")
     parser.add_argument("--timeout", type=float, default=240)
     args = parser.parse_args()
@@ -147,7 +177,7 @@ def main():
     work = tempfile.mkdtemp(prefix="doppel-share-")
     try:
         initrd = os.path.join(work, "initramfs.cpio")
-        run_tool("make-initramfs", initrd, "%s/share-guest=script" % HERE,
+        run_tool("make-initramfs", initrd, "%s/share-guest=script" % HERE, args.locks + "=bin/locks",
                  *modules_named(kernel, MODULES))
         folders = Folders(work)
         status, lines, marked = boot(args, initrd, kernel, folders)

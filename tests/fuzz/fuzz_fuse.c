@@ -72,6 +72,7 @@ static void make_world(struct world *w, bool is_read_only)
     struct share_config config = {.path = folder,
                                   .is_read_only = is_read_only,
                                   .cache = is_read_only ? SHARE_CACHE_AUTO : SHARE_CACHE_ALWAYS,
+                                  .has_locks = true,
                                   .descriptors_max = 64};
     require(share_open(&config, &w->share, &e) == 0);
 }
@@ -140,6 +141,8 @@ static void send(struct world *w, const uint8_t *message, size_t size)
 
     memset(answer, 0, sizeof(answer));
     share_waiting_submit(&r, w->share, &in, 1, &to, 1);
+    if (header->opcode == FUSE_SETLKW) /* nobody else is there to let go of it */
+        share_stop_waiting(w->share);
     share_waiting_end(&r);
     require(r.written == 0 || (r.written >= sizeof(*out) && r.written <= ROOM));
     if (r.written == 0)
@@ -182,7 +185,8 @@ static void begin(struct world *w)
     struct {
         struct fuse_in_header header;
         struct fuse_init_in in;
-    } m = {.header = {.len = sizeof(m), .opcode = FUSE_INIT}, .in = {.major = 7, .minor = 36}};
+    } m = {.header = {.len = sizeof(m), .opcode = FUSE_INIT},
+           .in = {.major = 7, .minor = 36, .flags = FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS}};
 
     send(w, (const uint8_t *)&m, sizeof(m));
 }

@@ -16,6 +16,7 @@
 #include "backend/share/share_impl.h"
 #include "base/bits.h"
 #include "base/clock.h"
+#include "os/breakable.h"
 #include "os/cpus.h"
 #include "os/futex.h"
 #include "os/thread.h"
@@ -68,6 +69,27 @@ static void wait_for_work(struct share *share)
         spin_wait_slept(&share->spin, share->idle_ns, clock_now_ns(), share->can_spin);
 }
 
+static bool may_wait(const struct share_request *r)
+{
+    return r->has_header && r->header.opcode == FUSE_SETLKW;
+}
+
+/* One request, without the lock. */
+static void carry_out(struct share *share, struct share_request *r, struct share_call *call)
+{
+    bool was_waiting = call->may_wait != NULL;
+    uint32_t written = share_serve(share, r, call);
+
+    if (written == SHARE_LATER)
+        return;
+    if (was_waiting) {
+        pthread_mutex_lock(&share->lock);
+        call->may_wait = NULL;
+        pthread_mutex_unlock(&share->lock);
+    }
+    r->done(r, written);
+}
+
 static void *share_run(void *ctx)
 {
     struct share *share = ctx;
@@ -92,8 +114,9 @@ static void *share_run(void *ctx)
             share->last = &share->first;
             atomic_store_explicit(&share->has_first, 0, memory_order_relaxed);
         }
+        call->may_wait = may_wait(r) ? r : NULL;
         pthread_mutex_unlock(&share->lock);
-        r->done(r, share_serve(share, r, call));
+        carry_out(share, r, call);
         pthread_mutex_lock(&share->lock);
     }
     pthread_mutex_unlock(&share->lock);
@@ -144,9 +167,29 @@ static int start_threads(struct share *share, struct err *e)
     return rc;
 }
 
+/* Under the lock. */
+static void stop_waiting(struct share *share)
+{
+    share_wait_interrupt(share, NULL);
+    for (struct share_request *r = share->first; r != NULL; r = r->next)
+        if (may_wait(r))
+            r->is_interrupted = true;
+    for (unsigned i = 0; i < share->thread_count; i++)
+        if (share->calls[i].may_wait != NULL)
+            share->calls[i].may_wait->is_interrupted = true;
+}
+
+void share_stop_waiting(struct share *share)
+{
+    pthread_mutex_lock(&share->lock);
+    stop_waiting(share);
+    pthread_mutex_unlock(&share->lock);
+}
+
 static void stop_threads(struct share *share)
 {
     pthread_mutex_lock(&share->lock);
+    stop_waiting(share);
     share->is_stopping = true;
     atomic_fetch_add(&share->changes, 1);
     pthread_mutex_unlock(&share->lock);
@@ -154,6 +197,7 @@ static void stop_threads(struct share *share)
         futex_wake(&share->changes);
     for (unsigned i = 0; i < share->thread_count; i++)
         pthread_join(share->threads[i], NULL);
+    share_waits_join(share);
 }
 
 /* ---- opening ---- */
@@ -218,7 +262,10 @@ static int open_parts(struct share *share, struct err *e)
         return err_set(e, errno, "share the folder '%s': it takes /proc, open /proc/self/fd",
                        share->config.path);
     share_creds_init(&share->creds);
-    int rc = open_root(share, e);
+    int rc = share->config.has_locks ? breakable_init() : 0;
+    if (rc != 0)
+        return err_set(e, -rc, "share the locks of the folder '%s'", share->config.path);
+    rc = open_root(share, e);
     if (rc == 0)
         rc = try_host(share, e);
     return rc == 0 ? start_threads(share, e) : rc;
@@ -236,8 +283,11 @@ int share_open(const struct share_config *config, struct share **out, struct err
     share->can_spin = host_cpu_count() > 1;
     pthread_mutex_init(&share->lock, NULL);
     pthread_cond_init(&share->is_ready, NULL);
+    pthread_cond_init(&share->no_waits, NULL);
     share->calls = calloc(SHARE_THREADS, sizeof(*share->calls));
-    share_tables_init(&share->tables, config->descriptors_max);
+    unsigned for_locks = config->has_locks ? config->descriptors_max / 8 : 0;
+    share_locks_init(&share->locks, for_locks);
+    share_tables_init(&share->tables, config->descriptors_max - for_locks);
     int rc = open_parts(share, e);
     if (rc != 0) {
         share_close(share);
@@ -251,6 +301,7 @@ void share_reset(struct share *share)
 {
     share->minor = 0;
     share_tables_clear(&share->tables);
+    share_locks_clear(share);
 }
 
 void share_close(struct share *share)
@@ -258,10 +309,13 @@ void share_close(struct share *share)
     if (share == NULL)
         return;
     stop_threads(share);
+    share_tables_clear(&share->tables);
+    share_locks_fini(share);
     share_tables_fini(&share->tables);
     if (share->proc_fd >= 0)
         close(share->proc_fd);
     free(share->calls);
+    pthread_cond_destroy(&share->no_waits);
     pthread_cond_destroy(&share->is_ready);
     pthread_mutex_destroy(&share->lock);
     free(share);

@@ -9,7 +9,7 @@
  *
  * Threads: share_submit may be called from any thread and does not block; `done` runs on one of
  * the server's own threads with no lock held, and may submit more. share_reset and share_close
- * belong to one thread, with no request under way.
+ * belong to one thread, with no request under way; but share_close ends requests that wait.
  *
  * Spec: Linux include/uapi/linux/fuse.h, protocol 7; VIRTIO 1.2, 5.11.
  */
@@ -39,7 +39,8 @@ struct share_request {
     void (*done)(struct share_request *request, uint32_t written);
 
     /* the server's */
-    bool has_header, is_interrupted;
+    bool has_header;
+    _Atomic bool is_interrupted;
     struct fuse_in_header header; /* read once, when submitted */
     struct share_request *next;
 };
@@ -55,6 +56,7 @@ struct share_config {
     const char *path; /* for messages too; outlives the share */
     bool is_read_only;
     enum share_cache cache;
+    bool has_locks;         /* the guest's locks are the host's, if it asks for that */
     int64_t (*now_s)(void); /* seconds since 1970; NULL: the host's clock (tests have their own) */
     /* how many descriptors the guest may make the server hold at a time; at least 16 */
     unsigned descriptors_max;
@@ -67,7 +69,19 @@ void share_close(struct share *share);
 
 void share_submit(struct share *share, struct share_request *request);
 
-/* Forget what the guest looked up and opened: it will begin again with INIT. */
+/*
+ * Requests that wait for a lock (FUSE_SETLKW) stay under way until they have it, at most so many at
+ * a time: a submitter that can have more than that under way is never stopped by them.
+ */
+#define SHARE_WAITS_MAX 64u
+
+/*
+ * Those that wait for a lock, and those that are about to, end with EINTR. Any thread; does not
+ * wait for them.
+ */
+void share_stop_waiting(struct share *share);
+
+/* Forget what the guest looked up, opened and locked: it will begin again with INIT. */
 void share_reset(struct share *share);
 
 /*

@@ -85,7 +85,8 @@ static bool is_kept(struct share *share, struct share_file *file)
 uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t asked)
 {
     /* nothing is written late through this handle, and there are no locks to release */
-    uint32_t flags = (asked & O_ACCMODE) == O_RDONLY ? FOPEN_NOFLUSH : 0;
+    bool is_idle = (asked & O_ACCMODE) == O_RDONLY && !share->has_locks;
+    uint32_t flags = is_idle ? FOPEN_NOFLUSH : 0;
 
     switch (share->config.cache) {
     case SHARE_CACHE_ALWAYS:

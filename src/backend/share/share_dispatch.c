@@ -98,12 +98,15 @@ const char *share_take_name(struct share_call *c)
      FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS | FUSE_SUBMOUNTS |                \
      FUSE_HANDLE_KILLPRIV_V2)
 
-/* What the guest writes late, others see late, and it takes no size from the host. */
+#define LOCKS_WANTED (FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS)
+
 static uint32_t wanted(const struct share *share)
 {
+    /* what the guest writes late, others see late, and it takes no size from the host */
     bool is_late = share->config.cache == SHARE_CACHE_ALWAYS && !share->config.is_read_only;
 
-    return is_late ? WANTED | FUSE_WRITEBACK_CACHE : WANTED;
+    return WANTED | (is_late ? FUSE_WRITEBACK_CACHE : 0) |
+           (share->config.has_locks ? LOCKS_WANTED : 0);
 }
 
 static int share_init(struct share_call *c, struct share_inode *inode)
@@ -121,6 +124,7 @@ static int share_init(struct share_call *c, struct share_inode *inode)
     out->max_readahead = MIN(in->max_readahead, MAX_WRITE);
     out->flags = in->flags & wanted(c->share);
     c->share->is_write_late = (out->flags & FUSE_WRITEBACK_CACHE) != 0;
+    c->share->has_locks = (out->flags & LOCKS_WANTED) != 0;
     out->max_background = BACKGROUND_MAX;
     out->congestion_threshold = BACKGROUND_MAX / 4 * 3;
     out->max_write = MAX_WRITE;
@@ -133,7 +137,9 @@ static int share_init(struct share_call *c, struct share_inode *inode)
 static int share_destroy(struct share_call *c, struct share_inode *inode)
 {
     c->share->minor = 0;
+    share_stop_waiting(c->share);
     share_tables_clear(&c->share->tables);
+    share_locks_clear(c->share);
     return 0;
 }
 
@@ -159,25 +165,41 @@ static void batch_forget(struct share_call *c)
         share_inode_forget(&c->share->tables, one[i].nodeid, one[i].nlookup);
 }
 
-/* Takes the request that it names out of those that wait. */
-static void interrupt(struct share_call *c)
+static bool mark_interrupted(struct share_request *r, uint64_t unique)
+{
+    if (!r->has_header || r->header.unique != unique || r->is_urgent)
+        return false;
+    r->is_interrupted = true;
+    return true;
+}
+
+/*
+ * Takes the request that it names out of those that wait, for a thread or for a lock. One that is
+ * not there has been answered, or is still to come: EAGAIN has the driver look.
+ */
+static int interrupt(struct share_call *c)
 {
     const struct fuse_interrupt_in *in = (const void *)c->args;
     struct share *share = c->share;
 
     if (c->args_size < sizeof(*in))
-        return;
+        return -EINVAL;
     pthread_mutex_lock(&share->lock);
+    bool is_there = share_wait_interrupt(share, &in->unique);
     for (struct share_request *r = share->first; r != NULL; r = r->next)
-        if (r->has_header && r->header.unique == in->unique && !r->is_urgent)
-            r->is_interrupted = true;
+        is_there |= mark_interrupted(r, in->unique);
+    for (unsigned i = 0; i < share->thread_count; i++)
+        if (share->calls[i].may_wait != NULL)
+            is_there |= mark_interrupted(share->calls[i].may_wait, in->unique);
     pthread_mutex_unlock(&share->lock);
+    return is_there ? 0 : -EAGAIN;
 }
 
 /* ---- all of them ---- */
 
 #define WRITES 1u  /* changes the folder: refused when it is read-only */
 #define SESSION 2u /* about no inode */
+#define LOCKS 4u   /* not there unless the guest's locks come here */
 
 static const struct share_op {
     share_op_fn *run;
@@ -214,6 +236,9 @@ static const struct share_op {
     [FUSE_LISTXATTR] = {share_listxattr, sizeof(struct fuse_getxattr_in), 0, 0},
     [FUSE_REMOVEXATTR] = {share_removexattr, 2, 0, WRITES},
     [FUSE_FLUSH] = {share_flush, sizeof(struct fuse_flush_in), 0, 0},
+    [FUSE_GETLK] = {share_getlk, sizeof(struct fuse_lk_in), sizeof(struct fuse_lk_out), LOCKS},
+    [FUSE_SETLK] = {share_setlk, sizeof(struct fuse_lk_in), 0, LOCKS},
+    [FUSE_SETLKW] = {share_setlk, sizeof(struct fuse_lk_in), 0, LOCKS},
     [FUSE_INIT] = {share_init, 16, sizeof(struct fuse_init_out), SESSION},
     [FUSE_OPENDIR] = {share_opendir, sizeof(struct fuse_open_in), sizeof(struct fuse_open_out), 0},
     [FUSE_READDIR] = {share_readdir, sizeof(struct fuse_read_in), 0, 0},
@@ -243,7 +268,7 @@ static int run(struct share_call *c, const struct share_op *op)
     struct share *share = c->share;
     uint64_t room = c->request->out_size - sizeof(struct fuse_out_header);
 
-    if (op == NULL)
+    if (op == NULL || ((op->flags & LOCKS) && !share->has_locks))
         return -ENOSYS;
     if (c->args_size < op->args_min || room < op->reply_min)
         return -EINVAL;
@@ -259,6 +284,14 @@ static int run(struct share_call *c, const struct share_op *op)
     int rc = op->run(c, inode);
     share_inode_put(&share->tables, inode);
     return rc;
+}
+
+uint32_t share_answer(const struct share_request *r, int rc)
+{
+    struct fuse_out_header out = {.error = rc, .unique = r->header.unique, .len = sizeof(out)};
+
+    share_iov_copy(r->out, r->out_count, 0, NULL, (const uint8_t *)&out, sizeof(out));
+    return out.len;
 }
 
 static uint32_t answer(struct share_call *c, int rc)
@@ -318,11 +351,9 @@ uint32_t share_serve(struct share *share, struct share_request *r, struct share_
     /* nothing is done whose outcome could not be said */
     if (r->out_size < sizeof(struct fuse_out_header))
         return 0;
-    if (rc == 0 && r->header.opcode == FUSE_INTERRUPT) {
-        interrupt(c);
-        return answer(c, 0);
-    }
-    if (rc == 0)
+    if (rc == 0 && r->header.opcode == FUSE_INTERRUPT)
+        rc = interrupt(c);
+    else if (rc == 0)
         rc = r->is_interrupted ? -EINTR : run(c, find_op(r->header.opcode));
-    return answer(c, rc);
+    return rc == SHARE_WAITS ? SHARE_LATER : answer(c, rc);
 }

@@ -178,8 +178,17 @@ int share_create(struct share_call *c, struct share_inode *parent)
 int share_release(struct share_call *c, struct share_inode *inode)
 {
     const struct fuse_release_in *in = (const void *)c->args;
+    struct share_tables *tables = &c->share->tables;
 
-    return share_file_release(&c->share->tables, in->fh, inode->id) ? 0 : -EBADF;
+    if (!c->share->has_locks)
+        return share_file_release(tables, in->fh, inode->id) ? 0 : -EBADF;
+    struct share_file *file = share_file_get(tables, in->fh, inode->id);
+    if (file == NULL)
+        return -EBADF;
+    share_file_release(tables, in->fh, inode->id);
+    share_locks_release(c->share, file, (in->release_flags & FUSE_RELEASE_FLOCK_UNLOCK) != 0);
+    share_file_put(tables, file);
+    return 0;
 }
 
 /* ---- data ---- */
@@ -254,6 +263,8 @@ int share_flush(struct share_call *c, struct share_inode *inode)
 
     if (file == NULL)
         return -EBADF;
+    if (c->share->has_locks)
+        share_locks_flush(c->share, inode, in->lock_owner);
     int fd = fcntl(file->fd, F_DUPFD_CLOEXEC, 0);
     int rc = fd < 0 ? -errno : close(fd) == 0 ? 0 : -errno;
     share_file_put(&c->share->tables, file);

@@ -33,7 +33,8 @@ struct share_inode {
     unsigned refs;
     struct share_inode *next_by_id, *next_by_key;
     bool has_kept;
-    struct share_stamp kept; /* see share_cache.c */
+    struct share_stamp kept;              /* see share_cache.c */
+    struct share_lock_owner *lock_owners; /* under locks.lock */
 };
 
 struct share_file {
@@ -85,10 +86,41 @@ struct share_call {
     };
     size_t reply_size;
     bool is_direct; /* reply_size bytes are in the guest's memory already */
+    /* under share.lock: the request, if it may come to wait, until it does or is done */
+    struct share_request *may_wait;
 };
 
 struct share_creds {
     bool keeps_ids; /* the process may act as any user: files belong to whom the guest says */
+};
+
+/* ---- locks ---- */
+
+/* A piece of a file, with what lock is on it (F_RDLCK, F_WRLCK). */
+struct share_range {
+    uint64_t start, end; /* the last byte; INT64_MAX: to the end, wherever that is */
+    uint32_t type, pid;  /* pid: the guest's, who set it */
+};
+
+/* Sorted, without overlaps; what touches and is of one type is one. */
+struct share_ranges {
+    struct share_range *list;
+    unsigned count;
+};
+
+/* What a request asks for. */
+struct share_lock {
+    bool is_flock;
+    uint64_t owner;           /* not of flock, which is the open file's */
+    struct share_range range; /* type may be F_UNLCK */
+};
+
+struct share_locks {
+    pthread_mutex_t lock;
+    /* under lock */
+    struct share_lock_owner *owners;
+    unsigned owner_count, range_count;
+    unsigned owners_max; /* fixed */
 };
 
 #define SHARE_THREADS 4
@@ -100,6 +132,8 @@ struct share {
     struct share_tables tables;
     _Atomic uint32_t minor;     /* of the protocol, 0: before INIT */
     _Atomic bool is_write_late; /* the guest writes from its page cache, when it likes */
+    _Atomic bool has_locks;     /* the guest's locks come here */
+    struct share_locks locks;
 
     pthread_mutex_t lock;
     _Atomic uint32_t has_first; /* there is one: for the thread that looks without the lock */
@@ -118,12 +152,23 @@ struct share {
     pthread_cond_t is_ready;
     unsigned ready_count;
     struct err failure; /* code 0: none */
+    /* under lock: requests that wait for a file's lock, and threads of such that came to an end */
+    struct share_wait *waits, *ended_waits;
+    unsigned wait_count; /* of `waits` */
+    pthread_cond_t no_waits;
 };
 
 /* ---- share_dispatch.c ---- */
 
-/* Carry out one request; returns bytes of the answer. `call` is scratch. */
+/*
+ * Carry out one request; returns bytes of the answer, or SHARE_LATER: somebody else answers it, or
+ * has done so already. `call` is scratch.
+ */
+#define SHARE_LATER UINT32_MAX
 uint32_t share_serve(struct share *share, struct share_request *request, struct share_call *call);
+
+/* Answer a request that has a header and room, with no more than 0 or -errno. */
+uint32_t share_answer(const struct share_request *request, int rc);
 
 /* Copy what is in front of the request; false when it has not even a header. */
 bool share_read_header(struct share_request *request);
@@ -171,6 +216,8 @@ int share_file_add(struct share_tables *tables, struct share_inode *inode, int f
 /* A reference; NULL when there is no such handle of inode number `node`. */
 struct share_file *share_file_get(struct share_tables *tables, uint64_t id, uint64_t node);
 void share_file_put(struct share_tables *tables, struct share_file *file);
+/* One reference more; false when it has been released. */
+bool share_file_ref(struct share_tables *tables, struct share_file *file);
 /* False when there is no such handle. */
 bool share_file_release(struct share_tables *tables, uint64_t id, uint64_t node);
 
@@ -188,6 +235,58 @@ void share_creds_leave(const struct share_call *c);
 /* Without the right to keep set-user-ID bits of what is written; share_creds_leave ends it. */
 int share_creds_drop_fsetid(const struct share_call *c);
 void share_creds_regain_fsetid(const struct share_call *c);
+
+/* ---- share_ranges.c ---- */
+
+/*
+ * What *old becomes when *change is set (F_UNLCK: taken away): *out, whose list is malloc'ed, or
+ * -ENOMEM.
+ */
+int share_ranges_plan(const struct share_ranges *old, const struct share_range *change,
+                      struct share_ranges *out);
+
+/* ---- share_locks.c: locks of files; 0 or -errno ---- */
+
+void share_locks_init(struct share_locks *locks, unsigned owners_max);
+/* All that are held, by files that have been released. */
+void share_locks_clear(struct share *share);
+void share_locks_fini(struct share *share);
+
+/* Set or take away, at once; -EAGAIN: somebody else has it. */
+int share_lock_set(struct share *share, struct share_file *file, const struct share_lock *lock);
+/*
+ * Who means to wait: prepare what share_lock_await takes. A descriptor that stays until
+ * share_lock_unpin, or -errno.
+ */
+int share_lock_pin(struct share *share, struct share_file *file, const struct share_lock *lock);
+void share_lock_unpin(struct share *share, struct share_file *file, const struct share_lock *lock);
+/*
+ * Block until it can be had: 0, then share_lock_set sees whether it still can. breakable_break ends
+ * it with -EINTR; then share_lock_undo.
+ */
+int share_lock_await(int fd, const struct share_lock *lock);
+/* What share_lock_await may have got and nobody has taken note of goes back. */
+void share_lock_undo(struct share *share, struct share_file *file, const struct share_lock *lock);
+
+/* `owner` closes a descriptor of the file: it loses what it has locked there. */
+void share_locks_flush(struct share *share, struct share_inode *inode, uint64_t owner);
+/* The file was released: what was locked by it goes. */
+void share_locks_release(struct share *share, struct share_file *file, bool has_flock);
+
+/* ---- share_waits.c ---- */
+
+/* What an operation returns whose request is answered later. */
+#define SHARE_WAITS 1
+
+/*
+ * The call's request waits for the lock, on a thread of its own: SHARE_WAITS, and the reference to
+ * the file is its; or -errno.
+ */
+int share_wait_begin(struct share_call *c, struct share_file *file, const struct share_lock *lock);
+/* Under share.lock: interrupt request number *unique, or each (NULL); false when there is none. */
+bool share_wait_interrupt(struct share *share, const uint64_t *unique);
+/* Wait for those that have been told to stop. */
+void share_waits_join(struct share *share);
 
 /* ---- operations: 0, with the answer in `reply`, or -errno ---- */
 
@@ -220,6 +319,9 @@ uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t
 uint32_t share_cache_opendir(const struct share *share);
 /* The guest reads by this handle. */
 void share_cache_read(struct share *share, struct share_file *file);
+
+/* share_locks.c */
+share_op_fn share_getlk, share_setlk;
 
 /* share_files.c */
 share_op_fn share_open_file, share_create, share_read, share_write, share_flush, share_fsync,

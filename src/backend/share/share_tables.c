@@ -263,6 +263,15 @@ void share_file_put(struct share_tables *t, struct share_file *file)
     free_inode(inode);
 }
 
+bool share_file_ref(struct share_tables *t, struct share_file *file)
+{
+    pthread_mutex_lock(&t->lock);
+    bool is_open = file->is_open;
+    file->refs += is_open;
+    pthread_mutex_unlock(&t->lock);
+    return is_open;
+}
+
 bool share_file_release(struct share_tables *t, uint64_t id, uint64_t node)
 {
     struct share_inode *inode = NULL;

@@ -18,7 +18,7 @@
 
 /* A request has a descriptor for each page of its data, and a few more. */
 #define QUEUE_SIZE 1024
-#define REQUESTS_MAX 64
+#define REQUESTS_MAX (64 + SHARE_WAITS_MAX)
 enum { QUEUE_URGENT, QUEUE_REQUESTS, QUEUE_COUNT };
 
 /* Configuration (5.11.4). */
@@ -123,8 +123,10 @@ static bool fs_reset(struct virtio_device *dev)
     struct virtio_fs *fs = CONTAINER_OF(dev, struct virtio_fs, dev);
 
     fs->is_starved = false;
-    if (fs->out_count != 0)
+    if (fs->out_count != 0) {
+        share_stop_waiting(fs->share);
         return false;
+    }
     share_reset(fs->share);
     return true;
 }

@@ -5,6 +5,7 @@
 #include "dev/virtio/test_driver.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <linux/fuse.h>
 #include <stdio.h>
@@ -47,7 +48,7 @@ static struct fixture *setup(void)
     FILE *file = fopen(path, "w");
     fputs("contents", file);
     fclose(file);
-    struct share_config share = {.path = f->folder, .descriptors_max = 100};
+    struct share_config share = {.path = f->folder, .has_locks = true, .descriptors_max = 100};
     assert_int_equal(share_open(&share, &f->share, NULL), 0);
     make_fs(f);
     test_driver_attach(&f->t, virtio_fs_device(f->fs));
@@ -83,7 +84,7 @@ static void put_message(struct fixture *f, uint32_t at, uint32_t opcode, const v
 
 static void send_init(struct fixture *f)
 {
-    struct fuse_init_in in = {.major = 7, .minor = 36};
+    struct fuse_init_in in = {.major = 7, .minor = 36, .flags = FUSE_POSIX_LOCKS};
 
     put_message(f, DATA, FUSE_INIT, &in, sizeof(in));
     test_driver_offer(&f->t, REQUESTS, DATA, 40 + sizeof(in), DATA + 0x1000, 256);
@@ -155,6 +156,41 @@ static void reset_waits_for_requests(void **state)
         test_driver_wait(&f->t, REQUESTS);
         assert_int_equal((int32_t)load_le32(f->t.ram + DATA + 0x1004), -5);
     }
+    teardown(f);
+}
+
+/* A lock that the host has, and will keep. */
+static void reset_waits_for_no_lock(void **state)
+{
+    struct fixture *f = setup();
+    struct flock all = {.l_type = F_WRLCK};
+    char path[96];
+
+    snprintf(path, sizeof(path), "%s/file", f->folder);
+    int fd = open(path, O_RDWR);
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &all), 0);
+    for (unsigned round = 0; round < 20; round++) {
+        send_init(f);
+        put_message(f, DATA, FUSE_LOOKUP, "file", 5);
+        test_driver_offer(&f->t, REQUESTS, DATA, 45, DATA + 0x1000, 256);
+        test_driver_wait(&f->t, REQUESTS);
+        uint64_t node = load_le64(f->t.ram + DATA + 0x1010);
+        struct fuse_open_in open_in = {.flags = O_RDWR};
+        put_message(f, DATA, FUSE_OPEN, &open_in, sizeof(open_in));
+        store_le64(f->t.ram + DATA + 16, node);
+        test_driver_offer(&f->t, REQUESTS, DATA, 40 + sizeof(open_in), DATA + 0x1000, 256);
+        test_driver_wait(&f->t, REQUESTS);
+        struct fuse_lk_in in = {.fh = load_le64(f->t.ram + DATA + 0x1010),
+                                .lk = {.end = INT64_MAX, .type = F_WRLCK}};
+        put_message(f, DATA, FUSE_SETLKW, &in, sizeof(in));
+        store_le64(f->t.ram + DATA + 16, node);
+        for (unsigned i = 0; i < SIZE / 2; i++)
+            test_driver_offer(&f->t, REQUESTS, DATA, 40 + sizeof(in), DATA + 0x1000, 256);
+        virtio_notify(f->t.dev, REQUESTS);
+        test_driver_reset(&f->t);
+        test_driver_start(&f->t);
+    }
+    close(fd);
     teardown(f);
 }
 
@@ -259,7 +295,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_come_back),       cmocka_unit_test(many_at_once),
         cmocka_unit_test(reset_waits_for_requests), cmocka_unit_test(chains_that_are_no_requests),
-        cmocka_unit_test(a_mounted_folder_stays),
+        cmocka_unit_test(a_mounted_folder_stays),   cmocka_unit_test(reset_waits_for_no_lock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
