@@ -44,6 +44,8 @@ struct cpu_apic {
      * While the timer counts, CURRENT_COUNT is what is left; 0 is due, and not delivered yet.
      */
     bool is_counting;
+    uint64_t pv_eoi;       /* MSR_KVM_EOI_EN; the bit in memory is clear */
+    uint64_t poll_control; /* MSR_KVM_POLL_CONTROL */
     uint32_t reg[CPU_APIC_REGS];
 };
 
@@ -52,6 +54,12 @@ struct cpu_msi {
     uint64_t address;
     uint32_t data;
 };
+
+/*
+ * Delivery mode "remote read", which processors no longer have: an engine's local APIC with KVM's
+ * paravirtual features ends the present HLT, or the next.
+ */
+#define CPU_MSI_UNHALT (3u << 8)
 
 #define CPU_MSI_LEVEL (1u << 15)
 #define CPU_MSI_ASSERTED (1u << 14)

@@ -68,6 +68,12 @@ static const uint8_t feature_kinds[CPU_FEATURE_COUNT] = {
     KIND(EMULATED, NX),
     KIND(EMULATED, PDPE1GB),
     KIND(EMULATED, LM),
+    KIND(EMULATED, KVM_STEAL_TIME),
+    KIND(EMULATED, KVM_PV_EOI),
+    KIND(EMULATED, KVM_PV_UNHALT),
+    KIND(EMULATED, KVM_PV_IPI),
+    KIND(EMULATED, KVM_POLL_CONTROL),
+    KIND(EMULATED, KVM_PV_SCHED_YIELD),
     KIND(INTEL, ARCH_CAPABILITIES),
     KIND(AMD, NULL_SEL_CLR_BASE),
     /*
@@ -169,6 +175,10 @@ static const uint8_t feature_kinds[CPU_FEATURE_COUNT] = {
     KIND(REFUSED, FXSR_OPT),
     KIND(REFUSED, TCE),
     KIND(REFUSED, LWP),
+
+    /* no engine's every form can do them (decision 0023) */
+    KIND(REFUSED, KVM_PV_TLB_FLUSH),
+    KIND(REFUSED, KVM_ASYNCPF_INT),
 
     /* encodings that the decoder does not know, or the thunks cannot re-encode */
     KIND(REFUSED, AVX512PF),
@@ -286,6 +296,18 @@ static const struct feature_need feature_needs[] = {
     NEED(STIBP_ALWAYS_ON, STIBP),
     NEED(AMD_SSBD, MSR),
     NEED(FLUSH_L1D, MSR),
+    NEED(KVM_STEAL_TIME, HYPERVISOR),
+    NEED(KVM_STEAL_TIME, MSR),
+    NEED(KVM_PV_EOI, HYPERVISOR),
+    NEED(KVM_PV_EOI, APIC),
+    NEED(KVM_PV_UNHALT, HYPERVISOR),
+    NEED(KVM_PV_UNHALT, APIC),
+    NEED(KVM_PV_IPI, HYPERVISOR),
+    NEED(KVM_PV_IPI, APIC),
+    NEED(KVM_POLL_CONTROL, HYPERVISOR),
+    NEED(KVM_POLL_CONTROL, MSR),
+    NEED(KVM_PV_SCHED_YIELD, HYPERVISOR),
+    NEED(KVM_PV_SCHED_YIELD, APIC),
 };
 
 #define F(id) CPU_FEATURE_##id
@@ -320,6 +342,12 @@ static const struct model_level {
     {"x86-64-v2", "doppel x86-64-v2", level_v2, ARRAY_SIZE(level_v2)},
     {"x86-64-v3", "doppel x86-64-v3", level_v3, ARRAY_SIZE(level_v3)},
     {"x86-64-v4", "doppel x86-64-v4", level_v4, ARRAY_SIZE(level_v4)},
+};
+
+/* What a machine has rather than its processor: every level, where the engines can do it. */
+static const uint16_t paravirtual[] = {
+    F(KVM_STEAL_TIME), F(KVM_PV_EOI),       F(KVM_PV_UNHALT),
+    F(KVM_PV_IPI),     F(KVM_POLL_CONTROL), F(KVM_PV_SCHED_YIELD),
 };
 
 /*
@@ -480,6 +508,8 @@ static int model_take_level(struct cpu_model *m, const struct model_host *host, 
             if (model_add_feature(m, host, model_levels[i].features[k], e) != 0)
                 return err_prefix(e, "CPU model '%s' (this host can do 'host' and up to '%s')",
                                   model_levels[level].name, best_level(host));
+    for (unsigned i = 0; i < ARRAY_SIZE(paravirtual); i++)
+        model_set(m, paravirtual[i], feature_is_possible(host, paravirtual[i]));
     return 0;
 }
 

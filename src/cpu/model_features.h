@@ -263,3 +263,13 @@ X(AUTOIBRS, "autoibrs", 0x80000021, 0, EAX, 8)
 X(SBPB, "sbpb", 0x80000021, 0, EAX, 27)
 X(IBPB_BRTYPE, "ibpb_brtype", 0x80000021, 0, EAX, 28)
 X(SRSO_NO, "srso_no", 0x80000021, 0, EAX, 29)
+
+/* CPUID 40000001H.0 EAX: KVM's paravirtual features, as KVM and QEMU call them (kvm/x86/cpuid.rst) */
+X(KVM_STEAL_TIME, "kvm_steal_time", 0x40000001, 0, EAX, 5)
+X(KVM_PV_EOI, "kvm_pv_eoi", 0x40000001, 0, EAX, 6)
+X(KVM_PV_UNHALT, "kvm_pv_unhalt", 0x40000001, 0, EAX, 7)
+X(KVM_PV_TLB_FLUSH, "kvm_pv_tlb_flush", 0x40000001, 0, EAX, 9)
+X(KVM_PV_IPI, "kvm_pv_ipi", 0x40000001, 0, EAX, 11)
+X(KVM_POLL_CONTROL, "kvm_poll_control", 0x40000001, 0, EAX, 12)
+X(KVM_PV_SCHED_YIELD, "kvm_pv_sched_yield", 0x40000001, 0, EAX, 13)
+X(KVM_ASYNCPF_INT, "kvm_asyncpf_int", 0x40000001, 0, EAX, 14)

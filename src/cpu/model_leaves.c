@@ -215,13 +215,15 @@ static void add_basic(struct leaf_builder *b)
 
 static void add_hypervisor(struct leaf_builder *b)
 {
+    struct cpuid_regs features = leaf_features(b->m, 0x40000001, 0);
+
     if (!cpu_model_has(b->m, CPU_FEATURE_HYPERVISOR))
         return;
     leaf_add(b, 0x40000000, 0, false,
              (struct cpuid_regs){0x40000010, 0x4b4d564b, 0x564b4d56, 0x4d}); /* KVMKVMKVM */
-    leaf_add(b, 0x40000001, 0, false,
-             (struct cpuid_regs){.eax = KVM_FEATURE_CLOCKSOURCE | KVM_FEATURE_NOP_IO_DELAY |
-                                        KVM_FEATURE_CLOCKSOURCE2 | KVM_FEATURE_CLOCKSOURCE_STABLE});
+    features.eax |= KVM_FEATURE_CLOCKSOURCE | KVM_FEATURE_NOP_IO_DELAY | KVM_FEATURE_CLOCKSOURCE2 |
+                    KVM_FEATURE_CLOCKSOURCE_STABLE;
+    leaf_add(b, 0x40000001, 0, false, features);
     leaf_add(b, 0x40000010, 0, false,
              (struct cpuid_regs){.eax = (uint32_t)(b->m->tsc_hz / 1000), .ebx = APIC_BUS_KHZ});
 }

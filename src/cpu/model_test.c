@@ -329,11 +329,13 @@ static void test_out_of_range(void **state)
 
 static void test_hypervisor_and_frequencies(void **state)
 {
+    const uint32_t clocks = BIT(0) | BIT(1) | BIT(3) | BIT(24);
+    const uint32_t paravirtual = BIT(5) | BIT(6) | BIT(7) | BIT(11) | BIT(12) | BIT(13);
     struct cpu_model m = make(&intel, "host", 1);
 
     assert_int_equal(query(&m, 0x40000000, 0).eax, 0x40000010);
     assert_memory_equal(&(uint32_t){query(&m, 0x40000000, 0).ebx}, "KVMK", 4);
-    assert_int_equal(query(&m, 0x40000001, 0).eax, BIT(0) | BIT(1) | BIT(3) | BIT(24));
+    assert_int_equal(query(&m, 0x40000001, 0).eax, clocks | paravirtual);
     assert_int_equal(query(&m, 0x40000010, 0).eax, 2000000);
     assert_int_equal(query(&m, 0x40000010, 0).ebx, 1000000);
     /* 1 GHz * 2 / 1 */
@@ -341,6 +343,12 @@ static void test_hypervisor_and_frequencies(void **state)
     assert_int_equal(query(&m, 0x15, 0).ebx, 2);
     assert_int_equal(query(&m, 0x15, 0).ecx, 1000000000);
 
+    m = make(&intel, "host,-kvm-pv-eoi,-kvm_pv_unhalt", 1);
+    assert_int_equal(query(&m, 0x40000001, 0).eax, clocks | (paravirtual & ~(BIT(6) | BIT(7))));
+    m = make(&intel, "base", 1);
+    assert_int_equal(query(&m, 0x40000001, 0).eax, clocks | paravirtual);
+    m = make(&intel, "base,-apic", 1);
+    assert_int_equal(query(&m, 0x40000001, 0).eax, clocks | BIT(5) | BIT(12));
     m = make(&intel, "host,-hypervisor", 1);
     assert_int_equal(query(&m, 0x40000000, 0).eax, 0);
     assert_false(query(&m, 1, 0).ecx >> 31 & 1);

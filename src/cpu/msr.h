@@ -49,6 +49,9 @@
 #define MSR_X2APIC_LAST 0x8ff
 #define MSR_XSS 0xda0
 #define MSR_KVM_FIRST 0x4b564d00
+#define MSR_KVM_STEAL_TIME 0x4b564d03
+#define MSR_KVM_PV_EOI 0x4b564d04
+#define MSR_KVM_POLL_CONTROL 0x4b564d05
 #define MSR_KVM_LAST 0x4b564dff
 #define MSR_EFER 0xc0000080
 #define MSR_STAR 0xc0000081

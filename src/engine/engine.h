@@ -16,6 +16,7 @@
 
 #include "base/err.h"
 #include "cpu/apic.h"
+#include "cpu/hypercall.h"
 #include "cpu/model.h"
 #include "cpu/state.h"
 
@@ -70,6 +71,12 @@ struct engine_host {
 
     /* The guest wrote its TSC: deadlines and clocks that follow it have moved. May be NULL. */
     void (*tsc_changed)(void *cpu);
+
+    /*
+     * VMCALL or VMMCALL with CPL 0: what it returns in RAX. Not called by engines that answer
+     * themselves. NULL: there are no hypercalls.
+     */
+    int64_t (*hypercall)(void *cpu, const struct cpu_hypercall *call);
 
     /*
      * FERR# asserted (x87 error with CR0.NE clear) or deasserted. Returns whether the machine

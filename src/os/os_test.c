@@ -24,6 +24,7 @@
 #include "os/futex.h"
 #include "os/loop.h"
 #include "os/memfd.h"
+#include "os/run_delay.h"
 #include "os/spin_wait.h"
 #include "os/thread.h"
 #include "os/tsc.h"
@@ -472,6 +473,56 @@ static void test_tty_wants_a_terminal(void **state)
     close(fds[1]);
 }
 
+static bool has_waited(int fd)
+{
+    uint64_t ns = 0;
+
+    return run_delay_read(fd, &ns) && ns > 0;
+}
+
+struct crowd {
+    _Atomic bool is_over;
+    int fd;
+    uint64_t until_ns;
+};
+
+/* Two threads on one processor: one of them waits. */
+static void *crowd_in(void *arg)
+{
+    struct crowd *c = arg;
+
+    while (!atomic_load(&c->is_over) && !has_waited(c->fd) && clock_now_ns() < c->until_ns)
+        ;
+    atomic_store(&c->is_over, true);
+    return NULL;
+}
+
+static void test_run_delay(void **state)
+{
+    struct crowd c = {.fd = run_delay_open(), .until_ns = clock_now_ns() + 20 * NS_PER_SEC};
+    cpu_set_t all, one;
+    pthread_t other;
+    uint64_t ns;
+
+    assert_false(run_delay_read(-1, &ns));
+    if (!run_delay_is_known())
+        skip();
+    assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+    CPU_ZERO(&one);
+    for (unsigned i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, &all)) {
+            CPU_SET(i, &one);
+            break;
+        }
+    assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+    assert_int_equal(pthread_create(&other, NULL, crowd_in, &c), 0);
+    crowd_in(&c);
+    pthread_join(other, NULL);
+    assert_true(has_waited(c.fd));
+    assert_int_equal(sched_setaffinity(0, sizeof(all), &all), 0);
+    close(c.fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -489,6 +540,7 @@ int main(void)
         cmocka_unit_test(test_futex_held_wakes),
         cmocka_unit_test(test_spin_wait),
         cmocka_unit_test(test_breakable),
+        cmocka_unit_test(test_run_delay),
         cmocka_unit_test(test_tty_wants_a_terminal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,11 +8,17 @@
  *
  * Main loop's thread, with all vCPUs parked, but for the messages.
  */
+#include "base/bits.h"
 #include "base/log.h"
 #include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/ioapic.h"
 #include "dev/irqchip/lapic.h"
+#include "dev/platform/steal_time.h"
+#include "os/vclock.h"
 #include "vm/machine.h"
+
+#define APIC_MSI_ADDRESS UINT64_C(0xfee00000)
+#define APIC_MSI_DEST_SHIFT 12
 
 _Static_assert(ENGINE_EOI_MESSAGES == IOAPIC_PIN_COUNT, "one for each input");
 
@@ -73,12 +79,91 @@ static void apics_watch(void *ctx, const struct cpu_msi messages[IOAPIC_PIN_COUN
         apics_failed(vm, &e);
 }
 
+void apics_unhalt(struct vcpu *vcpu)
+{
+    struct vm *vm = vcpu->vm;
+    struct cpu_msi msi = {.address = APIC_MSI_ADDRESS | vcpu->index << APIC_MSI_DEST_SHIFT,
+                          .data = CPU_MSI_UNHALT};
+    struct err e;
+    int ret;
+
+    pthread_rwlock_rdlock(&vm->engine_lock);
+    ret = vm->ops->send(vm->engine, &msi, &e);
+    pthread_rwlock_unlock(&vm->engine_lock);
+    if (ret < 0)
+        apics_failed(vm, &e);
+}
+
+/* ---- steal time ---- */
+
+/*
+ * Interrupts are where the machine passes by to tell the guest how long it was kept waiting; those
+ * of a local APIC in the kernel it does not see. So it looks from time to time, and seldom as long
+ * as nobody waits: an idle guest is to cost nothing.
+ */
+#define STEAL_INTERVAL_MIN_NS (UINT64_C(50) * 1000 * 1000)
+#define STEAL_INTERVAL_MAX_NS NS_PER_SEC
+
+static void apics_arm_steal(struct vm *vm, uint64_t interval_ns)
+{
+    vm->steal_interval_ns = interval_ns;
+    vtimer_arm(&vm->steal_timer, vclock_now_ns(vm->board.clock) + interval_ns);
+}
+
+static void apics_update_steal(void *ctx)
+{
+    struct vm *vm = ctx;
+    bool is_new = false;
+
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        is_new |= steal_time_update(vm->board.steal_time, i);
+    apics_arm_steal(vm, is_new ? STEAL_INTERVAL_MIN_NS
+                               : MIN(vm->steal_interval_ns * 2, STEAL_INTERVAL_MAX_NS));
+}
+
+static void apics_begin_steal(struct vm *vm)
+{
+    if (!cpu_model_has(&vm->model, CPU_FEATURE_KVM_STEAL_TIME))
+        return;
+    if (vm->steal_timer.clock == NULL)
+        vtimer_init(&vm->steal_timer, vm->board.clock, apics_update_steal, vm);
+    apics_arm_steal(vm, STEAL_INTERVAL_MIN_NS);
+}
+
+static void apics_end_steal(struct vm *vm)
+{
+    if (vm->steal_timer.clock != NULL)
+        vtimer_cancel(&vm->steal_timer);
+}
+
 /* ---- to and fro ---- */
+
+/* Of what end a HLT early, nothing is shown by an engine, nor can it be given to it as a state. */
+static void apics_push_kicks(struct vm *vm)
+{
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        if (atomic_exchange(&vm->vcpus[i].is_kicked, false))
+            apics_unhalt(&vm->vcpus[i]);
+}
+
+/*
+ * A kick that came before its HLT may be among what was not shown: without it the guest would sleep
+ * for ever. Those who can be kicked expect a HLT to be over for no reason.
+ */
+static void apics_assume_kicks(struct vm *vm)
+{
+    if (!cpu_model_has(&vm->model, CPU_FEATURE_KVM_PV_UNHALT))
+        return;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        if (vm->vcpus[i].state.run_state == CPU_RUNNING)
+            atomic_store(&vm->vcpus[i].is_kicked, true);
+}
 
 static int apics_push(struct vm *vm, struct err *e)
 {
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
         struct vcpu *vcpu = &vm->vcpus[i];
+        vcpu->apic.poll_control = vcpu->poll_control;
         int ret = vm->ops->push_apic(vcpu->engine, &vcpu->apic, e);
         if (ret != 0)
             return ret;
@@ -104,6 +189,8 @@ int apics_lend(struct vm *vm, struct err *e)
     if (ret != 0)
         return ret;
     vm->are_apics_lent = true;
+    apics_push_kicks(vm);
+    apics_begin_steal(vm);
     ioapic_watch(vm->board.ioapic, apics_watch, vm);
     return 0;
 }
@@ -119,6 +206,7 @@ static int apics_pull(struct vm *vm, struct err *e)
         ret = vm->ops->pull_apic(vcpu->engine, &vcpu->apic, e);
         if (ret != 0)
             return ret;
+        vcpu->poll_control = vcpu->apic.poll_control;
     }
     return 0;
 }
@@ -137,6 +225,8 @@ int apics_take_back(struct vm *vm, struct err *e)
     if (ret != 0)
         return ret;
     vm->are_apics_lent = false;
+    apics_assume_kicks(vm);
+    apics_end_steal(vm);
     ioapic_watch(vm->board.ioapic, NULL, NULL);
     return 0;
 }
@@ -145,6 +235,7 @@ void apics_abandon(struct vm *vm)
 {
     if (!vm->are_apics_lent)
         return;
+    apics_end_steal(vm);
     ioapic_watch(vm->board.ioapic, NULL, NULL);
     apic_bus_hold(vm->board.apic_bus);
     apic_bus_release(vm->board.apic_bus, NULL, NULL);

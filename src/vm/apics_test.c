@@ -160,13 +160,29 @@ static void go_and_come_back(void *ctx)
 
     /* a pause; what arrives meanwhile goes along */
     k->apics[0].reg[CPU_APIC_TPR] = 0x50;
+    assert_int_equal(k->apics[0].poll_control, 1);
+    k->apics[0].poll_control = 0;
+    k->apics[1].pv_eoi = 0x2001;
     assert_int_equal(vm_pause(k->vm, &e), 0);
     assert_int_equal(k->pulls, CPUS);
     assert_int_equal(lapic_cr8_read(k->vm->vcpus[0].lapic), 5);
+    assert_int_equal(lapic_pv_eoi_read(k->vm->vcpus[1].lapic), 0x2001);
+    assert_int_equal(k->vm->vcpus[0].poll_control, 0);
     send_message(k, 0x72);
     assert_int_equal(k->sends, 1);
     assert_int_equal(vm_resume(k->vm, &e), 0);
     assert_int_equal(k->pushes, 2 * CPUS);
+    assert_int_equal(k->apics[0].poll_control, 0);
+    assert_int_equal(k->apics[1].pv_eoi, 0x2001);
+    /* the CPU that runs may have been kicked; the other does not wait for a kick */
+    assert_int_equal(k->sends, 2);
+    assert_int_equal(k->last.address, 0xfee00000);
+    assert_int_equal(k->last.data, CPU_MSI_UNHALT);
+    vcpu_unhalt(&k->vm->vcpus[1]);
+    assert_int_equal(k->sends, 3);
+    assert_int_equal(k->last.address, 0xfee01000);
+    assert_int_equal(k->last.data, CPU_MSI_UNHALT);
+    assert_false(k->vm->vcpus[1].is_kicked);
     assert_int_equal(k->apics[0].reg[CPU_APIC_TPR], 0x50);
     assert_int_equal(k->apics[0].reg[CPU_APIC_IRR + 0x72 / 32], BIT(0x72 % 32));
 
@@ -181,7 +197,7 @@ static void go_and_come_back(void *ctx)
     assert_int_equal(k->pushes, 2 * CPUS);
     assert_true(k->vm->vcpus[1].is_waiting_sipi);
     send_message(k, 0x73);
-    assert_int_equal(k->sends, 1);
+    assert_int_equal(k->sends, 3);
     wait_for_counter(k->vm);
     k->is_done = true;
     vm_request_stop(k->vm);

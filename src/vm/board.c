@@ -21,6 +21,7 @@
 #include "dev/platform/fw_cfg.h"
 #include "dev/platform/i8042.h"
 #include "dev/platform/kvmclock.h"
+#include "dev/platform/steal_time.h"
 #include "dev/platform/pflash.h"
 #include "dev/platform/test_device.h"
 #include "dev/serial/uart16550.h"
@@ -29,6 +30,7 @@
 #include "dev/timer/mc146818.h"
 #include "engine/engine.h"
 #include "mem/space.h"
+#include "os/run_delay.h"
 #include "os/vclock.h"
 #include "vm/acpi.h"
 #include "vm/board_internal.h"
@@ -177,10 +179,15 @@ static int board_create_vars(struct board *b, struct err *e)
 static int board_create_reset_vector(struct board *b, struct err *e)
 {
     static const uint8_t code[16] = {
-        0xba, PCI_HOST_RESET_PORT & 0xff, PCI_HOST_RESET_PORT >> 8, /* mov dx, 0cf9h */
-        0xb0, PCI_HOST_RESET_VALUE,                                 /* mov al, 6 */
-        0xee,                                                       /* out dx, al */
-        0xf4, 0xeb, 0xfd,                                           /* hlt; jmp to it */
+        0xba,
+        PCI_HOST_RESET_PORT & 0xff,
+        PCI_HOST_RESET_PORT >> 8, /* mov dx, 0cf9h */
+        0xb0,
+        PCI_HOST_RESET_VALUE, /* mov al, 6 */
+        0xee,                 /* out dx, al */
+        0xf4,
+        0xeb,
+        0xfd, /* hlt; jmp to it */
     };
 
     b->reset_rom = aligned_alloc(RESET_ROM_SIZE, RESET_ROM_SIZE);
@@ -285,6 +292,7 @@ static int board_create_lapic(struct board *b, unsigned index, struct err *e)
         .is_bsp = index == 0,
         .phys_bits = b->vm->model.phys_bits,
         .tsc_hz = b->vm->model.tsc_hz,
+        .memory = b->memory,
         .pic_acknowledge = board_pic_acknowledge,
         .pic = b->pic,
     };
@@ -371,6 +379,26 @@ static int board_create_kvmclock(struct board *b, struct err *e)
     };
 
     return kvmclock_create(&config, &b->kvmclock, e);
+}
+
+static bool board_waited_ns(void *ctx, unsigned index, uint64_t *ns)
+{
+    struct board *b = ctx;
+
+    return run_delay_read(b->vm->vcpus[index].run_delay_fd, ns);
+}
+
+static int board_create_steal_time(struct board *b, struct err *e)
+{
+    struct steal_time_config config = {
+        .memory = b->memory,
+        .cpu_count = b->vm->config.cpu_count,
+        .tsc_hz = b->vm->model.tsc_hz,
+        .waited_ns = board_waited_ns,
+        .ctx = b,
+    };
+
+    return steal_time_create(&config, &b->steal_time, e);
 }
 
 /* ---- the rest of the chips ---- */
@@ -497,6 +525,7 @@ int board_create(struct board *b, struct vm *vm, struct err *e)
         board_create_interrupts,  /* local APICs, 8259 pair, IOAPIC */
         board_create_timers,      /* HPET, 8254, real-time clock */
         board_create_kvmclock,    /* paravirtual clock */
+        board_create_steal_time,  /* what the host kept vCPUs from running */
         board_create_pm,          /* ACPI fixed hardware: SCI, PM timer, power */
         board_create_kbc,         /* keyboard controller and port 92H */
         board_create_serial,      /* COM1 */
@@ -537,6 +566,7 @@ void board_destroy(struct board *b)
     ferr_destroy(b->ferr);
     i8042_destroy(b->kbc);
     acpi_pm_destroy(b->pm);
+    steal_time_destroy(b->steal_time);
     kvmclock_destroy(b->kvmclock);
     mc146818_destroy(b->rtc);
     i8254_destroy(b->pit);
@@ -586,6 +616,8 @@ void board_reset(struct board *b)
     i8042_reset(b->kbc);
     acpi_pm_reset(b->pm);
     kvmclock_reset(b->kvmclock);
+    for (unsigned i = 0; i < b->vm->config.cpu_count; i++)
+        steal_time_reset(b->steal_time, i);
     mc146818_reset(b->rtc);
     i8254_reset(b->pit);
     hpet_reset(b->hpet);

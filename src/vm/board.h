@@ -66,6 +66,7 @@ struct board {
     _Atomic uint8_t vars_wanted; /* PFLASH_ROM or PFLASH_WINDOW */
     uint8_t vars_now;            /* what space and engine have */
     struct kvmclock *kvmclock;
+    struct steal_time *steal_time;
 
     struct board_wire pirq_wires[4];
     struct piix3 *isa_bridge;

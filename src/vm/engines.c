@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "mem/space.h"
+#include "os/run_delay.h"
 #include "vm/machine.h"
 
 /* The best first; the last is always there. */
@@ -117,6 +118,9 @@ int engines_choose(struct vm *vm, struct cpu_model_limit *limit, struct err *e)
         vm->engines[vm->engine_count++] = vm->ops;
 
     cpu_model_limit_init(limit);
+    limit->who = "this host";
+    if (!run_delay_is_known())
+        cpu_model_limit_remove(limit, CPU_FEATURE_KVM_STEAL_TIME);
     for (unsigned i = 0; i < vm->engine_count; i++) {
         ret = engines_limit_model(vm, vm->engines[i], limit, e);
         if (ret != 0)

@@ -8,7 +8,9 @@
 #include "dev/irqchip/apic_bus.h"
 #include "dev/irqchip/lapic.h"
 #include "dev/platform/ferr.h"
+#include "cpu/msr.h"
 #include "dev/platform/kvmclock.h"
+#include "dev/platform/steal_time.h"
 #include "mem/space.h"
 #include "vm/machine.h"
 
@@ -59,6 +61,8 @@ static int host_interrupt_acknowledge(void *cpu)
 {
     struct vcpu *vcpu = cpu;
 
+    /* a timer's handler is about to look */
+    steal_time_update(vcpu->vm->board.steal_time, vcpu->index);
     return lapic_acknowledge(vcpu->lapic);
 }
 
@@ -83,6 +87,45 @@ static void host_cr8_write(void *cpu, uint64_t value)
     lapic_cr8_write(vcpu->lapic, value);
 }
 
+/* KVM's registers but those of the clock: there when CPUID says so. */
+static bool host_has_paravirtual(const struct vcpu *vcpu, uint32_t index)
+{
+    const struct cpu_model *m = &vcpu->vm->model;
+
+    switch (index) {
+    case MSR_KVM_STEAL_TIME:
+        return cpu_model_has(m, CPU_FEATURE_KVM_STEAL_TIME);
+    case MSR_KVM_PV_EOI:
+        return cpu_model_has(m, CPU_FEATURE_KVM_PV_EOI);
+    case MSR_KVM_POLL_CONTROL:
+        return cpu_model_has(m, CPU_FEATURE_KVM_POLL_CONTROL);
+    default:
+        return false;
+    }
+}
+
+static void host_paravirtual_read(struct vcpu *vcpu, uint32_t index, uint64_t *value)
+{
+    if (index == MSR_KVM_STEAL_TIME)
+        *value = steal_time_read(vcpu->vm->board.steal_time, vcpu->index);
+    else if (index == MSR_KVM_PV_EOI)
+        *value = lapic_pv_eoi_read(vcpu->lapic);
+    else
+        *value = vcpu->poll_control;
+}
+
+static bool host_paravirtual_write(struct vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    if (index == MSR_KVM_STEAL_TIME)
+        return steal_time_write(vcpu->vm->board.steal_time, vcpu->index, value);
+    if (index == MSR_KVM_PV_EOI)
+        return lapic_pv_eoi_write(vcpu->lapic, value);
+    if (value & ~UINT64_C(1))
+        return false;
+    vcpu->poll_control = value;
+    return true;
+}
+
 static bool host_msr_read(void *cpu, uint32_t index, uint64_t *value)
 {
     struct vcpu *vcpu = cpu;
@@ -91,7 +134,10 @@ static bool host_msr_read(void *cpu, uint32_t index, uint64_t *value)
         return lapic_msr_read(vcpu->lapic, index, value);
     if (kvmclock_has_msr(index))
         return kvmclock_msr_read(vcpu->vm->board.kvmclock, vcpu->index, index, value);
-    return false;
+    if (!host_has_paravirtual(vcpu, index))
+        return false;
+    host_paravirtual_read(vcpu, index, value);
+    return true;
 }
 
 static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
@@ -107,7 +153,7 @@ static bool host_msr_write(void *cpu, uint32_t index, uint64_t value)
         return lapic_msr_write(vcpu->lapic, index, value);
     if (kvmclock_has_msr(index))
         return kvmclock_msr_write(vcpu->vm->board.kvmclock, vcpu->index, index, value);
-    return false;
+    return host_has_paravirtual(vcpu, index) && host_paravirtual_write(vcpu, index, value);
 }
 
 static bool host_set_ferr(void *cpu, bool is_asserted)
@@ -126,6 +172,11 @@ static void host_tsc_changed(void *cpu)
     kvmclock_tsc_changed(vcpu->vm->board.kvmclock, vcpu->index);
 }
 
+static int64_t host_hypercall(void *cpu, const struct cpu_hypercall *call)
+{
+    return hypercall_serve(cpu, call);
+}
+
 const struct engine_host vm_engine_host = {
     .io_read = host_io_read,
     .io_write = host_io_write,
@@ -137,6 +188,7 @@ const struct engine_host vm_engine_host = {
     .cr8_write = host_cr8_write,
     .msr_read = host_msr_read,
     .msr_write = host_msr_write,
+    .hypercall = host_hypercall,
     .set_ferr = host_set_ferr,
     .tsc_changed = host_tsc_changed,
 };

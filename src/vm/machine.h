@@ -37,12 +37,15 @@ struct vcpu {
     pthread_t thread;
     bool is_started;
 
+    _Atomic bool is_kicked;        /* the next HLT, or the present one, is over (vcpu_unhalt) */
     _Atomic uint32_t is_asleep;    /* the thread sleeps on it, or is about to; who wakes clears it */
 
     /* this thread's own, or anybody's while it is parked */
     struct cpu_state state;        /* scratch for exchanges with the engine */
     struct cpu_apic apic;          /* the same; main loop's thread */
     bool is_waiting_sipi;
+    uint64_t poll_control;         /* MSR_KVM_POLL_CONTROL; bit 0: look for what ends HLT */
+    int run_delay_fd;              /* os/run_delay.h, of the thread; -1: none */
     uint64_t run_ns, halt_ns, halt_count;
     struct spin_wait spin; /* how long HLT looks for a wake-up before it sleeps */
     uint64_t polled_ns;    /* spent so; part of halt_ns */
@@ -112,6 +115,8 @@ struct vm {
     bool is_started;               /* vCPU threads have been */
     bool is_paused;
     bool are_apics_lent;           /* changes with all vCPUs parked: their threads may look */
+    struct vtimer steal_timer;     /* while they are lent (apics.c) */
+    uint64_t steal_interval_ns;
     struct vm_switches switches;
     struct vm_totals totals[VM_ENGINES_MAX];
     struct vtimer storm_timer;     /* --switch-storm on an engine that counts no instructions */
@@ -137,6 +142,8 @@ int vcpu_start(struct vcpu *vcpu, struct err *e);
 void vcpu_join(struct vcpu *vcpu);
 /* Set pins, and see to it that the vCPU looks at them. Any thread. */
 void vcpu_raise(struct vcpu *vcpu, uint32_t pins);
+/* End the HLT of a vCPU, or its next one if it is not in one, whatever RFLAGS.IF. Any thread. */
+void vcpu_unhalt(struct vcpu *vcpu);
 /* Reset the processor; `st` NULL: as after power-up. Its thread does not run guest code. */
 void vcpu_reset(struct vcpu *vcpu, const struct cpu_state *st);
 /* INIT and SIPI that wait for an application processor. Its thread is parked. */
@@ -144,6 +151,9 @@ void vcpu_take_startup(struct vcpu *vcpu);
 /* State after power-up, with what firmware sets up in each processor before it starts an OS. */
 void vcpu_state_reset(const struct vcpu *vcpu, struct cpu_state *st);
 extern const struct lapic_ops vcpu_lapic_ops;
+
+/* hypercall.c: what the call returns. The vCPU's thread. */
+int64_t hypercall_serve(struct vcpu *vcpu, const struct cpu_hypercall *call);
 
 /* host.c */
 extern const struct engine_host vm_engine_host;
@@ -158,6 +168,8 @@ int apics_take_back(struct vm *vm, struct err *e);
 bool apics_can_be_lent(const struct vm *vm);
 /* The engine is going away, and the machine with it. */
 void apics_abandon(struct vm *vm);
+/* vcpu_unhalt while they are lent. Any thread. */
+void apics_unhalt(struct vcpu *vcpu);
 
 /*
  * bells.c: registers whose writes an engine may serve by waking a thread (struct engine_bell).

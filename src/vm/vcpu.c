@@ -12,11 +12,15 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "dev/irqchip/lapic.h"
+#include "dev/platform/kvmclock.h"
+#include "dev/platform/steal_time.h"
 #include "os/futex.h"
+#include "os/run_delay.h"
 #include "os/spin_wait.h"
 #include "os/tsc.h"
 #include "vm/machine.h"
@@ -37,6 +41,17 @@ void vcpu_raise(struct vcpu *vcpu, uint32_t pins)
     /* no lock is held that the thread would want first, once it runs in our place */
     if (atomic_load(&vcpu->is_asleep) && atomic_exchange(&vcpu->is_asleep, 0))
         futex_wake(&vcpu->is_asleep);
+}
+
+void vcpu_unhalt(struct vcpu *vcpu)
+{
+    if (vcpu->vm->are_apics_lent) {
+        apics_unhalt(vcpu);
+        return;
+    }
+    atomic_store(&vcpu->is_kicked, true);
+    /* no pin of its own: one that stayed set until the next HLT would slow engines down */
+    vcpu_raise(vcpu, PIN_CALL);
 }
 
 /* ---- what the local APIC tells us ---- */
@@ -144,6 +159,8 @@ void vcpu_reset(struct vcpu *vcpu, const struct cpu_state *st)
     else
         vcpu->state = *st;
     vcpu->is_waiting_sipi = vcpu->state.run_state == CPU_WAIT_SIPI;
+    vcpu->poll_control = 1;
+    atomic_store(&vcpu->is_kicked, false);
     /* a stop may have been asked for meanwhile */
     atomic_fetch_and(&vcpu->pins.bits, PIN_STOP);
     vcpu->vm->ops->push(vcpu->engine, &vcpu->state, CPU_GROUP_ALL);
@@ -164,6 +181,9 @@ static void vcpu_take_init(struct vcpu *vcpu)
         return;
     }
     lapic_init_reset(vcpu->lapic);
+    kvmclock_reset_cpu(vm->board.kvmclock, vcpu->index);
+    steal_time_reset(vm->board.steal_time, vcpu->index);
+    atomic_store(&vcpu->is_kicked, false);
     vm->ops->pull(vcpu->engine, st, CPU_GROUP_ALL);
     cpu_state_init(st, cpu_model_cpuid(&vm->model, st, vcpu->index, 1, 0).eax);
     vcpu->is_waiting_sipi = !is_bsp;
@@ -203,8 +223,10 @@ void vcpu_take_startup(struct vcpu *vcpu)
 static void vcpu_wait(struct vcpu *vcpu, uint32_t pins)
 {
     uint64_t start = clock_now_ns();
-    uint64_t spun = spin_wait(&vcpu->spin, &vcpu->pins.bits, pins, start);
+    uint64_t spun = 0;
 
+    if (vcpu->poll_control & 1) /* else the guest has looked for a while itself */
+        spun = spin_wait(&vcpu->spin, &vcpu->pins.bits, pins, start);
     vcpu->polled_ns += spun;
     vcpu->halt_ns += spun;
     if (atomic_load(&vcpu->pins.bits) & pins) {
@@ -221,6 +243,11 @@ static void vcpu_halt(struct vcpu *vcpu)
     uint32_t pins = PIN_LEAVE;
 
     vcpu->vm->ops->pull(vcpu->engine, &vcpu->state, CPU_GROUP_GPR | CPU_GROUP_EVENT);
+    if (atomic_exchange(&vcpu->is_kicked, false)) {
+        vcpu->state.run_state = CPU_RUNNING;
+        vcpu->vm->ops->push(vcpu->engine, &vcpu->state, CPU_GROUP_EVENT);
+        return;
+    }
     if (st->rflags & RFLAGS_IF)
         pins |= PIN_INTR;
     if (!st->is_nmi_blocked)
@@ -299,6 +326,7 @@ static void *vcpu_thread(void *arg)
 {
     struct vcpu *vcpu = arg;
 
+    vcpu->run_delay_fd = run_delay_open();
     while (vcpu_take_pins(vcpu)) {
         /* a local APIC of the engine's takes the start-up by itself */
         if (vcpu->is_waiting_sipi && !vcpu->vm->are_apics_lent)
@@ -306,6 +334,8 @@ static void *vcpu_thread(void *arg)
         else
             vcpu_run_engine(vcpu);
     }
+    if (vcpu->run_delay_fd >= 0)
+        close(vcpu->run_delay_fd);
     return NULL;
 }
 
@@ -346,4 +376,6 @@ void vcpu_init(struct vcpu *vcpu, struct vm *vm, unsigned index)
 {
     vcpu->vm = vm;
     vcpu->index = index;
+    vcpu->poll_control = 1;
+    vcpu->run_delay_fd = -1;
 }

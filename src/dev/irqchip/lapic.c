@@ -66,7 +66,9 @@ static bool lapic_has_extint(const struct lapic *lapic)
 void lapic_update(struct lapic *lapic)
 {
     uint8_t ppr = lapic_compute_ppr(lapic);
-    bool level = lapic_deliverable(lapic, ppr) >= 0 || lapic_has_extint(lapic);
+    /* the one in service may have been ended already: lapic_acknowledge finds out */
+    uint8_t ppr_at_least = lapic->is_pv_eoi_armed ? (uint8_t)lapic->tpr : ppr;
+    bool level = lapic_deliverable(lapic, ppr_at_least) >= 0 || lapic_has_extint(lapic);
 
     atomic_store_explicit(&lapic->ppr, ppr, memory_order_relaxed);
     if (level == lapic->intr_level)
@@ -211,8 +213,10 @@ bool lapic_accept(struct lapic *lapic, const struct apic_message *msg)
 
 int lapic_acknowledge(struct lapic *lapic)
 {
+    bool is_armed = false;
     int vector = -1;
 
+    lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     if (lapic_has_extint(lapic)) {
         lapic->is_extint_pending = false;
@@ -224,9 +228,12 @@ int lapic_acknowledge(struct lapic *lapic)
     if (vector >= 0) {
         vectors_clear(&lapic->irr, vector);
         vectors_set(&lapic->isr, vector);
+        is_armed = lapic->is_pv_eoi_armed = lapic_pv_eoi_is_safe(lapic, vector);
         lapic_update(lapic);
     }
     pthread_mutex_unlock(&lapic->lock);
+    if (is_armed)
+        lapic_pv_eoi_arm(lapic);
     return vector;
 }
 
@@ -340,6 +347,7 @@ static void lapic_reset_registers(struct lapic *lapic)
 void lapic_init_reset(struct lapic *lapic)
 {
     pthread_mutex_lock(&lapic->lock);
+    lapic_pv_eoi_drop(lapic);
     lapic_reset_registers(lapic);
     lapic_update(lapic);
     pthread_mutex_unlock(&lapic->lock);
@@ -353,6 +361,7 @@ void lapic_reset(struct lapic *lapic)
         base |= APIC_BASE_BSP;
     pthread_mutex_lock(&lapic->lock);
     atomic_store_explicit(&lapic->base, base, memory_order_relaxed);
+    lapic_pv_eoi_drop(lapic);
     lapic_reset_registers(lapic);
     lapic_update(lapic);
     pthread_mutex_unlock(&lapic->lock);
@@ -388,6 +397,7 @@ static bool lapic_write_base(struct lapic *lapic, uint64_t value)
     if (mode == APIC_BASE_EN && old_mode == (APIC_BASE_EN | APIC_BASE_EXTD))
         return false;
 
+    lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     atomic_store_explicit(&lapic->base, value, memory_order_relaxed);
     /* "The APIC may return to the state of a power-up reset" when it is disabled; it does. */
@@ -403,19 +413,21 @@ static bool lapic_write_base(struct lapic *lapic, uint64_t value)
 
 bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *value)
 {
+    unsigned reg = (index - LAPIC_MSR_X2APIC_FIRST) << 4;
     bool is_known = true;
 
     if (index == LAPIC_MSR_APIC_BASE) {
         *value = lapic_base(lapic);
         return true;
     }
+    if (index != LAPIC_MSR_TSC_DEADLINE && lapic_register_needs_isr(reg))
+        lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     if (index == LAPIC_MSR_TSC_DEADLINE) {
         *value = lapic_timer_read_deadline(lapic);
         is_known = !lapic->config.without_tsc_deadline;
     } else {
-        is_known = lapic_is_x2apic(lapic) &&
-                   lapic_x2apic_read(lapic, (index - LAPIC_MSR_X2APIC_FIRST) << 4, value);
+        is_known = lapic_is_x2apic(lapic) && lapic_x2apic_read(lapic, reg, value);
     }
     pthread_mutex_unlock(&lapic->lock);
     return is_known;
@@ -460,6 +472,7 @@ uint64_t lapic_cr8_read(struct lapic *lapic)
 
 void lapic_cr8_write(struct lapic *lapic, uint64_t value)
 {
+    lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     lapic->tpr = (value & 0xf) << 4;
     lapic_update(lapic);
@@ -468,8 +481,9 @@ void lapic_cr8_write(struct lapic *lapic, uint64_t value)
 
 void lapic_lend(struct lapic *lapic, struct cpu_apic *out)
 {
+    lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
-    *out = (struct cpu_apic){.base = lapic_base(lapic)};
+    *out = (struct cpu_apic){.base = lapic_base(lapic), .pv_eoi = lapic->pv_eoi_msr};
     lapic_timer_lend(lapic, out); /* what is due may still get into IRR */
     lapic_regs_lend(lapic, out);
     lapic->is_lent = true;
@@ -481,6 +495,7 @@ void lapic_take_back(struct lapic *lapic, const struct cpu_apic *in)
 {
     pthread_mutex_lock(&lapic->lock);
     lapic->is_lent = false;
+    lapic->pv_eoi_msr = in->pv_eoi;
     atomic_store_explicit(&lapic->base, in->base, memory_order_relaxed);
     lapic_regs_take_back(lapic, in);
     lapic_timer_take_back(lapic, in);

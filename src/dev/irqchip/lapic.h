@@ -22,6 +22,7 @@
 struct apic_bus;
 struct cpu_apic;
 struct lapic;
+struct space;
 struct vclock;
 
 /* Bus clock before the divider; CPUID leaf 40000010H tells guests (EBX = 1000000 kHz). */
@@ -59,6 +60,8 @@ struct lapic_config {
     uint64_t tsc_hz;
     bool without_x2apic;       /* CPUID does not offer x2APIC mode: setting EXTD is #GP */
     bool without_tsc_deadline; /* CPUID does not offer the TSC-deadline mode: its MSR is #GP */
+
+    struct space *memory; /* guest-physical, for paravirtual EOI; NULL: without */
 
     /* Ask the 8259 pair for its vector (i8259_acknowledge). NULL: no 8259. vCPU, no lock held. */
     int (*pic_acknowledge)(void *pic);
@@ -114,6 +117,13 @@ static inline bool lapic_has_msr(uint32_t index)
 /* Only for an index that lapic_has_msr. False: #GP(0). vCPU. */
 bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *value);
 bool lapic_msr_write(struct lapic *lapic, uint32_t index, uint64_t value);
+
+/*
+ * KVM's paravirtual EOI: the value of MSR_KVM_EOI_EN (bit 0: enabled; bits 63..2: address of the
+ * byte). False: #GP(0), for a reserved bit or an address that is not RAM. vCPU.
+ */
+bool lapic_pv_eoi_write(struct lapic *lapic, uint64_t value);
+uint64_t lapic_pv_eoi_read(const struct lapic *lapic);
 
 /* Bits 7..4 of the TPR. vCPU. */
 uint64_t lapic_cr8_read(struct lapic *lapic);

@@ -101,6 +101,8 @@ struct lapic {
     bool is_extint_pending; /* an ExtINT message came over the bus */
     bool intr_level;        /* what set_intr was told last */
     bool is_lent;           /* an engine's local APIC stands in for this one */
+    uint64_t pv_eoi_msr;    /* written by the vCPU under lock, read by it freely; so is: */
+    bool is_pv_eoi_armed;   /* the interrupt in service may be ended by a bit in guest memory */
     struct lapic_timer timer;
 };
 
@@ -172,9 +174,22 @@ void lapic_command(struct lapic *lapic, uint64_t icr);
 void lapic_regs_lend(const struct lapic *lapic, struct cpu_apic *out);
 void lapic_regs_take_back(struct lapic *lapic, const struct cpu_apic *in);
 
+/*
+ * Paravirtual EOI (lapic_pv_eoi.c). sync: has the guest ended the interrupt in service? From then
+ * on it can do so by the register only. vCPU, without the lock. May the one that was just taken be
+ * ended by the bit? With the lock. arm: set the bit, is_pv_eoi_armed being set; vCPU, without the
+ * lock. drop: as after INIT; vCPU, with the lock.
+ */
+void lapic_pv_eoi_sync(struct lapic *lapic);
+bool lapic_pv_eoi_is_safe(const struct lapic *lapic, uint8_t vector);
+void lapic_pv_eoi_arm(struct lapic *lapic);
+void lapic_pv_eoi_drop(struct lapic *lapic);
+
 /* Registers (lapic_regs.c). Reading and the first two: with the lock held; writing: without. */
 void lapic_write_lvt(struct lapic *lapic, enum lapic_lvt which, uint32_t value);
 void lapic_write_svr(struct lapic *lapic, uint32_t value);
+/* Does reading or writing it have to do with the interrupt in service? */
+bool lapic_register_needs_isr(unsigned reg);
 bool lapic_x2apic_read(struct lapic *lapic, unsigned reg, uint64_t *value);
 bool lapic_x2apic_write(struct lapic *lapic, unsigned reg, uint64_t value);
 

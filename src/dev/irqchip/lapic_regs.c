@@ -163,6 +163,21 @@ static bool lapic_write_register(struct lapic *lapic, unsigned reg, uint32_t val
     }
 }
 
+bool lapic_register_needs_isr(unsigned reg)
+{
+    switch (reg) {
+    case REG_TPR:
+    case REG_APR:
+    case REG_PPR:
+    case REG_EOI:
+    case REG_SVR:
+    case REG_ISR ... REG_ISR + 0x70:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* xAPIC: memory-mapped. */
 
 bool lapic_claims(const struct lapic *lapic, uint64_t addr)
@@ -209,6 +224,8 @@ uint64_t lapic_mmio_read(struct lapic *lapic, uint64_t addr, unsigned size)
     /* Registers are the first 4 bytes of each 16; the rest is undefined, here zero. */
     if ((offset & 15) >= 4)
         return 0;
+    if (lapic_register_needs_isr(offset & ~15u))
+        lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     uint64_t value = lapic_xapic_read(lapic, offset & ~15u);
     pthread_mutex_unlock(&lapic->lock);
@@ -255,6 +272,8 @@ void lapic_mmio_write(struct lapic *lapic, uint64_t addr, uint64_t value, unsign
         return;
     if (lapic->is_lent)
         return;
+    if (lapic_register_needs_isr(reg))
+        lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     switch (reg) {
     case REG_EOI: {
@@ -339,6 +358,8 @@ bool lapic_x2apic_write(struct lapic *lapic, unsigned reg, uint64_t value)
 
     if (!lapic_x2apic_writable(reg, &mask) || (value & ~mask) != 0)
         return false;
+    if (lapic_register_needs_isr(reg))
+        lapic_pv_eoi_sync(lapic);
     pthread_mutex_lock(&lapic->lock);
     switch (reg) {
     case REG_EOI: {

@@ -204,10 +204,14 @@ void kvmclock_rebase(struct kvmclock *kc, bool was_stopped)
 void kvmclock_reset(struct kvmclock *kc)
 {
     atomic_store_explicit(&kc->wall_msr, 0, memory_order_relaxed);
-    for (unsigned i = 0; i < kc->config.cpu_count; i++) {
-        kc->cpu[i].msr = 0;
-        kc->cpu[i].version = 0;
-    }
+    for (unsigned i = 0; i < kc->config.cpu_count; i++)
+        kvmclock_reset_cpu(kc, i);
+}
+
+void kvmclock_reset_cpu(struct kvmclock *kc, unsigned cpu)
+{
+    kc->cpu[cpu].msr = 0;
+    kc->cpu[cpu].version = 0;
 }
 
 int kvmclock_create(const struct kvmclock_config *config, struct kvmclock **out, struct err *e)

@@ -39,6 +39,8 @@ void kvmclock_destroy(struct kvmclock *kc);
 
 /* System reset: nothing is written any more until a guest asks again. */
 void kvmclock_reset(struct kvmclock *kc);
+/* INIT: the same for one vCPU. Its thread. */
+void kvmclock_reset_cpu(struct kvmclock *kc, unsigned cpu);
 
 #define KVMCLOCK_MSR_WALL_CLOCK_OLD 0x11u
 #define KVMCLOCK_MSR_SYSTEM_TIME_OLD 0x12u

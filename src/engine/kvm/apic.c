@@ -187,24 +187,79 @@ struct msr_one {
     struct kvm_msr_entry entry;
 };
 
-static int deadline_fetch(struct engine_vcpu *v, uint64_t *value, struct err *e)
+static int msr_fetch(struct engine_vcpu *v, uint32_t index, const char *name, uint64_t *value,
+                     struct err *e)
 {
-    struct msr_one msr = {.head.nmsrs = 1, .entry.index = MSR_TSC_DEADLINE};
+    struct msr_one msr = {.head.nmsrs = 1, .entry.index = index};
     int ret = KVM_CALL(v->engine->sys, v->fd, KVM_GET_MSRS, &msr, e);
 
     if (ret == 0)
-        ret = err_set(e, EIO, "KVM_GET_MSRS: no TSC deadline");
+        ret = err_set(e, EIO, "KVM_GET_MSRS: no %s", name);
     *value = msr.entry.data;
     return MIN(ret, 0);
 }
 
-static int deadline_store(struct engine_vcpu *v, uint64_t value, struct err *e)
+/* 1: taken, 0: refused. */
+static int msr_offer(struct engine_vcpu *v, uint32_t index, uint64_t value, struct err *e)
 {
-    struct msr_one msr = {.head.nmsrs = 1, .entry = {.index = MSR_TSC_DEADLINE, .data = value}};
-    int ret = KVM_CALL(v->engine->sys, v->fd, KVM_SET_MSRS, &msr, e);
+    struct msr_one msr = {.head.nmsrs = 1, .entry = {.index = index, .data = value}};
+
+    return KVM_CALL(v->engine->sys, v->fd, KVM_SET_MSRS, &msr, e);
+}
+
+static int msr_store(struct engine_vcpu *v, uint32_t index, const char *name, uint64_t value,
+                     struct err *e)
+{
+    int ret = msr_offer(v, index, value, e);
 
     if (ret == 0)
-        ret = err_set(e, EIO, "KVM_SET_MSRS: no TSC deadline");
+        ret = err_set(e, EIO, "KVM_SET_MSRS: no %s", name);
+    return MIN(ret, 0);
+}
+
+static int deadline_fetch(struct engine_vcpu *v, uint64_t *value, struct err *e)
+{
+    return msr_fetch(v, MSR_TSC_DEADLINE, "TSC deadline", value, e);
+}
+
+static int deadline_store(struct engine_vcpu *v, uint64_t value, struct err *e)
+{
+    return msr_store(v, MSR_TSC_DEADLINE, "TSC deadline", value, e);
+}
+
+/* Is it there, the way the guest sees it? KVM refuses those whose CPUID bit is clear. */
+static bool has(const struct engine_vcpu *v, enum cpu_feature feature)
+{
+    return cpu_model_has(v->engine->soft.model, feature);
+}
+
+static int paravirtual_fetch(struct engine_vcpu *v, struct cpu_apic *out, struct err *e)
+{
+    int ret = 0;
+
+    out->poll_control = 1;
+    if (has(v, CPU_FEATURE_KVM_PV_EOI))
+        ret = msr_fetch(v, MSR_KVM_PV_EOI, "paravirtual EOI", &out->pv_eoi, e);
+    if (ret == 0 && has(v, CPU_FEATURE_KVM_POLL_CONTROL))
+        ret = msr_fetch(v, MSR_KVM_POLL_CONTROL, "poll control", &out->poll_control, e);
+    return ret;
+}
+
+/*
+ * Where memory is no more that once was, KVM takes no address for EOIs: the guest, whose bit is
+ * never set then, ends its interrupts by the register.
+ */
+static int paravirtual_store(struct engine_vcpu *v, const struct cpu_apic *in, struct err *e)
+{
+    int ret = 0;
+
+    if (has(v, CPU_FEATURE_KVM_PV_EOI)) {
+        ret = msr_offer(v, MSR_KVM_PV_EOI, in->pv_eoi, e);
+        if (ret == 0)
+            ret = msr_store(v, MSR_KVM_PV_EOI, "paravirtual EOI", 0, e);
+    }
+    if (ret >= 0 && has(v, CPU_FEATURE_KVM_POLL_CONTROL))
+        ret = msr_store(v, MSR_KVM_POLL_CONTROL, "poll control", in->poll_control, e);
     return MIN(ret, 0);
 }
 
@@ -234,6 +289,8 @@ int kvm_apic_push(struct engine_vcpu *v, const struct cpu_apic *in, struct err *
         ret = KVM_CALL(v->engine->sys, v->fd, KVM_SET_LAPIC, &page, e);
     if (ret >= 0)
         ret = deadline_store(v, in->deadline_tsc, e);
+    if (ret == 0)
+        ret = paravirtual_store(v, in, e);
     return ret < 0 ? err_prefix(e, "give the local APIC of CPU %u to KVM", v->soft.index) : 0;
 }
 
@@ -261,6 +318,8 @@ int kvm_apic_pull(struct engine_vcpu *v, struct cpu_apic *out, struct err *e)
         ret = KVM_CALL(v->engine->sys, v->fd, KVM_GET_LAPIC, &page, e);
     if (ret >= 0)
         ret = deadline_fetch(v, &out->deadline_tsc, e);
+    if (ret == 0)
+        ret = paravirtual_fetch(v, out, e);
     if (ret < 0)
         return err_prefix(e, "take the local APIC of CPU %u from KVM", v->soft.index);
     for (unsigned i = 0; i < CPU_APIC_REGS; i++)

@@ -14,6 +14,7 @@
 #include "engine/kvm/kvm.h"
 
 #define SUPPORTED_ENTRIES 256u
+#define HYGON_EBX 0x6f677948u /* "Hygo", which <cpuid.h> does not know */
 
 struct cpuid_table {
     struct kvm_cpuid2 head;
@@ -62,6 +63,7 @@ static int limit_from(const struct kvm_sys *sys, int fd, enum engine_irqchip irq
         struct kvm_msr_entry entry;
     } msrs = {.head.nmsrs = 1, .entry.index = MSR_ARCH_CAPABILITIES};
     struct cpuid_regs sizes;
+    uint32_t vendor;
     int ret;
 
     table->head.nent = SUPPORTED_ENTRIES;
@@ -69,15 +71,25 @@ static int limit_from(const struct kvm_sys *sys, int fd, enum engine_irqchip irq
     if (ret < 0)
         return ret;
     cpu_model_limit_features(limit, "KVM on this host", supported_leaf, table, is_machines_own);
+    vendor = supported_leaf(table, 0, 0).ebx;
     sizes = supported_leaf(table, 0x80000008, 0);
     if ((sizes.eax & 0xff) != 0)
         limit->phys_bits = MIN(limit->phys_bits, sizes.eax & 0xff);
+    /*
+     * Hypercalls about processors end in KVM, which knows of none whose local APIC is not its own.
+     */
+    if (irqchip != ENGINE_IRQCHIP_ON ||
+        !kvm_probe_hypercalls(sys, vendor == signature_AMD_ebx || vendor == HYGON_EBX)) {
+        cpu_model_limit_remove(limit, CPU_FEATURE_KVM_PV_UNHALT);
+        cpu_model_limit_remove(limit, CPU_FEATURE_KVM_PV_IPI);
+        cpu_model_limit_remove(limit, CPU_FEATURE_KVM_PV_SCHED_YIELD);
+    }
     /*
      * KVM on Intel takes writes of the TSC-deadline register on its fast path for its own local
      * APIC's, before any filter, and drops them when there is none. There is one for certain where
      * the engine would not open without.
      */
-    if (supported_leaf(table, 0, 0).ebx == signature_INTEL_ebx && irqchip != ENGINE_IRQCHIP_ON)
+    if (vendor == signature_INTEL_ebx && irqchip != ENGINE_IRQCHIP_ON)
         cpu_model_limit_remove(limit, CPU_FEATURE_TSC_DEADLINE);
     /* what the host's processor promises; one that KVM does not tell of promises nothing */
     if (kvm_try(sys, fd, KVM_GET_MSRS, &msrs) == 1)

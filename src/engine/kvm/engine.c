@@ -157,6 +157,16 @@ static void engine_close(struct engine *engine)
 
 /* ---- vCPUs ---- */
 
+/* Of its paravirtual features KVM is to have those that the guest is told of, as doppel does. */
+static int seat_follow_cpuid(struct engine *engine, struct kvm_seat *seat, struct err *e)
+{
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args[0] = 1};
+
+    if (kvm_extension(engine->sys, engine->vm_fd, KVM_CAP_ENFORCE_PV_FEATURE_CPUID) == 0)
+        return 0;
+    return KVM_CALL(engine->sys, seat->fd, KVM_ENABLE_CAP, &cap, e);
+}
+
 static int seat_make(struct engine *engine, unsigned index, struct err *e)
 {
     const struct kvm_sys *sys = engine->sys;
@@ -169,6 +179,9 @@ static int seat_make(struct engine *engine, unsigned index, struct err *e)
         if (ret < 0)
             return ret;
         seat->fd = ret;
+        ret = seat_follow_cpuid(engine, seat, e);
+        if (ret < 0)
+            return ret;
     }
     if (seat->run == NULL) {
         run = sys->map(sys->ctx, seat->fd, engine->run_size);

@@ -59,6 +59,8 @@ static int fake_run(struct fake *f)
     f->run->ready_for_interrupt_injection = (f->regs.rflags & RFLAGS_IF) != 0;
     if (!f->is_engines || f->turn == FAKE_TURNS_MAX || f->turns[f->turn] == NULL) {
         f->run->exit_reason = KVM_EXIT_HLT;
+        if (f->answers_hypercalls)
+            f->regs.rax = (uint64_t)-HYPERCALL_ENOSYS;
         return 0;
     }
     return f->turns[f->turn++](f);
@@ -168,9 +170,10 @@ static int fake_enable(struct fake *f, const struct kvm_enable_cap *cap)
 
 static void fake_cpuid(const struct fake *f, struct kvm_cpuid2 *table)
 {
-    table->nent = 1;
+    table->nent = 2;
     table->entries[0] =
         (struct kvm_cpuid_entry2){.eax = 1, .ebx = f->is_intel ? signature_INTEL_ebx : 0};
+    table->entries[1] = (struct kvm_cpuid_entry2){.function = 0x40000001, .eax = 0x3880};
 }
 
 /* As the kernel: an address has one bell, and what is not there is not taken down. */

@@ -26,6 +26,7 @@ struct fake {
     uint64_t msrs[512]; /* by index, hashed without collisions for what the engine uses */
     uint64_t tsc_offset;
     bool lacks_failure_exit;
+    bool answers_hypercalls;
     bool is_intel;   /* else of no vendor */
     int lacking;     /* an extension that is not there; 0: all are */
     bool is_engines; /* an MSR filter was set: this is no probe, and turns are taken */

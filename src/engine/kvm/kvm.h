@@ -248,6 +248,11 @@ void kvm_stats_report(struct engine *engine, struct stats_sink *sink);
 /* probe.c */
 /* Does the guest see the host's TSC, whatever its offset? Failures count as no. */
 bool kvm_probe_tsc(const struct kvm_sys *sys);
+/*
+ * Does it answer hypercalls as the engine has it, by this instruction? One that interprets kernel
+ * mode may not know them. Failures count as no.
+ */
+bool kvm_probe_hypercalls(const struct kvm_sys *sys, bool is_vmmcall);
 /* 0: KVM is there, and good. *is_interpreted (NULL allowed): it is there, but slow. */
 int kvm_probe(const struct kvm_sys *sys, bool *is_interpreted, struct err *why);
 

@@ -757,7 +757,7 @@ static void gives_and_takes_local_apics(void **state)
     struct fake f = {0};
     struct kvm_sys sys = fake_sys(&f);
     struct machine *m = machine_with_apics(&sys);
-    struct cpu_apic in = {.base = 0xfee00d00, .deadline_tsc = 1234567}, out;
+    struct cpu_apic in = {.base = 0xfee00d00, .deadline_tsc = 1234567, .pv_eoi = 0x1235}, out;
     struct err e;
 
     assert_int_equal(f.split_inputs, 24);
@@ -770,12 +770,18 @@ static void gives_and_takes_local_apics(void **state)
     assert_int_equal(*lapic_reg(&f, CPU_APIC_SVR), 0x0f0f0f0f);
     assert_int_equal(*lapic_reg(&f, CPU_APIC_CURRENT_COUNT), 0);
     assert_int_equal(f.msrs[0x6e0 % 511], 1234567);
+    assert_int_equal(f.msrs[0x4b564d04 % 511], 0x1235);
+    assert_int_equal(f.msrs[0x4b564d05 % 511], 0);
+    f.msrs[0x4b564d04 % 511] = 0x4321;
+    f.msrs[0x4b564d05 % 511] = 1;
 
     assert_int_equal(engine_kvm.pull_apic(m->vcpu, &out, &e), 0);
     in.reg[CPU_APIC_CURRENT_COUNT] = 0;
     assert_memory_equal(out.reg, in.reg, sizeof(in.reg));
     assert_int_equal(out.base, in.base);
     assert_int_equal(out.deadline_tsc, in.deadline_tsc);
+    assert_int_equal(out.pv_eoi, 0x4321);
+    assert_int_equal(out.poll_control, 1);
     machine_free(m);
 }
 
@@ -1022,6 +1028,36 @@ static void offers_tsc_deadlines(void **state)
         if (kvm_cpuid_limit(&sys, cases[i].irqchip, &limit, &e) != 0)
             fail_msg("%s", e.msg);
         assert_int_equal(limit.feature_words[at / 64] >> (at % 64) & 1, cases[i].is_offered);
+    }
+}
+
+/* KVM answers them by itself, for its own local APICs. */
+static void hypercalls_are_offered_where_they_work(void **state)
+{
+    static const struct {
+        enum engine_irqchip irqchip;
+        bool is_answered, is_offered;
+    } cases[] = {
+        {ENGINE_IRQCHIP_OFF, true, false},
+        {ENGINE_IRQCHIP_AUTO, true, false},
+        {ENGINE_IRQCHIP_ON, false, false},
+        {ENGINE_IRQCHIP_ON, true, true},
+    };
+    static const enum cpu_feature features[] = {CPU_FEATURE_KVM_PV_UNHALT, CPU_FEATURE_KVM_PV_IPI,
+                                                CPU_FEATURE_KVM_PV_SCHED_YIELD};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct fake f = {.answers_hypercalls = cases[i].is_answered};
+        struct kvm_sys sys = fake_sys(&f);
+        struct cpu_model_limit limit;
+        struct err e = {0};
+
+        cpu_model_limit_init(&limit);
+        if (kvm_cpuid_limit(&sys, cases[i].irqchip, &limit, &e) != 0)
+            fail_msg("%s", e.msg);
+        for (unsigned k = 0; k < ARRAY_SIZE(features); k++)
+            assert_int_equal(limit.feature_words[features[k] / 64] >> (features[k] % 64) & 1,
+                             cases[i].is_offered);
     }
 }
 
@@ -1299,6 +1335,7 @@ int main(void)
         cmocka_unit_test(counts_what_is_frequent),
         cmocka_unit_test(takes_over_from_an_interpreter),
         cmocka_unit_test(logs_writes),
+        cmocka_unit_test(hypercalls_are_offered_where_they_work),
         cmocka_unit_test(gives_and_takes_local_apics),
         cmocka_unit_test(what_the_kernels_apic_refuses_faults),
         cmocka_unit_test(halts_in_the_kernel),

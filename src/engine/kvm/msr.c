@@ -61,6 +61,8 @@ static const struct kept_msr {
     {MSR_TSC_AUX, true, true, ANY(F(RDTSCP), F(RDPID)), FIELD(tsc_aux)},
     {MSR_APIC_BASE, true, true, ANY(F(APIC)), NO_FIELD, true},
     {MSR_TSC_DEADLINE, true, true, ANY(F(TSC_DEADLINE)), NO_FIELD, true},
+    {MSR_KVM_PV_EOI, true, true, ANY(F(KVM_PV_EOI)), NO_FIELD, true},
+    {MSR_KVM_POLL_CONTROL, true, true, ANY(F(KVM_POLL_CONTROL)), NO_FIELD, true},
 };
 
 static bool is_kept_by(const struct engine *engine, const struct kept_msr *k)
@@ -74,10 +76,7 @@ static bool is_kept_by(const struct engine *engine, const struct kept_msr *k)
 static const struct {
     uint32_t base, count;
 } filter_ranges[] = {
-    {0x0, 0x200},
-    {0x200, 0x200},
-    {0x600, 0x200},
-    {0xc0000000, 0x200},
+    {0x0, 0x200}, {0x200, 0x200}, {0x600, 0x200}, {0xc0000000, 0x200}, {MSR_KVM_FIRST, 0x100},
 };
 
 #define FILTER_BYTES (0x200 / 8)

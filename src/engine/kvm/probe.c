@@ -196,16 +196,52 @@ static bool probe_tsc(struct probe *p)
     return !(regs.rdx & BIT(30));
 }
 
+/*
+ * KVM must not put the instruction right that it is given: one that interprets would do so for
+ * ever. An #UD ends in a triple fault here.
+ */
+static bool probe_hypercalls(struct probe *p, bool is_vmmcall)
+{
+    static const uint8_t vmmcall[] = {0x0f, 0x01, 0xd9, 0xf4}, vmcall[] = {0x0f, 0x01, 0xc1, 0xf4};
+    struct kvm_regs regs = {.rip = PROBE_CODE, .rflags = RFLAGS_FIXED, .rax = UINT32_MAX};
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_DISABLE_QUIRKS2,
+                                 .args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN};
+
+    memcpy(p->memory + PROBE_CODE, is_vmmcall ? vmmcall : vmcall, sizeof(vmcall));
+    if (kvm_try(p->sys, p->vm_fd, KVM_ENABLE_CAP, &cap) < 0 ||
+        kvm_try(p->sys, p->vcpu_fd, KVM_SET_REGS, &regs) < 0 ||
+        kvm_try(p->sys, p->vcpu_fd, KVM_RUN, NULL) < 0 || p->run->exit_reason != KVM_EXIT_HLT ||
+        kvm_try(p->sys, p->vcpu_fd, KVM_GET_REGS, &regs) < 0)
+        return false;
+    return (int64_t)regs.rax == -HYPERCALL_ENOSYS;
+}
+
+/* A machine that can run code; to be closed whatever comes. */
+static bool probe_open(struct probe *p, const struct kvm_sys *sys)
+{
+    *p = (struct probe){.sys = sys, .system_fd = -1, .vm_fd = -1, .vcpu_fd = -1};
+    return kvm_open_system(sys, &p->system_fd, NULL) == 0 &&
+           kvm_create_vm(sys, p->system_fd, &p->vm_fd, NULL) == 0 &&
+           probe_make_memory(p, NULL) >= 0 && probe_make_vcpu(p, NULL) >= 0 &&
+           probe_set_mode(p, NULL) >= 0;
+}
+
 bool kvm_probe_tsc(const struct kvm_sys *sys)
 {
-    struct probe p = {.sys = sys, .system_fd = -1, .vm_fd = -1, .vcpu_fd = -1};
-    bool is_hosts = kvm_open_system(sys, &p.system_fd, NULL) == 0 &&
-                    kvm_create_vm(sys, p.system_fd, &p.vm_fd, NULL) == 0 &&
-                    probe_make_memory(&p, NULL) >= 0 && probe_make_vcpu(&p, NULL) >= 0 &&
-                    probe_set_mode(&p, NULL) >= 0 && probe_tsc(&p);
+    struct probe p;
+    bool is_hosts = probe_open(&p, sys) && probe_tsc(&p);
 
     probe_close(&p);
     return is_hosts;
+}
+
+bool kvm_probe_hypercalls(const struct kvm_sys *sys, bool is_vmmcall)
+{
+    struct probe p;
+    bool is_answered = probe_open(&p, sys) && probe_hypercalls(&p, is_vmmcall);
+
+    probe_close(&p);
+    return is_answered;
 }
 
 int kvm_probe(const struct kvm_sys *sys, bool *is_interpreted, struct err *why)

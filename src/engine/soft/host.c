@@ -126,6 +126,19 @@ void soft_host_tsc_changed(struct soft_vcpu *v)
     host_return(v, start);
 }
 
+int64_t soft_host_hypercall(struct soft_vcpu *v, const struct cpu_hypercall *call)
+{
+    int64_t result;
+    uint64_t start;
+
+    if (v->engine->host->hypercall == NULL)
+        return -HYPERCALL_ENOSYS;
+    start = host_call(v);
+    result = v->engine->host->hypercall(v->cpu, call);
+    host_return(v, start);
+    return result;
+}
+
 void soft_host_log(struct soft_vcpu *v, const char *format, uint64_t a, uint64_t b)
 {
     uint64_t start;

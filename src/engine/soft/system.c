@@ -11,10 +11,6 @@
 #include "engine/soft/system.h"
 #include "os/tsc.h"
 
-/* What KVM's hypercalls return in RAX when refused. */
-#define KVM_ENOSYS 1000
-#define KVM_EPERM 1
-
 /* May the current privilege change IF (true), or only VIF; SOFT_FAULT when neither. */
 static int interrupt_flag_check(struct soft_vcpu *v, bool *is_virtual)
 {
@@ -229,14 +225,23 @@ static int op_mwait(struct soft_vcpu *v, const struct insn *in)
 }
 
 /*
- * KVM's leaves are offered, so its hypercalls exist; none is implemented, and user programs may
- * not make any (Linux Documentation/virt/kvm/x86/hypercalls.rst).
+ * KVM's leaves are offered, so its hypercalls exist, by either vendor's instruction; user programs
+ * may not make any (Linux Documentation/virt/kvm/x86/hypercalls.rst).
  */
 static int op_hypercall(struct soft_vcpu *v, const struct insn *in)
 {
-    int64_t result = cpu_cpl(&v->st) == 0 ? -KVM_ENOSYS : -KVM_EPERM;
+    struct cpu_state *st = &v->st;
+    bool is_64bit = cpu_is_64bit(st);
+    uint64_t mask = is_64bit ? UINT64_MAX : UINT32_MAX;
+    const struct cpu_hypercall call = {
+        .number = st->gpr[CPU_RAX] & mask,
+        .arg = {st->gpr[CPU_RBX] & mask, st->gpr[CPU_RCX] & mask, st->gpr[CPU_RDX] & mask,
+                st->gpr[CPU_RSI] & mask},
+        .is_64bit = is_64bit,
+    };
+    int64_t result = cpu_cpl(st) == 0 ? soft_host_hypercall(v, &call) : -HYPERCALL_EPERM;
 
-    v->st.gpr[CPU_RAX] = cpu_is_64bit(&v->st) ? (uint64_t)result : (uint32_t)result;
+    st->gpr[CPU_RAX] = (uint64_t)result & mask;
     return 0;
 }
 

@@ -687,11 +687,35 @@ static void hypercalls(void **state)
 {
     struct soft_test *t = start(SOFT_TEST_LONG);
 
+    /* with one to serve them: all of its registers, and what it says */
+    t->hypercall_result = -22;
+    t->v->st.gpr[CPU_RAX] = 0x1100000001;
+    t->v->st.gpr[CPU_RBX] = 0x2200000002;
+    t->v->st.gpr[CPU_RCX] = 0x3300000003;
+    t->v->st.gpr[CPU_RDX] = 0x4400000004;
+    t->v->st.gpr[CPU_RSI] = 0x5500000005;
+    SOFT_TEST_RUN(t, 1, 0x0f, 0x01, 0xc1);
+    assert_int_equal(t->v->st.gpr[CPU_RAX], (uint64_t)-22);
+    assert_true(t->hypercall.is_64bit);
+    assert_int_equal(t->hypercall.number, 0x1100000001);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(t->hypercall.arg[i], (i + 2) * 0x1100000001);
+    soft_test_compat(t);
+    t->v->st.gpr[CPU_RAX] = 0x1100000001;
     SOFT_TEST_RUN(t, 1, 0x0f, 0x01, 0xd9);
-    assert_int_equal(t->v->st.gpr[CPU_RAX], (uint64_t)-1000);
+    assert_int_equal(t->v->st.gpr[CPU_RAX], (uint32_t)-22);
+    assert_false(t->hypercall.is_64bit);
+    assert_int_equal(t->hypercall.number, 1);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(t->hypercall.arg[i], i + 2);
+    soft_test_destroy(t);
+
+    t = start(SOFT_TEST_LONG);
     soft_test_user(t, true);
+    t->hypercall_result = 5;
     SOFT_TEST_RUN(t, 1, 0x0f, 0x01, 0xc1);
     assert_int_equal(t->v->st.gpr[CPU_RAX], (uint64_t)-1);
+    assert_int_equal(t->hypercall.number, 0);
     soft_test_destroy(t);
 }
 

@@ -89,6 +89,14 @@ static bool host_set_ferr(void *cpu, bool is_asserted)
     return false;
 }
 
+static int64_t host_hypercall(void *cpu, const struct cpu_hypercall *call)
+{
+    struct soft_test *t = cpu;
+
+    t->hypercall = *call;
+    return t->hypercall_result;
+}
+
 static const struct engine_host test_host = {
     .io_read = host_io_read,
     .io_write = host_io_write,
@@ -99,6 +107,7 @@ static const struct engine_host test_host = {
     .cr8_write = host_cr8_write,
     .msr_read = host_msr_read,
     .msr_write = host_msr_write,
+    .hypercall = host_hypercall,
     .set_ferr = host_set_ferr,
 };
 

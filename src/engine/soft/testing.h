@@ -62,6 +62,8 @@ struct soft_test {
     uint64_t cr8;
     uint32_t msr_index;
     uint64_t msr_value;
+    struct cpu_hypercall hypercall; /* the last one */
+    int64_t hypercall_result;
     unsigned host_calls;
     int interrupt_vector; /* given to interrupt_acknowledge */
 };

@@ -332,6 +332,7 @@ bool soft_host_msr_read(struct soft_vcpu *v, uint32_t index, uint64_t *value);
 bool soft_host_msr_write(struct soft_vcpu *v, uint32_t index, uint64_t value);
 bool soft_host_set_ferr(struct soft_vcpu *v, bool is_asserted); /* is IGNNE# asserted? */
 void soft_host_tsc_changed(struct soft_vcpu *v);
+int64_t soft_host_hypercall(struct soft_vcpu *v, const struct cpu_hypercall *call);
 /* Log what the guest did wrong (log_guest), from here where stdio may not be called directly. */
 void soft_host_log(struct soft_vcpu *v, const char *format, uint64_t a, uint64_t b);
 
