@@ -93,7 +93,7 @@ _doppel() {
     --log) mapfile -t COMPREPLY < <(compgen -W 'error warn info debug trace' -- "$cur") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$cur") ;;
     --disk) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
-    --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd= tap tap,ifname= socket:' -- "$cur") ;;
+    --net) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'none user user,hostfwd= tap tap,ifname= tap,queues= socket:' -- "$cur") ;;
     --share) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
     --serial | --console) mapfile -t COMPREPLY < <(compgen -W 'stdio none file: unix: pty:' -- "$cur") ;;
     --port) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'name=' -- "$cur") ;;

@@ -296,7 +296,9 @@ static void test_networks(void **state)
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "socket:x"), 0);
     assert_true(o.net.has_mac);
     assert_memory_not_equal(o.net.mac, first.mac, 6);
-    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "tap,ifname=tap0,mtu=9000"), 0);
+    assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--net", "tap,ifname=tap0,mtu=9000,queues=8"),
+                     0);
+    assert_int_equal(o.net.queues, 8);
     assert_int_equal(o.net.kind, VM_NET_TAP);
     assert_string_equal(o.net.path, "tap0");
     assert_int_equal(o.net.mtu, 9000);
@@ -305,6 +307,9 @@ static void test_networks(void **state)
                                       "socket:",
                                       "socket:x,restrict",
                                       "tap,restrict",
+                                      "tap,queues=0",
+                                      "tap,queues=9",
+                                      "user,queues=2",
                                       "tap0",
                                       "socket:x,hostfwd=tcp::1-:22",
                                       "none,restrict",

@@ -103,11 +103,21 @@ static int take_mtu(const char *text, struct vm_net *out, struct err *e)
     return rc;
 }
 
+static int take_queues(const char *text, struct vm_net *out, struct err *e)
+{
+    uint64_t queues;
+    int rc = parse_u64(text, "--net: queues", 1, NETDEV_QUEUES_MAX, &queues, e);
+
+    if (rc == 0)
+        out->queues = (unsigned)queues;
+    return rc;
+}
+
 static int take_property(const char *part, void *ctx, struct err *e)
 {
     struct vm_net *out = ctx;
     static const char *const names[] = {"mac", "mtu", "hostfwd", "restrict"};
-    static const char *const tap_names[] = {"mac", "mtu", "ifname"};
+    static const char *const tap_names[] = {"mac", "mtu", "ifname", "queues"};
     const char *value;
 
     if ((value = props_value(part, "mac")) != NULL)
@@ -124,9 +134,11 @@ static int take_property(const char *part, void *ctx, struct err *e)
         out->path = value;
         return 0;
     }
+    if (out->kind == VM_NET_TAP && (value = props_value(part, "queues")) != NULL)
+        return take_queues(value, out, e);
     if (out->kind == VM_NET_TAP)
         return props_unknown("--net", part, tap_names, ARRAY_SIZE(tap_names),
-                             "there are ifname=, mac= and mtu=", e);
+                             "there are ifname=, queues=, mac= and mtu=", e);
     if (out->kind != VM_NET_USER)
         return props_unknown("--net", part, names, 2, "there are mac= and mtu=", e);
     return props_unknown("--net", part, names, ARRAY_SIZE(names),

@@ -124,7 +124,7 @@ static const struct option_spec {
         "machines, by 'doppel switch PATH'; or vhost-user:PATH, served\n"
         "by another process. Properties: ifname=NAME of a tap\n"
         "interface that root made for you (else a new one, which\n"
-        "takes rights);\n"
+        "takes rights), queues=N of it, each with a thread;\n"
         "mac=ADDRESS (default: by the machine's name), mtu=BYTES;\n"
         "for user: restrict (no way out) and\n"
         "hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT (a port of the host\n"

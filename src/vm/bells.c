@@ -91,8 +91,8 @@ void bells_report_stats(const struct vm *vm, struct stats_sink *sink)
     const struct board *b = &vm->board;
     uint64_t rung = 0;
 
-    if (b->netdev != NULL)
-        rung += netdev_rung(b->netdev);
+    for (unsigned i = 0; i < b->netdev_count; i++)
+        rung += netdev_rung(b->netdevs[i]);
     if (b->net_vhost != NULL)
         rung += virtio_vhost_rung(b->net_vhost);
     if (b->vsock != NULL)

@@ -80,7 +80,8 @@ struct board {
         struct virtio_vhost *vhost; /* instead of the two */
         struct virtio_pci *function;
     } disks[VM_DISKS_MAX];
-    struct netdev *netdev;
+    struct netdev *netdevs[NETDEV_QUEUES_MAX]; /* queues of one network */
+    unsigned netdev_count;
     struct virtio_net *net;
     struct virtio_vhost *net_vhost; /* instead of the two */
     struct virtio_pci *net_function;

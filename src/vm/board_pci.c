@@ -266,10 +266,14 @@ int board_create_net(struct board *b, struct err *e)
     /* locally administered */
     static const uint8_t made_up[6] = {0x52, 0x54, 0x00, 0xd0, 0x99, 0x01};
     const struct vm_net *net = &b->vm->config.net;
+    unsigned count = MAX(net->queues, 1u);
     struct virtio_net_config config = {
         .name = "network interface",
         .memory = b->memory,
-        .pair_count = MIN(b->vm->config.cpu_count, NET_PAIRS_MAX),
+        .nets = b->netdevs,
+        .net_count = count,
+        /* a pair without a queue behind it would be for nothing where there are several */
+        .pair_count = count > 1 ? count : MIN(b->vm->config.cpu_count, NET_PAIRS_MAX),
     };
     int ret;
 
@@ -278,14 +282,14 @@ int board_create_net(struct board *b, struct err *e)
     if (net->kind == VM_NET_VHOST_USER)
         return board_create_net_vhost(b, net->has_mac ? net->mac : made_up, e);
     if (net->kind == VM_NET_USER)
-        ret = netdev_user_open(&net->user, net->mtu, &b->netdev, e);
+        ret = netdev_user_open(&net->user, net->mtu, b->netdevs, e);
     else if (net->kind == VM_NET_TAP)
-        ret = netdev_tap_open(net->path, net->mtu, &b->netdev, e);
+        ret = netdev_tap_open(net->path, net->mtu, count, b->netdevs, e);
     else
-        ret = netdev_socket_open(net->path, net->mtu, &b->netdev, e);
+        ret = netdev_socket_open(net->path, net->mtu, b->netdevs, e);
     if (ret != 0)
         return ret;
-    config.net = b->netdev;
+    b->netdev_count = count;
     memcpy(config.mac, net->has_mac ? net->mac : made_up, 6);
     ret = virtio_net_create(&config, &b->net, e);
     if (ret == 0)
@@ -436,7 +440,8 @@ static void board_destroy_functions(struct board *b)
         board_destroy_disk(&b->disks[i]);
     for (unsigned i = 0; i < VM_SHARES_MAX; i++)
         board_destroy_share(&b->shares[i]);
-    netdev_close(b->netdev);
+    for (unsigned i = 0; i < b->netdev_count; i++)
+        netdev_close(b->netdevs[i]);
     virtio_vhost_close(b->net_vhost);
     virtio_pci_destroy(b->net_function);
     virtio_net_destroy(b->net);

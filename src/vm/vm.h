@@ -87,6 +87,7 @@ struct vm_net {
     uint8_t mac[6]; /* has_mac: else one that is made up, the same for every start */
     unsigned mtu;   /* the largest IP packet, NETDEV_MTU_MIN..NETDEV_MTU_MAX; 0: the usual */
     struct netdev_user_config user;
+    unsigned queues;  /* VM_NET_TAP: of the interface, 1..NETDEV_QUEUES_MAX; 0: one */
     const char *path; /* of the socket; VM_NET_TAP: the interface's name, NULL: a new one */
 };
 

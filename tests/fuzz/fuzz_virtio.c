@@ -83,6 +83,10 @@ void netdev_accept(struct netdev *net, unsigned takes)
     net->accepted = takes;
 }
 
+void netdev_use(struct netdev *net, bool is_used)
+{
+}
+
 unsigned netdev_mtu(const struct netdev *net)
 {
     return NETDEV_MTU_DEFAULT;
@@ -135,8 +139,11 @@ static void make_console(struct machine *m)
 static void make_net(struct machine *m)
 {
     struct err e;
-    struct virtio_net_config config = {
-        .name = "net", .memory = m->space, .net = &m->net, .pair_count = 2};
+    struct virtio_net_config config = {.name = "net",
+                                       .memory = m->space,
+                                       .nets = &(struct netdev *){&m->net},
+                                       .net_count = 1,
+                                       .pair_count = 2};
 
     require(virtio_net_create(&config, &m->virtio_net, &e) == 0);
     require(virtio_net_start(m->virtio_net, &e) == 0);

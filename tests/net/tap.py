@@ -20,7 +20,7 @@ HOST, GUEST = "10.9.0.1", "10.9.0.2"
 OWN_NETWORK = ["unshare", "--user", "--map-root-user", "--net"]
 # linux/if_tun.h
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
-IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x0100
 
 SCRIPT = r"""
 ip link set eth0 up
@@ -28,8 +28,10 @@ ip addr add @GUEST@/24 dev eth0
 say "offloads $(cat /sys/class/net/eth0/device/features)"
 say "mtu $(cat /sys/class/net/eth0/mtu)"
 say "ping $(ping -c 3 -W 20 -s 4000 @HOST@ | grep -c 'bytes from')"
-say "sent $(/peer send tcp @HOST@ @SINK@ @MIB@)"
+say "sent $(taskset @ON@ /peer send tcp @HOST@ @SINK@ @MIB@)"
 say "got $(/peer recv tcp @HOST@ @SOURCE@ @MIB@)"
+say "queues $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)"
+say "used $(awk '/virtio[0-9]+-(in|out)put/ { sum = 0; for (i = 2; i <= 3; i++) sum += $i; if (sum > 20) print $NF }' /proc/interrupts | sed 's/.*-//' | sort | xargs)"
 say "done"
 sleep 600
 """
@@ -50,10 +52,10 @@ def why_not():
     return made.stdout.strip() or "no namespace" if made.returncode != 0 else None
 
 
-def make_tap(name):
+def make_tap(name, flags=0):
     """As 'ip tuntap add dev NAME mode tap' does, without ip."""
     fd = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", name.encode(), IFF_TAP | IFF_NO_PI))
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", name.encode(), IFF_TAP | IFF_NO_PI | flags))
     fcntl.ioctl(fd, TUNSETPERSIST, 1)
     os.close(fd)
 
@@ -83,12 +85,15 @@ class Test:
         expect(done.returncode == 1, "--net %s: status %d" % (option, done.returncode))
         expect(word in done.stdout, "--net %s: %s" % (option, done.stdout))
 
-    def boot(self, net, interface, mtu):
-        """One guest on the interface, which has its address when the guest looks for it."""
+    def boot(self, net, interface, mtu, on="3"):
+        """
+        One guest on the interface, which has its address when the guest looks for it; it sends on
+        the processors of the mask.
+        """
         args = self.args
         flows = Flows(args.mib, HOST)
         script = SCRIPT
-        for word, value in (("GUEST", GUEST), ("HOST", HOST), ("MIB", args.mib),
+        for word, value in (("GUEST", GUEST), ("HOST", HOST), ("MIB", args.mib), ("ON", on),
                             ("SINK", flows.sink.getsockname()[1]),
                             ("SOURCE", flows.source.getsockname()[1])):
             script = script.replace("@%s@" % word, str(value))
@@ -105,7 +110,7 @@ class Test:
                            "--net", net, "--cmdline",
                            "console=ttyS0 loglevel=4 panic=-1 doppel.test=script"])
             try:
-                self.talk(guest, flows, interface, mtu)
+                return self.talk(guest, flows, interface, mtu)
             finally:
                 guest.process.kill()
                 guest.process.wait()
@@ -119,10 +124,12 @@ class Test:
         rates = guest.wait_for("sent"), guest.wait_for("got")
         expect(flows.received == self.args.mib << 20, "%s bytes came" % flows.received)
         print("%s: %s MB/s from the guest, %s MB/s to it" % ((interface,) + rates))
+        queues, used = guest.wait_for("queues"), guest.wait_for("used").split()
         guest.wait_for("done")
         done = subprocess.run([self.args.busybox, "ping", "-c", "3", "-W", "20", "-s", "4000", GUEST],
                               stdout=subprocess.PIPE, check=False, text=True, timeout=LIMIT)
         expect(" 0% packet loss" in done.stdout, "the guest does not answer: " + done.stdout)
+        return queues, used
 
     def run(self):
         self.ip("link", "set", "lo", "up")
@@ -131,12 +138,21 @@ class Test:
         self.ip("link", "set", "lan0", "mtu", "9000")
         self.ip("addr", "add", HOST + "/24", "dev", "lan0")
         self.boot("tap,ifname=lan0", "lan0", 9000)
+        self.refused("tap,ifname=lan0,queues=2", "multi_queue")
         self.refused("tap,ifname=lo", "which is no tap interface")
         # somebody else has it: what to do is said
         fd = os.open("/dev/net/tun", os.O_RDWR)
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", b"lan0", IFF_TAP | IFF_NO_PI))
         self.refused("tap,ifname=lan0", "end that")
         os.close(fd)
+        # several queues: what is sent on the second processor goes and comes by the second pair
+        make_tap("lan1", IFF_MULTI_QUEUE)
+        self.ip("addr", "flush", "dev", "lan0")
+        self.ip("addr", "add", HOST + "/24", "dev", "lan1")
+        queues, used = self.boot("tap,ifname=lan1,queues=2", "lan1", 1500, on="2")
+        expect(queues == "2", "the guest has %s queues" % queues)
+        expect("input.1" in used,
+               "the guest used " + " ".join(used))
 
 
 def parse_arguments():

@@ -97,6 +97,12 @@ void netdev_accept(struct netdev *net, unsigned takes)
         net->ops->accept(net, takes);
 }
 
+void netdev_use(struct netdev *net, bool is_used)
+{
+    if (net->ops->use != NULL)
+        net->ops->use(net, is_used);
+}
+
 /* ---- the thread ---- */
 
 static void send_finished(void *ctx, const struct netdev_header *header, uint8_t *frame, size_t len)

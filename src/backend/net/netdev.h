@@ -92,6 +92,12 @@ uint64_t netdev_rung(const struct netdev *net);
  */
 void netdev_accept(struct netdev *net, unsigned takes);
 
+/*
+ * The guest uses this queue of an interface that has several, or not: whoever delivers frames
+ * chooses among those that are used. At first it does. Any thread.
+ */
+void netdev_use(struct netdev *net, bool is_used);
+
 /* No function of the client runs after this returns. NULL is allowed. */
 void netdev_close(struct netdev *net);
 
@@ -139,11 +145,18 @@ int netdev_user_open(const struct netdev_user_config *config, unsigned mtu, stru
  */
 int netdev_socket_open(const char *path, unsigned mtu, struct netdev **out, struct err *e);
 
+#define NETDEV_QUEUES_MAX 8u
+
 /*
  * The host's tap interface `name`, or a new one (NULL) for as long as it is open. A new one takes
  * CAP_NET_ADMIN, and so does to change the MTU (`mtu` 0: the guest's is the interface's); one
  * that root made for the user takes nothing. It is brought up if that is allowed.
+ *
+ * `count` queues of it, 1..NETDEV_QUEUES_MAX, each of which is a network device of its own with a
+ * thread of its own: out[0] to out[count - 1]. The host sends a flow on the queue that it last came
+ * from.
  */
-int netdev_tap_open(const char *name, unsigned mtu, struct netdev **out, struct err *e);
+int netdev_tap_open(const char *name, unsigned mtu, unsigned count, struct netdev **out,
+                    struct err *e);
 
 #endif

@@ -32,6 +32,8 @@ struct netdev_ops {
      * before the guest sees it. NULL: no matter. Any thread, the client's lock held.
      */
     void (*accept)(struct netdev *net, unsigned takes);
+    /* See netdev_use. NULL: there is one queue. Any thread, the client's lock held. */
+    void (*use)(struct netdev *net, bool is_used);
     void (*close)(struct netdev *net);
 };
 

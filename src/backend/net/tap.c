@@ -5,6 +5,9 @@
  * doppel does no set-up beyond the interface itself and runs no scripts: addresses, routes and
  * bridges are root's, before or after.
  *
+ * An interface with several queues is opened once for each. Offloads and the size of the header are
+ * the interface's, so it does no harm that each queue sets them.
+ *
  * Spec: Linux, Documentation/networking/tuntap.rst; include/uapi/linux/if_tun.h.
  */
 #include <errno.h>
@@ -35,7 +38,9 @@ struct tap {
     struct netdev net; /* first */
     int fd;
     bool has_uso;
-    bool is_gone; /* the interface was deleted */
+    bool is_one_of_many; /* queues of the interface */
+    bool is_attached;    /* the host sends frames here; under the client's lock */
+    bool is_gone;        /* the interface was deleted */
     char name[IFNAMSIZ];
     uint8_t frame[NETDEV_FRAME_MAX];
 };
@@ -112,6 +117,20 @@ static void tap_accept(struct netdev *net, unsigned takes)
         log_warn("offloads of the interface %s: %s", t->name, strerror(errno));
 }
 
+static void tap_use(struct netdev *net, bool is_used)
+{
+    struct tap *t = tap_of(net);
+    struct ifreq ifr = {.ifr_flags = is_used ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE};
+
+    if (!t->is_one_of_many || t->is_attached == is_used)
+        return;
+    if (ioctl(t->fd, TUNSETQUEUE, &ifr) == 0)
+        t->is_attached = is_used;
+    else if (!t->is_gone)
+        log_warn("%s a queue of the interface %s: %s", is_used ? "attach" : "detach", t->name,
+                 strerror(errno));
+}
+
 static void tap_close(struct netdev *net)
 {
     struct tap *t = tap_of(net);
@@ -122,7 +141,12 @@ static void tap_close(struct netdev *net)
 }
 
 static const struct netdev_ops tap_ops = {
-    .serve = tap_serve, .send = tap_send, .accept = tap_accept, .close = tap_close};
+    .serve = tap_serve,
+    .send = tap_send,
+    .accept = tap_accept,
+    .use = tap_use,
+    .close = tap_close,
+};
 
 /* ---- set-up ---- */
 
@@ -152,22 +176,36 @@ static int tap_refused(const char *name, int code, struct err *e)
     }
 }
 
-static int tap_attach(struct tap *t, const char *name, struct err *e)
+/* 0 with t->name, or -errno. */
+static int tap_claim(struct tap *t, const char *name, int flags)
 {
-    struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
-    int header = sizeof(struct netdev_header);
+    struct ifreq ifr = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags)};
 
     if (name != NULL)
         strcpy(ifr.ifr_name, name);
-    int rc = ioctl(t->fd, TUNSETIFF, &ifr);
-    if (rc != 0 && errno == EINVAL) {
-        /* one that was made for several queues wants to be asked so; it works with one */
-        ifr.ifr_flags |= IFF_MULTI_QUEUE;
-        rc = ioctl(t->fd, TUNSETIFF, &ifr);
-    }
-    if (rc != 0)
-        return tap_refused(name, errno, e);
+    if (ioctl(t->fd, TUNSETIFF, &ifr) != 0)
+        return -errno;
     strcpy(t->name, ifr.ifr_name);
+    return 0;
+}
+
+static int tap_attach(struct tap *t, const char *name, struct err *e)
+{
+    int header = sizeof(struct netdev_header);
+    int rc = tap_claim(t, name, t->is_one_of_many ? IFF_MULTI_QUEUE : 0);
+
+    /* whether it was made for several queues has to be said right; for one, both kinds will do */
+    if (rc == -EINVAL && !t->is_one_of_many)
+        rc = tap_claim(t, name, IFF_MULTI_QUEUE);
+    else if (rc == -EINVAL && tap_claim(t, name, 0) == 0)
+        return err_set(e, EINVAL,
+                       "use several queues of the interface %s, which was made for one; as root, "
+                       "'ip tuntap add dev NAME mode tap multi_queue user USER' makes one for "
+                       "several, or leave queues= out",
+                       name);
+    if (rc != 0)
+        return tap_refused(name, -rc, e);
+    t->is_attached = true;
     if (ioctl(t->fd, TUNSETVNETHDRSZ, &header) != 0)
         return err_set(e, errno, "set up the tap interface %s", t->name);
     t->has_uso =
@@ -215,7 +253,7 @@ static int tap_set_up(struct tap *t, int control, struct err *e)
     return 0;
 }
 
-static int tap_open_device(struct tap *t, const char *name, unsigned mtu, struct err *e)
+static int tap_open_device(struct tap *t, const char *name, struct err *e)
 {
     t->fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (t->fd < 0 && (errno == ENOENT || errno == ENODEV || errno == ENXIO))
@@ -226,37 +264,36 @@ static int tap_open_device(struct tap *t, const char *name, unsigned mtu, struct
                        "it is elsewhere");
     if (t->fd < 0)
         return err_set(e, errno, "open '/dev/net/tun'");
-    int rc = tap_attach(t, name, e);
-    if (rc != 0)
-        return rc;
+    return tap_attach(t, name, e);
+}
+
+static int tap_set_interface(struct tap *t, unsigned mtu, struct err *e)
+{
     int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (control < 0)
         return err_set(e, errno, "make a socket");
-    rc = tap_set_mtu(t, control, mtu, e);
+    int rc = tap_set_mtu(t, control, mtu, e);
     if (rc == 0)
         rc = tap_set_up(t, control, e);
     close(control);
     return rc;
 }
 
-int netdev_tap_open(const char *name, unsigned mtu, struct netdev **out, struct err *e)
+/* One queue of the interface. */
+static int tap_open_queue(const char *name, bool is_one_of_many, struct tap **out, struct err *e)
 {
     struct tap *t = calloc(1, sizeof(*t));
 
     if (t == NULL)
         return err_set(e, ENOMEM, "make a network interface on a tap interface");
     t->fd = -1;
-    int rc = 0;
-    if (name != NULL && (strlen(name) >= IFNAMSIZ || strpbrk(name, "/%: \t\n") != NULL))
-        rc = err_set(e, 0, "'%s' is no name for an interface: at most %d characters, and no /, %%",
-                     name, IFNAMSIZ - 1);
-    if (rc == 0)
-        rc = netdev_init(&t->net, &tap_ops, e);
+    t->is_one_of_many = is_one_of_many;
+    int rc = netdev_init(&t->net, &tap_ops, e);
     if (rc != 0) {
         free(t);
         return rc;
     }
-    rc = tap_open_device(t, name, mtu, e);
+    rc = tap_open_device(t, name, e);
     if (rc != 0) {
         netdev_close(&t->net);
         return rc;
@@ -264,7 +301,35 @@ int netdev_tap_open(const char *name, unsigned mtu, struct netdev **out, struct 
     t->net.takes = NETDEV_TAKES_CHECKSUM | NETDEV_TAKES_TCP4 | NETDEV_TAKES_TCP6 | NETDEV_TAKES_ECN;
     if (t->has_uso)
         t->net.takes |= NETDEV_TAKES_UDP;
-    log_info("the network is on the tap interface %s", t->name);
-    *out = &t->net;
+    *out = t;
     return 0;
+}
+
+int netdev_tap_open(const char *name, unsigned mtu, unsigned count, struct netdev **out,
+                    struct err *e)
+{
+    struct tap *taps[NETDEV_QUEUES_MAX];
+    unsigned opened = 0;
+    int rc = 0;
+
+    if (name != NULL && (strlen(name) >= IFNAMSIZ || strpbrk(name, "/%: \t\n") != NULL))
+        return err_set(e, 0,
+                       "'%s' is no name for an interface: at most %d characters, and no /, %%",
+                       name, IFNAMSIZ - 1);
+    while (rc == 0 && opened < count) {
+        rc = tap_open_queue(opened == 0 ? name : taps[0]->name, count > 1, &taps[opened], e);
+        opened += rc == 0;
+    }
+    if (rc == 0)
+        rc = tap_set_interface(taps[0], mtu, e);
+    for (unsigned i = 0; i < opened; i++)
+        if (rc == 0) {
+            taps[i]->net.mtu = taps[0]->net.mtu;
+            out[i] = &taps[i]->net;
+        } else {
+            netdev_close(&taps[i]->net);
+        }
+    if (rc == 0)
+        log_info("the network is on the tap interface %s", taps[0]->name);
+    return rc;
 }

@@ -16,6 +16,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
@@ -155,12 +156,12 @@ static void test_traffic(void **state)
                                 .cond = PTHREAD_COND_INITIALIZER};
     struct netdev *net, *other;
     struct err e;
-    if (!has_namespace() || netdev_tap_open("vm0", 0, &net, &e) != 0)
+    if (!has_namespace() || netdev_tap_open("vm0", 0, 1, &net, &e) != 0)
         skip();
     assert_int_equal(netdev_mtu(net), 1500);
-    assert_int_equal(netdev_tap_open("vm0", 0, &other, &e), -EBUSY);
+    assert_int_equal(netdev_tap_open("vm0", 0, 1, &other, &e), -EBUSY);
     assert_non_null(strstr(e.msg, "vm0"));
-    assert_int_equal(netdev_tap_open("lo", 0, &other, &e), -EINVAL);
+    assert_int_equal(netdev_tap_open("lo", 0, 1, &other, &e), -EINVAL);
     set_address("vm0");
     assert_int_equal(netdev_start(net, &station_client, &st, &e), 0);
     ask_arp(&st, net);
@@ -177,9 +178,98 @@ static void test_traffic(void **state)
     netdev_close(net);
     /* gone with who made it; and made with another MTU */
     assert_int_equal(if_nametoindex("vm0"), 0);
-    assert_int_equal(netdev_tap_open(NULL, 9000, &net, &e), 0);
+    assert_int_equal(netdev_tap_open(NULL, 9000, 1, &net, &e), 0);
     assert_int_equal(netdev_mtu(net), 9000);
     netdev_close(net);
+}
+
+/* A datagram of the guest's, so that the host knows by which queue the flow comes. */
+static void send_udp(struct station *st, struct netdev *net, uint16_t port)
+{
+    static const uint8_t head[] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 1,
+                                   2,    3,    4,    5,    8,    0,    0x45, 0,
+                                   0,    29,   0,    0,    0,    0,    64,   IPPROTO_UDP};
+    uint32_t sum = 0;
+
+    pthread_mutex_lock(&st->lock);
+    memset(st->out, 0, 60);
+    memcpy(st->out, head, sizeof(head));
+    inet_pton(AF_INET, GUEST_ADDR, st->out + 26);
+    inet_pton(AF_INET, HOST_ADDR, st->out + 30);
+    for (unsigned i = 14; i < 34; i += 2)
+        sum += (uint32_t)st->out[i] << 8 | st->out[i + 1];
+    sum = ~((sum & 0xffff) + (sum >> 16));
+    st->out[24] = (uint8_t)(sum >> 8);
+    st->out[25] = (uint8_t)sum;
+    st->out[34] = (uint8_t)(port >> 8);
+    st->out[35] = (uint8_t)port;
+    st->out[37] = 7;
+    st->out[39] = 9; /* no checksum */
+    st->out_len = 60;
+    pthread_mutex_unlock(&st->lock);
+    netdev_wake(net);
+}
+
+/* Two queues: a flow comes back where it came from, until its queue is not used any more. */
+static void test_queues(void **state)
+{
+    static struct station st[2] = {
+        {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER},
+        {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER}};
+    struct netdev *nets[2], *other;
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(7)}, from;
+    socklen_t size = sizeof(from);
+    uint8_t byte;
+    struct err e;
+    if (!has_namespace() || netdev_tap_open("vm1", 1400, 2, nets, &e) != 0)
+        skip();
+    assert_int_equal(netdev_mtu(nets[1]), 1400);
+    set_address("vm1");
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct timeval limit = {.tv_sec = LIMIT_S};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    inet_pton(AF_INET, HOST_ADDR, &here.sin_addr);
+    assert_int_equal(bind(fd, (struct sockaddr *)&here, sizeof(here)), 0);
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(netdev_start(nets[i], &station_client, &st[i], &e), 0);
+    ask_arp(&st[0], nets[0]); /* the host knows us from now on */
+    for (unsigned round = 0; round < 8; round++) {
+        unsigned queue = round & 1;
+        send_udp(&st[queue], nets[queue], (uint16_t)(2000 + round));
+        assert_int_equal(recvfrom(fd, &byte, 1, 0, (struct sockaddr *)&from, &size), 1);
+        st[0].udp_len = st[1].udp_len = 0;
+        assert_int_equal(sendto(fd, &byte, 1, 0, (struct sockaddr *)&from, size), 1);
+        await(&st[queue], &st[queue].udp_len);
+        assert_int_equal(st[!queue].udp_len, 0);
+    }
+    netdev_use(nets[1], false);
+    st[0].udp_len = 0;
+    assert_int_equal(sendto(fd, &byte, 1, 0, (struct sockaddr *)&from, size), 1);
+    await(&st[0], &st[0].udp_len);
+    netdev_use(nets[1], true);
+    netdev_use(nets[1], true);
+    send_udp(&st[1], nets[1], 3000);
+    assert_int_equal(recvfrom(fd, &byte, 1, 0, (struct sockaddr *)&from, &size), 1);
+    st[1].udp_len = 0;
+    assert_int_equal(sendto(fd, &byte, 1, 0, (struct sockaddr *)&from, size), 1);
+    await(&st[1], &st[1].udp_len);
+    close(fd);
+    netdev_close(nets[0]);
+    netdev_close(nets[1]);
+    assert_int_equal(if_nametoindex("vm1"), 0);
+
+    /* one that was made for one queue, and is not used */
+    struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI, .ifr_name = "vm2"};
+    fd = open("/dev/net/tun", O_RDWR);
+    assert_int_equal(ioctl(fd, TUNSETIFF, &ifr), 0);
+    assert_int_equal(ioctl(fd, TUNSETPERSIST, 1), 0);
+    close(fd);
+    assert_int_equal(netdev_tap_open("vm2", 0, 2, nets, &e), -EINVAL);
+    assert_non_null(strstr(e.msg, "multi_queue"));
+    assert_int_equal(netdev_tap_open("lo", 0, 2, nets, &e), -EINVAL);
+    assert_null(strstr(e.msg, "multi_queue"));
+    assert_int_equal(netdev_tap_open("vm2", 0, 1, &other, &e), 0);
+    netdev_close(other);
 }
 
 static void test_names(void **state)
@@ -188,7 +278,7 @@ static void test_names(void **state)
     struct netdev *net;
     struct err e;
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
-        assert_int_equal(netdev_tap_open(bad[i], 0, &net, &e), -EINVAL);
+        assert_int_equal(netdev_tap_open(bad[i], 0, 1, &net, &e), -EINVAL);
         assert_non_null(strstr(e.msg, bad[i]));
     }
 }
@@ -198,6 +288,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_queues),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -48,24 +48,31 @@ static unsigned flow_of(const uint8_t *frame, size_t len)
 
 /* ---- from the driver; on the backend's thread ---- */
 
-/* A chain of any pair that is in use; when there is none, the driver is asked to notify. */
-static bool take_transmitted(struct virtio_net *n, struct virtqueue_chain *chain, unsigned *pair)
+static struct net_lane *lane_of(struct virtio_net *n, unsigned queue)
 {
+    return &n->lanes[queue / 2 % n->lane_count];
+}
+
+/* A chain of any pair that is in use; when there is none, the driver is asked to notify. */
+static bool take_transmitted(struct net_lane *lane, struct virtqueue_chain *chain, unsigned *pair)
+{
+    struct virtio_net *n = lane->n;
     bool has_more;
 
     do {
         for (unsigned i = 0; i < n->active_pairs; i++) {
-            *pair = (n->turn + i) % n->active_pairs;
-            if (!virtio_pop(&n->dev, tx_queue(*pair), chain))
+            *pair = (lane->turn + i) % n->active_pairs;
+            if (*pair % n->lane_count != lane->index ||
+                !virtio_pop(&n->dev, tx_queue(*pair), chain))
                 continue;
-            n->turn = (*pair + 1) % n->active_pairs;
+            lane->turn = (*pair + 1) % n->active_pairs;
             if (!n->is_quiet[*pair])
                 virtqueue_set_notify(&n->dev.queues[tx_queue(*pair)], false);
             n->is_quiet[*pair] = true;
             return true;
         }
         has_more = false;
-        for (unsigned i = 0; i < n->active_pairs; i++)
+        for (unsigned i = lane->index; i < n->active_pairs; i += n->lane_count)
             if (n->is_quiet[i]) {
                 n->is_quiet[i] = false;
                 has_more |= virtqueue_set_notify(&n->dev.queues[tx_queue(i)], true);
@@ -86,20 +93,21 @@ static void read_header(const struct virtio_net *n, const struct virtqueue_chain
 
 static size_t net_pull(void *ctx, struct netdev_header *header, uint8_t frame[NETDEV_FRAME_MAX])
 {
-    struct virtio_net *n = ctx;
+    struct net_lane *lane = ctx;
+    struct virtio_net *n = lane->n;
     struct virtqueue_chain chain = {.buffers = n->buffers};
     size_t len = 0;
     unsigned pair;
 
     virtio_lock(&n->dev);
-    while (len == 0 && take_transmitted(n, &chain, &pair)) {
+    while (len == 0 && take_transmitted(lane, &chain, &pair)) {
         /* too short or too long for a frame, or with no cable: as on a wire, it is lost */
         if (chain.out_size >= HEADER_SIZE + ETHERNET_HEADER &&
             chain.out_size <= HEADER_SIZE + NETDEV_FRAME_MAX &&
             (n->dev.config[CONFIG_STATUS] & STATUS_LINK_UP)) {
             read_header(n, &chain, header);
             len = virtqueue_read(&chain, HEADER_SIZE, frame, NETDEV_FRAME_MAX);
-            if (n->active_pairs > 1)
+            if (n->active_pairs > 1 && n->lane_count == 1)
                 n->flows[flow_of(frame, len)] = (uint8_t)pair;
         }
         virtqueue_push(&n->dev.queues[tx_queue(pair)], &chain, 0);
@@ -210,11 +218,19 @@ static bool is_taken(const struct virtio_net *n, const struct netdev_header *hea
     return (needs & ~n->takes) == 0;
 }
 
-/* The queue of the pair that the flow was last sent on (5.1.6.5.6). */
-static unsigned queue_for(const struct virtio_net *n, const uint8_t *frame, size_t len)
+/*
+ * The queue of the pair that the flow was last sent on (5.1.6.5.6): remembered here, or by who has
+ * several queues and has chosen this one for it.
+ */
+static unsigned queue_for(const struct net_lane *lane, const uint8_t *frame, size_t len)
 {
-    unsigned pair = n->active_pairs > 1 ? n->flows[flow_of(frame, len)] : 0;
+    const struct virtio_net *n = lane->n;
+    unsigned pair = 0;
 
+    if (n->lane_count > 1)
+        pair = lane->index < n->active_pairs ? lane->index : 0;
+    else if (n->active_pairs > 1)
+        pair = n->flows[flow_of(frame, len)];
     return rx_queue(n->dev.queues[rx_queue(pair)].is_enabled ? pair : 0);
 }
 
@@ -222,10 +238,11 @@ static unsigned queue_for(const struct virtio_net *n, const uint8_t *frame, size
  * A header that does not fit into the first chain is a driver that breaks the rules (5.1.6.3.1);
  * its frame is lost.
  */
-static bool push_wanted(struct virtio_net *n, const struct netdev_header *header,
+static bool push_wanted(struct net_lane *lane, const struct netdev_header *header,
                         const uint8_t *frame, size_t len)
 {
-    unsigned queue = queue_for(n, frame, len);
+    struct virtio_net *n = lane->n;
+    unsigned queue = queue_for(lane, frame, len);
 
     if (!n->dev.queues[queue].is_enabled)
         return true;
@@ -243,13 +260,14 @@ static bool push_wanted(struct virtio_net *n, const struct netdev_header *header
 static bool net_push(void *ctx, const struct netdev_header *header, const uint8_t *frame,
                      size_t len)
 {
-    struct virtio_net *n = ctx;
+    struct net_lane *lane = ctx;
+    struct virtio_net *n = lane->n;
     bool is_done = true;
 
     virtio_lock(&n->dev);
     if (virtio_is_running(&n->dev) && (n->dev.config[CONFIG_STATUS] & STATUS_LINK_UP) &&
         len >= ETHERNET_HEADER && is_wanted(n, frame) && is_taken(n, header))
-        is_done = push_wanted(n, header, frame, len);
+        is_done = push_wanted(lane, header, frame, len);
     virtio_unlock(&n->dev);
     return is_done;
 }
@@ -265,7 +283,7 @@ static void net_notify(struct virtio_device *dev, unsigned index)
     if (index == virtio_net_control_queue(n))
         virtio_net_serve_control(n);
     else
-        netdev_wake(n->net);
+        netdev_wake(lane_of(n, index)->net);
 }
 
 /* Not for either of the queues that may be the control queue: the driver has yet to say which. */
@@ -273,7 +291,7 @@ static int net_bell(struct virtio_device *dev, unsigned index)
 {
     struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
 
-    return index != 2 && index != 2 * n->pair_count ? netdev_wake_fd(n->net) : -1;
+    return index != 2 && index != 2 * n->pair_count ? netdev_wake_fd(lane_of(n, index)->net) : -1;
 }
 
 static void net_start(struct virtio_device *dev)
@@ -309,7 +327,8 @@ void virtio_net_set_link(struct virtio_net *n, bool is_up)
     n->dev.config[CONFIG_STATUS] = is_up ? STATUS_LINK_UP : 0;
     virtio_signal_config(&n->dev);
     virtio_unlock(&n->dev);
-    netdev_wake(n->net);
+    for (unsigned i = 0; i < n->lane_count; i++)
+        netdev_wake(n->lanes[i].net);
 }
 
 static void fill_device(struct virtio_net *n, const struct virtio_net_config *config)
@@ -334,7 +353,7 @@ static void fill_device(struct virtio_net *n, const struct virtio_net_config *co
     memset(dev->config_rule + CONFIG_MAC, VIRTIO_CONFIG_CARRIED, CONFIG_PAIRS - CONFIG_MAC);
     dev->config[CONFIG_STATUS] = STATUS_LINK_UP;
     store_le16(dev->config + CONFIG_PAIRS, (uint16_t)config->pair_count);
-    store_le16(dev->config + CONFIG_MTU, (uint16_t)netdev_mtu(config->net));
+    store_le16(dev->config + CONFIG_MTU, (uint16_t)netdev_mtu(config->nets[0]));
 }
 
 int virtio_net_create(const struct virtio_net_config *config, struct virtio_net **out,
@@ -345,7 +364,10 @@ int virtio_net_create(const struct virtio_net_config *config, struct virtio_net 
     assert(config->pair_count >= 1 && config->pair_count <= VIRTIO_NET_PAIRS_MAX);
     if (n == NULL)
         return err_set(e, ENOMEM, "make the network device %s", config->name);
-    n->net = config->net;
+    assert(config->net_count >= 1 && config->net_count <= NETDEV_QUEUES_MAX);
+    for (unsigned i = 0; i < config->net_count; i++)
+        n->lanes[i] = (struct net_lane){.n = n, .net = config->nets[i], .index = i};
+    n->lane_count = config->net_count;
     n->pair_count = config->pair_count;
     memcpy(n->mac, config->mac, 6);
     for (unsigned i = 0; i < NET_MERGE_MAX; i++)
@@ -358,7 +380,11 @@ int virtio_net_create(const struct virtio_net_config *config, struct virtio_net 
 
 int virtio_net_start(struct virtio_net *n, struct err *e)
 {
-    return netdev_start(n->net, &net_client, n, e);
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < n->lane_count; i++)
+        rc = netdev_start(n->lanes[i].net, &net_client, &n->lanes[i], e);
+    return rc;
 }
 
 void virtio_net_destroy(struct virtio_net *n)

@@ -3,7 +3,8 @@
  *
  * Frames go to and come from a network backend (backend/net), on whose thread they are copied.
  * Pairs of queues and a control queue; frames that a flow receives come on the pair that it sends
- * on.
+ * on. A backend with several queues serves the pairs in turn, pair n by queue n modulo their
+ * number, and chooses itself where a flow comes.
  *
  * Threads: created and destroyed by one thread; everything else as virtio.h says.
  *
@@ -27,7 +28,10 @@ struct virtio_net;
 struct virtio_net_config {
     const char *name; /* for messages; outlives the device */
     struct space *memory;
-    struct netdev *net; /* not started yet; outlives the device, but for netdev_close */
+    /* queues of the backend, 1..NETDEV_QUEUES_MAX, not more than pairs; not started yet; they
+     * outlive the device, but for netdev_close */
+    struct netdev *const *nets;
+    unsigned net_count;
     uint8_t mac[6];
     unsigned pair_count; /* of queues, 1..VIRTIO_NET_PAIRS_MAX */
 };

@@ -85,11 +85,7 @@ static bool control_mq(struct virtio_net *n, unsigned command, const struct virt
         if (n->is_quiet[i])
             virtqueue_set_notify(&n->dev.queues[2 * i + 1], true);
     memset(n->is_quiet, 0, sizeof(n->is_quiet));
-    n->active_pairs = count;
-    n->turn = 0;
-    netdev_wake(n->net); /* for what came without a notification */
-    /* flows learn their pairs anew */
-    memset(n->flows, 0, sizeof(n->flows));
+    virtio_net_use_pairs(n, count);
     return true;
 }
 
@@ -151,7 +147,20 @@ void virtio_net_accept(struct virtio_net *n, uint64_t offloads)
         n->takes |= offloads & NET_F_GUEST_TSO6 ? NETDEV_TAKES_TCP6 : 0;
         n->takes |= offloads & NET_F_GUEST_ECN ? NETDEV_TAKES_ECN : 0;
     }
-    netdev_accept(n->net, n->takes);
+    for (unsigned i = 0; i < n->lane_count; i++)
+        netdev_accept(n->lanes[i].net, n->takes);
+}
+
+void virtio_net_use_pairs(struct virtio_net *n, unsigned count)
+{
+    n->active_pairs = count;
+    /* flows learn their pairs anew */
+    memset(n->flows, 0, sizeof(n->flows));
+    for (unsigned i = 0; i < n->lane_count; i++) {
+        n->lanes[i].turn = 0;
+        netdev_use(n->lanes[i].net, i < count);
+        netdev_wake(n->lanes[i].net); /* for what came without a notification */
+    }
 }
 
 void virtio_net_reset_control(struct virtio_net *n)
@@ -161,8 +170,6 @@ void virtio_net_reset_control(struct virtio_net *n)
     /* until the driver says what it wants, it gets all (5.1.6.5.1) */
     n->rx[RX_PROMISC] = true;
     n->unicast = n->multicast = (struct net_table){0};
-    n->active_pairs = 1;
-    n->turn = 0;
-    memset(n->flows, 0, sizeof(n->flows));
     memset(n->is_quiet, 0, sizeof(n->is_quiet));
+    virtio_net_use_pairs(n, 1);
 }

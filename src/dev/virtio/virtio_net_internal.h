@@ -53,9 +53,18 @@ struct net_table {
 
 #define NET_FLOWS 256u
 
+/* A queue of the backend, and the pairs that it serves: those whose number leaves `index`. */
+struct net_lane {
+    struct virtio_net *n;
+    struct netdev *net;
+    unsigned index;
+    unsigned turn; /* the pair that is asked for a frame first; under dev.lock */
+};
+
 struct virtio_net {
     struct virtio_device dev;
-    struct netdev *net;
+    struct net_lane lanes[NETDEV_QUEUES_MAX];
+    unsigned lane_count;
     uint8_t mac[6]; /* after reset */
     unsigned pair_count;
 
@@ -64,7 +73,6 @@ struct virtio_net {
     unsigned takes;        /* what it takes undone: NETDEV_TAKES_* */
     bool rx[RX_COUNT];
     struct net_table unicast, multicast;
-    unsigned turn;                       /* the pair that is asked for a frame first */
     bool is_quiet[VIRTIO_NET_PAIRS_MAX]; /* the driver was told not to notify */
     uint8_t flows[NET_FLOWS];            /* by hash: the pair that a flow was last sent on */
     struct virtqueue_chain merged[NET_MERGE_MAX];
@@ -85,6 +93,8 @@ int virtio_net_check_state(struct virtio_device *dev, const struct virtio_state 
                            struct err *e);
 void virtio_net_set_state(struct virtio_device *dev, const struct virtio_state *state);
 
+/* The driver uses so many pairs; who serves them looks for what is there. */
+void virtio_net_use_pairs(struct virtio_net *n, unsigned count);
 /* The driver takes those of its features undone that `offloads` names (bits as of features). */
 void virtio_net_accept(struct virtio_net *n, uint64_t offloads);
 

@@ -93,7 +93,7 @@ void virtio_net_set_state(struct virtio_device *dev, const struct virtio_state *
 {
     struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
 
-    n->active_pairs = state->net.active_pairs;
+    virtio_net_use_pairs(n, state->net.active_pairs);
     for (unsigned i = 0; i < RX_COUNT; i++)
         n->rx[i] = state->net.rx[i];
     set_table(&n->unicast, &state->net.unicast);

@@ -24,11 +24,14 @@ struct netdev {
     const struct netdev_client *client;
     void *ctx;
     unsigned takes, wakes;
+    bool is_used;
 };
 
 struct fixture {
     struct driver driver;
-    struct netdev netdev;
+    struct netdev netdev, others[2];
+    struct netdev *nets[3];
+    unsigned net_count;
     struct virtio_net *net;
     unsigned next[VIRTIO_QUEUES_MAX];
 };
@@ -57,6 +60,11 @@ void netdev_accept(struct netdev *net, unsigned takes)
     net->takes = takes;
 }
 
+void netdev_use(struct netdev *net, bool is_used)
+{
+    net->is_used = is_used;
+}
+
 unsigned netdev_mtu(const struct netdev *net)
 {
     return 1400;
@@ -67,20 +75,30 @@ static void make_net(struct fixture *f)
     struct err e;
     struct virtio_net_config config = {.name = "net",
                                        .memory = f->driver.space,
-                                       .net = &f->netdev,
+                                       .nets = f->nets,
+                                       .net_count = f->net_count,
                                        .mac = {0x52, 1, 2, 3, 4, 5},
                                        .pair_count = 3};
     assert_int_equal(virtio_net_create(&config, &f->net, &e), 0);
     assert_int_equal(virtio_net_start(f->net, &e), 0);
 }
 
-static struct fixture *setup(uint64_t features)
+static struct fixture *setup_with(unsigned net_count, uint64_t features)
 {
     struct fixture *f = calloc(1, sizeof(*f));
     driver_setup(&f->driver);
+    f->nets[0] = &f->netdev;
+    f->nets[1] = &f->others[0];
+    f->nets[2] = &f->others[1];
+    f->net_count = net_count;
     make_net(f);
     driver_start(&f->driver, virtio_net_device(f->net), features);
     return f;
+}
+
+static struct fixture *setup(uint64_t features)
+{
+    return setup_with(1, features);
 }
 
 static void teardown(struct fixture *f)
@@ -247,6 +265,43 @@ static void flows_keep_to_their_pair(void **state)
     assert_int_equal(command(f, 6, 4, 0, pairs, 2), 0);
     assert_true(push(f, &none, 80, 10));
     assert_int_equal(driver_used(&f->driver, 0, NULL), 0);
+    teardown(f);
+}
+
+/* A backend with a queue for each pair: frames keep to it, both ways. */
+static void queues_of_the_backend(void **state)
+{
+    struct fixture *f = setup_with(3, F_MQ | F_CTRL | F_MRG);
+    const struct netdev_client *client = f->netdev.client;
+    struct netdev_header got;
+    uint8_t pairs[2] = {3, 0};
+
+    assert_true(f->netdev.is_used && !f->others[0].is_used && !f->others[1].is_used);
+    for (unsigned i = 0; i < 3; i++)
+        give_room(f, 2 * i, 4, 2000);
+    assert_int_equal(command(f, 6, 4, 0, pairs, 2), 0);
+    assert_true(f->netdev.is_used && f->others[0].is_used && f->others[1].is_used);
+    f->netdev.wakes = f->others[0].wakes = f->others[1].wakes = 0;
+    transmit(f, 5, &none, 80, 100);
+    driver_notify(&f->driver, 5);
+    assert_true(f->netdev.wakes == 0 && f->others[0].wakes == 0 && f->others[1].wakes == 1);
+    assert_int_equal(client->pull(f->nets[0]->ctx, &got, frame), 0);
+    assert_int_equal(client->pull(f->nets[1]->ctx, &got, frame), 0);
+    assert_int_equal(client->pull(f->nets[2]->ctx, &got, frame), 154);
+    for (unsigned i = 0; i < 3; i++) {
+        size_t len = make_frame(frame, true, 80, 10);
+        assert_true(client->push(f->nets[i]->ctx, &none, frame, len));
+        assert_int_equal(driver_used(&f->driver, 2 * i, NULL), 0);
+    }
+    /* what was on its way by a queue that is not used any more comes on the first */
+    pairs[0] = 1;
+    assert_int_equal(command(f, 6, 4, 0, pairs, 2), 0);
+    assert_true(f->netdev.is_used && !f->others[0].is_used && !f->others[1].is_used);
+    size_t len = make_frame(frame, true, 80, 10);
+    assert_true(client->push(f->nets[2]->ctx, &none, frame, len));
+    assert_int_equal(driver_used(&f->driver, 0, NULL), 1);
+    transmit(f, 5, &none, 80, 100);
+    assert_int_equal(client->pull(f->nets[2]->ctx, &got, frame), 0);
     teardown(f);
 }
 
@@ -504,17 +559,12 @@ static void forged_states_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(headers_pass_through),
-        cmocka_unit_test(what_the_guest_takes),
-        cmocka_unit_test(flows_keep_to_their_pair),
-        cmocka_unit_test(a_pair_comes_back),
-        cmocka_unit_test(bells_wake_the_network_only),
-        cmocka_unit_test(control_commands),
-        cmocka_unit_test(no_cable),
-        cmocka_unit_test(a_held_device_waits),
-        cmocka_unit_test(hostile_drivers),
-        cmocka_unit_test(another_interface_goes_on),
-        cmocka_unit_test(forged_states_are_refused),
+        cmocka_unit_test(headers_pass_through),      cmocka_unit_test(what_the_guest_takes),
+        cmocka_unit_test(flows_keep_to_their_pair),  cmocka_unit_test(queues_of_the_backend),
+        cmocka_unit_test(a_pair_comes_back),         cmocka_unit_test(bells_wake_the_network_only),
+        cmocka_unit_test(control_commands),          cmocka_unit_test(no_cable),
+        cmocka_unit_test(a_held_device_waits),       cmocka_unit_test(hostile_drivers),
+        cmocka_unit_test(another_interface_goes_on), cmocka_unit_test(forged_states_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
