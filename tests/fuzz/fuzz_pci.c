@@ -5,7 +5,8 @@
  * BARs and MSI-X, and a virtio device whose queue the same bytes can set up. What must hold, beside
  * what sanitizers see: both ways of configuration read the same; what is read-only stays; nothing
  * but a bus master in D0 writes memory; wires are asserted by functions that may, and by no other;
- * and after a reset each function is as it was.
+ * after a reset each function is as it was; and whatever came before, the bus's state can be taken,
+ * and put back after a reset, while what was made of it by changing bytes is put back or refused.
  */
 #include <pthread.h>
 #include <stdbool.h>
@@ -20,6 +21,7 @@
 #include "dev/virtio/virtio.h"
 #include "dev/virtio/virtio_pci.h"
 #include "dev/virtio/virtio_rng.h"
+#include "dev/virtio/virtio_state.h"
 #include "mem/space.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -226,6 +228,60 @@ static void access_bar(struct bus *b, const uint8_t *step, unsigned size)
         memcpy(b->before, b->ram, RAM_SIZE);
 }
 
+struct bus_state {
+    struct pci_host_state host;
+    struct pci_device_state isa, pm, own;
+    struct virtio_pci_state virtio;
+};
+
+static void reset_functions(struct bus *b)
+{
+    virtio_pci_reset(b->virtio);
+    pci_host_reset_device(b->host, &b->dev);
+    pci_host_reset(b->host);
+    piix3_reset(b->isa);
+    piix4_pm_reset(b->pm);
+}
+
+static int put_state(struct bus *b, const struct bus_state *s)
+{
+    struct err e;
+    int rc = pci_host_set_state(b->host, &s->host, &e);
+
+    if (rc == 0)
+        rc = piix3_set_state(b->isa, &s->isa, &e);
+    if (rc == 0)
+        rc = piix4_pm_set_state(b->pm, &s->pm, &e);
+    if (rc == 0)
+        rc = pci_host_set_device_state(b->host, &b->dev, &s->own, &e);
+    if (rc == 0)
+        rc = virtio_pci_set_state(b->virtio, &s->virtio, &e);
+    b->is_asserted = s->own.is_intx_asserted;
+    return rc;
+}
+
+static void renew(struct bus *b, const uint8_t *step)
+{
+    static struct bus_state taken, forged;
+    struct virtio_device *dev = virtio_rng_device(b->rng);
+
+    require(virtio_quiesce(dev, 0, NULL) == 0);
+    pci_host_get_state(b->host, &taken.host);
+    piix3_get_state(b->isa, &taken.isa);
+    piix4_pm_get_state(b->pm, &taken.pm);
+    pci_host_get_device_state(b->host, &b->dev, &taken.own);
+    require(virtio_pci_get_state(b->virtio, &taken.virtio, NULL) == 0);
+    reset_functions(b);
+    forged = taken;
+    ((uint8_t *)&forged)[load_le16(step + 2) % sizeof(forged)] ^= step[4];
+    ((uint8_t *)&forged)[load_le16(step + 5) % sizeof(forged)] ^= step[7];
+    if (put_state(b, &forged) != 0) {
+        reset_functions(b);
+        require(put_state(b, &taken) == 0);
+    }
+    virtio_resume(dev);
+}
+
 static void obey(struct bus *b, const uint8_t *step)
 {
     unsigned size = 1u << (step[0] >> 3 & 3), function = step[1] % FUNCTIONS;
@@ -257,7 +313,10 @@ static void obey(struct bus *b, const uint8_t *step)
         pci_host_set_intx(b->host, &b->dev, b->is_asserted);
         break;
     default:
-        pci_msix_notify(b->msix, value % (VECTORS + 1));
+        if (step[0] & 0x40)
+            renew(b, step);
+        else
+            pci_msix_notify(b->msix, value % (VECTORS + 1));
         break;
     }
 }

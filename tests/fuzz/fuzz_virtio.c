@@ -3,8 +3,10 @@
  *
  * The input chooses the device, its features and the ring's kind, then is copied into the
  * driver's memory, piece by piece, with notifications, register writes and turns of the loop
- * between. What must hold: nothing but what sanitizers and the devices' own asserts watch, the
- * device ends its reset, and another driver can work with it.
+ * between. Another device may take the place of the first, with its state, or with what the input
+ * made of that. What must hold: nothing but what sanitizers and the devices' own asserts watch, the
+ * device ends its reset, and another driver can work with it; and whatever a driver has done, the
+ * device's state can be taken and put back.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +23,7 @@
 #include "dev/virtio/virtio_console.h"
 #include "dev/virtio/virtio_net.h"
 #include "dev/virtio/virtio_rng.h"
+#include "dev/virtio/virtio_state.h"
 #include "dev/virtio/virtio_vsock.h"
 #include "mem/space.h"
 #include "os/loop.h"
@@ -129,7 +132,8 @@ static void make_console(struct machine *m)
     struct virtio_console_config config = {.memory = m->space, .loop = m->loop, .port_count = 2};
 
     for (unsigned i = 0; i < 2; i++)
-        require(chardev_create_none(m->loop, &m->chardevs[i], &e) == 0);
+        if (m->chardevs[i] == NULL)
+            require(chardev_create_none(m->loop, &m->chardevs[i], &e) == 0);
     config.ports[0] = (struct virtio_console_port){.chardev = m->chardevs[0], .is_console = true};
     config.ports[1] = (struct virtio_console_port){.chardev = m->chardevs[1], .name = "port"};
     require(virtio_console_create(&config, &m->console, &e) == 0);
@@ -150,7 +154,7 @@ static void make_net(struct machine *m)
     m->dev = virtio_net_device(m->virtio_net);
 }
 
-static void make_disk(struct machine *m)
+static void make_image(struct machine *m)
 {
     struct err e;
     struct block_config host = {.path = m->disk};
@@ -160,6 +164,14 @@ static void make_disk(struct machine *m)
     require(fd >= 0 && ftruncate(fd, 65536) == 0);
     close(fd);
     require(block_open(&host, &m->block, &e) == 0);
+}
+
+static void make_disk(struct machine *m)
+{
+    struct err e;
+
+    if (m->block == NULL)
+        make_image(m);
     struct virtio_blk_config config = {
         .name = "disk", .memory = m->space, .block = m->block, .queue_count = 2};
     require(virtio_blk_create(&config, &m->blk, &e) == 0);
@@ -215,17 +227,22 @@ static void turn(struct machine *m)
     require(loop_run(m->loop, &e) == 0);
 }
 
-static void destroy_machine(struct machine *m)
+static void destroy_device(struct machine *m)
 {
-    block_close(m->block);
     virtio_blk_destroy(m->blk);
-    if (m->block != NULL)
-        unlink(m->disk);
     virtio_net_destroy(m->virtio_net);
     virtio_rng_destroy(m->rng);
     virtio_balloon_destroy(m->balloon);
     virtio_vsock_destroy(m->vsock);
     virtio_console_destroy(m->console);
+}
+
+static void destroy_machine(struct machine *m)
+{
+    block_close(m->block);
+    if (m->block != NULL)
+        unlink(m->disk);
+    destroy_device(m);
     for (unsigned i = 0; i < 2; i++)
         chardev_destroy(m->chardevs[i]);
     loop_destroy(m->loop);
@@ -244,6 +261,37 @@ static uint8_t *guest_memory(void)
     }
     memset(ram, 0, RAM_SIZE);
     return ram;
+}
+
+/* ---- another device ---- */
+
+/*
+ * Bytes of the state are changed before it is put into the next device. If that is refused, what
+ * was taken is put back, which is not.
+ */
+static void replace_device(struct machine *m, struct input *in)
+{
+    static struct virtio_state taken, forged, again;
+    unsigned changes = take(in, 1) % 4;
+    struct err e;
+
+    require(virtio_quiesce(m->dev, UINT64_C(20) * 1000000000, &e) == 0);
+    require(virtio_get_state(m->dev, &taken, &e) == 0);
+    turn(m); /* what was posted is done with */
+    destroy_device(m);
+    make_device(m);
+    require(virtio_quiesce(m->dev, 0, &e) == 0);
+    forged = taken;
+    for (unsigned i = 0; i < changes; i++) {
+        unsigned at = take(in, 2) % sizeof(forged);
+        ((uint8_t *)&forged)[at] = (uint8_t)take(in, 1);
+    }
+    if (changes == 0 || virtio_set_state(m->dev, &forged, &e) != 0) {
+        require(virtio_set_state(m->dev, &taken, &e) == 0);
+        require(virtio_get_state(m->dev, &again, &e) == 0);
+        require(memcmp(&taken, &again, sizeof(taken)) == 0);
+    }
+    virtio_resume(m->dev);
 }
 
 /* ---- the driver ---- */
@@ -368,6 +416,12 @@ static void step(struct machine *m, struct input *in)
         if (m->virtio_net != NULL)
             move_frames(m, in);
         break;
+    case 7:
+        if (what & 8) {
+            replace_device(m, in);
+            break;
+        }
+        /* fall through */
     default:
         pthread_mutex_lock(&dev->lock);
         virtio_notify(dev, take(in, 1) % (dev->queue_count + 1));
