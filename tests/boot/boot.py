@@ -208,11 +208,22 @@ def check_clocks(marked):
     expect(abs(wall - now) <= 2.5, "the guest's date is off by %.1f s" % (wall - now))
 
 
+def check_paravirt(used):
+    """What a kernel with several CPUs uses; yielding only with steal time, which the host has to tell."""
+    wanted = ["PV spinlocks enabled", "setup PV IPIs"]
+    if os.path.exists("/proc/thread-self/schedstat"):
+        wanted.append("setup PV sched yield")
+    for feature in wanted:
+        expect(feature in used, "the kernel says nothing of '%s': %s" % (feature, used))
+
+
 def check(args, status, marked, disks, network):
     expect(status == 0, "doppel ended with status %d" % status)
     one(marked, "ok")
     expect(one(marked, "cpu")[2].startswith("%d x " % args.cpus), "wrong number of CPUs")
     expect(one(marked, "machine")[2] == UUID, "the tables do not tell the machine's UUID")
+    if args.cpus > 1:
+        check_paravirt(one(marked, "paravirt")[2].split(","))
     if args.mode == "facts":
         return
     expect(one(marked, "cpuinfo")[2] == str(args.cpus), "wrong number of CPUs in /proc/cpuinfo")

@@ -1,4 +1,5 @@
 # guest.sh - /script of the guest that switch.sh starts: sums on every CPU, and the network at work beside them
+paravirt
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 fetch() {
