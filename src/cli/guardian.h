@@ -1,23 +1,20 @@
 /*
  * guardian.h - a small process that cleans up when doppel is killed
  *
- * Nothing can be done in a process that gets SIGKILL. The guardian waits for the end of its
- * parent (a pipe that only the parent holds open), then undoes what is left: the terminal's raw
- * mode, files of sockets. It never outlives the parent by more than that.
+ * A survivor (os/survivor.h) that undoes what is left at its parent's end: the terminal's raw mode,
+ * files of sockets.
  */
 #ifndef DOPPEL_CLI_GUARDIAN_H
 #define DOPPEL_CLI_GUARDIAN_H
 
-#include <sys/types.h>
-
 #include "base/err.h"
+#include "os/survivor.h"
 #include "os/tty.h"
 
 #define GUARDIAN_FILES_MAX 32
 
 struct guardian {
-    pid_t pid;
-    int pipe_fd;
+    struct survivor process;
     const char *const *files;
     unsigned file_count;
 };

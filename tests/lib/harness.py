@@ -47,8 +47,9 @@ def has_io_uring():
 
 
 def wait_unlocked(path):
-    """Until nobody has an image locked. The kernel closes the files of a killed process that used
-    io_uring a while after the process has ended; until then they are locked (decision 0019)."""
+    """Until nobody has an image locked. What survives a killed process has it locked until what was
+    being written to the image's tables is there (decision 0024). And the kernel closes the files of a
+    killed process that used io_uring a while after the process has ended (decision 0019)."""
     with open(path, "r+b") as file:
         # the bytes that QEMU and doppel lock; goes with the file
         fcntl.lockf(file, fcntl.LOCK_EX, 200, 100)

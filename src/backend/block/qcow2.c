@@ -15,11 +15,6 @@
 #include "backend/block/qcow2_impl.h"
 #include "base/log.h"
 
-#define SLICE_SIZE 4096u
-#define L2_SLICES_MIN 64u
-#define L2_SLICES_MAX 4096u /* 16 MiB, which map 128 GiB in clusters of 64 KiB */
-#define REF_SLICES 256u
-
 int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
 {
     static struct log_limit limit;
@@ -87,8 +82,11 @@ static void qcow2_free(struct qcow2 *q)
         free(q->unpacked[i].data);
     free(q->l1);
     free(q->reftable);
-    free(q->releases);
+    free(q->releases.all);
+    free(q->leavings.all);
+    qcow2_set_free(&q->held);
     free(q->path);
+    redo_close(&q->redo);
     q->store->ops->close(q->store);
     pthread_mutex_destroy(&q->unpacked_lock);
     pthread_cond_destroy(&q->allocation_ended);
@@ -101,9 +99,7 @@ static void qcow2_close(struct image *image)
 {
     struct qcow2 *q = qcow2_of(image);
 
-    /* the second writes out what the first gave free */
-    if (!image->is_read_only && !q->is_temporary && q->broken == 0 &&
-        (qcow2_commit(q) != 0 || qcow2_cache_write(&q->ref_cache) != 0))
+    if (q->redo.list != NULL && !q->is_temporary && q->broken == 0 && qcow2_commit(q) != 0)
         log_error("the image '%s' could not be written out", q->path);
     qcow2_free(q);
 }
@@ -137,14 +133,24 @@ static int read_table(struct qcow2 *q, uint64_t offset, uint64_t count, uint64_t
 
 static uint32_t slice_size(const struct qcow2 *q)
 {
-    return MIN(q->cluster_size, SLICE_SIZE);
+    return MIN(q->cluster_size, QCOW2_SLICE_SIZE);
 }
 
 unsigned qcow2_slices_wanted(const struct qcow2 *q)
 {
     uint64_t mapped = (uint64_t)slice_size(q) / 8 << q->cluster_bits; /* by a slice: bytes */
 
-    return (unsigned)MIN(q->image.size / mapped + L2_SLICES_MIN, L2_SLICES_MAX);
+    return (unsigned)MIN(q->image.size / mapped + QCOW2_L2_SLICES_MIN, QCOW2_L2_SLICES_MAX);
+}
+
+/* For the file as it is, and as all that the disk can still get in it will make it. */
+unsigned qcow2_ref_slices_wanted(const struct qcow2 *q)
+{
+    uint64_t counted = ((uint64_t)slice_size(q) * 8 >> q->header.refcount_order) << q->cluster_bits;
+    uint64_t wanted = q->file_end / counted + q->image.size / counted +
+                      q->image.size / counted / 8 + 2 * QCOW2_REF_SLICES_SPARE;
+
+    return (unsigned)MIN(MAX(wanted, QCOW2_REF_SLICES_MIN), QCOW2_REF_SLICES_MAX);
 }
 
 static int read_tables(struct qcow2 *q)
@@ -161,8 +167,8 @@ static int read_tables(struct qcow2 *q)
     if (rc == 0)
         rc = qcow2_cache_init(&q->l2_cache, q->store, slice, qcow2_slices_wanted(q));
     if (rc == 0)
-        rc = qcow2_cache_init(&q->ref_cache, q->store, slice, REF_SLICES);
-    q->ref_cache.may_write = true;
+        rc = qcow2_cache_init(&q->ref_cache, q->store, slice, qcow2_ref_slices_wanted(q));
+    q->ref_cache.may_write = true; /* until there are commits */
     return rc;
 }
 
@@ -266,11 +272,15 @@ int qcow2_start(struct image *image, const struct image_config *config, struct e
 {
     struct qcow2 *q = qcow2_of(image);
     const char *path = config->path;
+    struct err why;
     int rc;
 
     q->is_temporary = image->backing != NULL && q->header.names.backing_file[0] == '\0';
-    if (image->is_read_only || config->is_for_repair)
+    if (image->is_read_only)
         return 0;
+    rc = redo_open(&q->redo, e);
+    if (rc != 0 || config->is_for_repair)
+        return rc;
     if (q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT)
         return err_set(e, 0,
                        "open '%s' for writing: it is marked as damaged; 'doppel image check "
@@ -297,6 +307,12 @@ int qcow2_start(struct image *image, const struct image_config *config, struct e
         q->header.autoclear = 0;
         q->header.bitmap_count = 0;
     }
+    q->ref_cache.may_write = false;
+    if (q->store->file != NULL && !q->is_temporary && redo_start_survivor(&q->redo, q->store, &why))
+        log_info(
+            "the image '%s' has no process that survives this one (%s): if this one is killed, "
+            "there may be clusters that leak",
+            path, why.msg);
     return 0;
 }
 

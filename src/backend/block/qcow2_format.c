@@ -215,7 +215,8 @@ static int preallocate_some(struct qcow2 *q, uint64_t cluster, uint64_t count, u
     bool is_fresh;
     int rc = qcow2_commit_if_full(q);
 
-    rc = rc < 0 ? rc : qcow2_map_writable(q, cluster, true, &slice, &index);
+    if (rc == 0)
+        rc = qcow2_map_writable(q, cluster, true, &slice, &index);
     if (rc == 0)
         rc = qcow2_allocate(q, MIN(count, qcow2_map_room(q, cluster)), QCOW2_HOST_MAX, &host, done,
                             &is_fresh);

@@ -5,13 +5,20 @@
  * in slices (qcow2_cache.c). All of it under `lock`, which is held for looking things up and never
  * over a transfer of data.
  *
- * What makes the file survive a crash at any moment is the order in which qcow2_commit.c writes:
- *  1. data, refcounts                          then a flush of the store
+ * Whenever the lock is free, the tables in memory agree: each cluster is counted as often as they,
+ * and the releases that wait for a commit, refer to it. Clusters that are `held` are not counted
+ * and not referred to, but not free either: somebody writes to them, and will then count them and
+ * refer to them, or they were given free and somebody may still be reading or writing there.
+ *
+ * A commit (qcow2_commit.c) takes the file from one such state to the next, by one list of writes
+ * (redo.h): the end of this process leaves all of it or nothing. The list's order is for a host
+ * that loses what was not flushed:
+ *  1. refcounts that grow; data are there      then a flush of the store
  *  2. entries of the refcount table            then a flush, if there were any
- *  3. entries of L2 tables                     then a flush
+ *  3. entries of L2 tables                     then a flush, if there were any
  *  4. entries of the L1 table                  then a flush, if there were any
- *  5. only now the clusters that nothing refers to any more are given free
- * So whatever an entry on the disk refers to is there, and counted. A crash leaves at the worst
+ *  5. refcounts of what nothing refers to any more
+ * So whatever an entry on the disk refers to is there, and counted. Such a host leaves at the worst
  * clusters that are counted and not referred to.
  *
  * Spec: QEMU, docs/interop/qcow2.txt.
@@ -22,6 +29,7 @@
 #include <pthread.h>
 
 #include "backend/block/qcow2.h"
+#include "backend/block/redo.h"
 #include "backend/block/store.h"
 #include "base/bits.h"
 
@@ -32,6 +40,14 @@
 #define QCOW2_SNAPSHOT_BYTES_MAX (UINT64_C(64) << 20)
 #define QCOW2_BITMAPS_MAX 65535u
 #define QCOW2_BITMAP_DIRECTORY_MAX (UINT64_C(64) << 20)
+
+/* Tables are kept in slices of this size, or of a cluster's, if that is smaller. So many: */
+#define QCOW2_SLICE_SIZE 4096u
+#define QCOW2_L2_SLICES_MIN 64u
+#define QCOW2_L2_SLICES_MAX 4096u /* 16 MiB, which map 128 GiB in clusters of 64 KiB */
+#define QCOW2_REF_SLICES_SPARE 64u
+#define QCOW2_REF_SLICES_MIN 256u
+#define QCOW2_REF_SLICES_MAX 4096u /* which count 512 GiB in clusters of 64 KiB */
 
 #define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00) /* of entries of L1 and L2 tables */
 #define QCOW2_COPIED BIT(63)                           /* the refcount is exactly 1 */
@@ -147,11 +163,17 @@ struct qcow2_allocation {
     struct qcow2_allocation *next, **link;
 };
 
-/* Clusters of the file that lose one reference each once step 5 is reached. */
+/* Clusters of the file that lose one reference each in step 5 of the next commit; or that are held
+ * since one. */
 struct qcow2_release {
     uint64_t first, count;
     uint64_t number; /* operations up to this one may still use them */
     bool is_discard; /* the host gets its room back */
+};
+
+struct qcow2_releases {
+    struct qcow2_release *all;
+    size_t count, room;
 };
 
 /* Changed entries of a table that is in memory as a whole: [first, end). */
@@ -186,16 +208,20 @@ struct qcow2 {
     uint64_t *reftable;
     uint64_t reftable_count;
     struct qcow2_span l1_dirty, reftable_dirty;
+    bool is_l1_moved, is_reftable_moved; /* the header on the disk names the old one */
     struct qcow2_cache l2_cache, ref_cache;
     struct qcow2_set tables; /* clusters that hold tables */
+    struct qcow2_set held;   /* clusters that nobody may take */
     uint64_t free_hint;      /* no cluster before it is free */
     uint64_t file_end;       /* nothing was ever written behind it: bytes */
     uint64_t packed_at;      /* where the next compressed cluster may go; 0: nowhere yet */
     struct qcow2_allocation *allocations;
     struct image_access *ops; /* to clusters, outside of the lock: what they touch stays */
     uint64_t op_number;
-    struct qcow2_release *releases;
-    size_t release_count, release_room;
+    struct qcow2_releases releases; /* for the next commit */
+    uint64_t release_slices;        /* that they will change: at most so many slices of refcounts */
+    struct qcow2_releases leavings; /* held until the operations of their time are over */
+    struct redo redo;               /* under commit_lock */
     uint64_t flush_wanted, flush_done; /* tickets */
     int broken;                        /* -errno: nothing is written any more; 0: all is well */
 
@@ -224,8 +250,9 @@ int qcow2_add_tables(struct qcow2 *q);
 void qcow2_op_begin(struct qcow2 *q, struct image_access *op);
 void qcow2_op_end(struct qcow2 *q, struct image_access *op);
 
-/* How much of the L2 tables is kept in memory, for a disk of this size. */
+/* How much of the L2 tables, and of refcounts, is kept in memory, for a disk of this size. */
 unsigned qcow2_slices_wanted(const struct qcow2 *q);
+unsigned qcow2_ref_slices_wanted(const struct qcow2 *q);
 
 /* ---- qcow2_header.c ---- */
 
@@ -243,15 +270,26 @@ int qcow2_refcount_set(struct qcow2 *q, uint64_t cluster, uint64_t count);
 int qcow2_refcount_increase(struct qcow2 *q, uint64_t cluster);
 int qcow2_refcount_decrease(struct qcow2 *q, uint64_t first, uint64_t count);
 /*
- * 1 to `want` clusters in a row, counted as 1 each. *is_fresh: they read as zeroes. They lie
- * below `limit` (bytes), or -ENOSPC.
+ * 1 to `want` clusters in a row, counted as 1 each; to be referred to before the lock is let go.
+ * *is_fresh: they read as zeroes. They lie below `limit` (bytes), or -ENOSPC.
  */
 int qcow2_allocate(struct qcow2 *q, uint64_t want, uint64_t limit, uint64_t *offset,
                    uint64_t *count, bool *is_fresh);
 /* Just so many, or none. */
 int qcow2_allocate_all(struct qcow2 *q, uint64_t count, uint64_t *offset, bool *is_fresh);
-/* Clusters lose a reference when it is safe. */
+/* As qcow2_allocate, anywhere, but held instead of counted. */
+int qcow2_reserve(struct qcow2 *q, uint64_t want, uint64_t *offset, uint64_t *count,
+                  bool *is_fresh);
+/* What was reserved is counted, all or nothing, or given back. */
+int qcow2_reserve_count(struct qcow2 *q, uint64_t offset, uint64_t count);
+void qcow2_reserve_drop(struct qcow2 *q, uint64_t offset, uint64_t count);
+/* Clusters lose a reference in the next commit. */
 int qcow2_release(struct qcow2 *q, uint64_t first, uint64_t count, bool is_discard);
+/* What was released loses its references, in memory; what thereby becomes free is held. If that
+ * fails, the rest stays released. */
+int qcow2_apply_releases(struct qcow2 *q);
+/* Held clusters which no operation uses any more become free. Lets the lock go meanwhile. */
+void qcow2_let_go(struct qcow2 *q);
 /* How refcounts lie in blocks. */
 uint64_t qcow2_count_load(const uint8_t *block, uint64_t index, unsigned order);
 void qcow2_count_store(uint8_t *block, uint64_t index, unsigned order, uint64_t value);
@@ -296,8 +334,7 @@ int qcow2_map_release(struct qcow2 *q, uint64_t entry, bool is_discard);
 
 /* Steps 1 to 5, durable. Not under the lock, and in no operation. */
 int qcow2_commit(struct qcow2 *q);
-/* Under the lock, which it may let go meanwhile: make room for changes if there is little.
- * 1: the lock was let go. */
+/* Under the lock, which it may let go meanwhile: make room for changes if there is little. */
 int qcow2_commit_if_full(struct qcow2 *q);
 
 /* ---- qcow2_io.c ---- */

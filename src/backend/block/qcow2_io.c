@@ -293,7 +293,7 @@ static int plan_filling(struct qcow2 *q, uint64_t offset, uint64_t size, uint64_
     if (f->is_reused)
         f->host = load_be64(slice->data + index * 8) & QCOW2_OFFSET_MASK;
     else
-        rc = qcow2_allocate(q, count, QCOW2_HOST_MAX, &f->host, &count, &is_fresh);
+        rc = qcow2_reserve(q, count, &f->host, &count, &is_fresh);
     if (rc != 0)
         return rc;
     uint64_t end = (first + count) << q->cluster_bits;
@@ -307,21 +307,32 @@ static int plan_filling(struct qcow2 *q, uint64_t offset, uint64_t size, uint64_
     return 0;
 }
 
+/* Under the lock: the room is not needed after all. */
+static void give_up_filling(struct qcow2 *q, const struct filling *f)
+{
+    if (!f->is_reused)
+        qcow2_reserve_drop(q, f->host, f->clusters.count);
+}
+
 /* Under the lock: the map changes to what was written. */
 static int finish_filling(struct qcow2 *q, const struct filling *f)
 {
     struct qcow2_slice *slice;
     unsigned index;
-    int rc = qcow2_map_writable(q, f->clusters.first, true, &slice, &index);
+    int rc = qcow2_map_writable(q, f->clusters.first, true, &slice, &index), released;
 
-    if (rc != 0)
+    if (rc == 0 && !f->is_reused)
+        rc = qcow2_reserve_count(q, f->host, f->clusters.count);
+    if (rc != 0) {
+        give_up_filling(q, f);
         return rc;
-    for (uint64_t i = 0; i < f->clusters.count && rc == 0; i++) {
+    }
+    for (uint64_t i = 0; i < f->clusters.count; i++) {
         uint8_t *at = slice->data + (index + i) * 8;
         uint64_t old = load_be64(at);
         store_be64(at, (f->host + (i << q->cluster_bits)) | QCOW2_COPIED);
-        if (!f->is_reused)
-            rc = qcow2_map_release(q, old, false);
+        released = f->is_reused ? 0 : qcow2_map_release(q, old, false);
+        rc = rc != 0 ? rc : released;
     }
     qcow2_cache_dirty(&q->l2_cache, slice);
     return rc;
@@ -346,7 +357,8 @@ static int write_filling(struct qcow2 *q, uint64_t offset, uint64_t size, const 
     if (rc != 0)
         return rc;
     *done = MIN(size, ((f.clusters.count - 1) << q->cluster_bits) + q->cluster_size - f.head);
-    if (qcow2_set_has(&q->tables, f.host >> q->cluster_bits, f.clusters.count))
+    if (qcow2_set_has(&q->tables, f.host >> q->cluster_bits,
+                      f.clusters.count)) /* if it was there */
         return qcow2_corrupt(q, "the data of disk offset 0x%llx lies over a table",
                              (unsigned long long)offset);
     allocation_begin(q, &f.clusters);
@@ -356,8 +368,8 @@ static int write_filling(struct qcow2 *q, uint64_t offset, uint64_t size, const 
     pthread_mutex_lock(&q->lock);
     if (rc == 0)
         rc = finish_filling(q, &f);
-    else if (!f.is_reused)
-        qcow2_refcount_decrease(q, f.host >> q->cluster_bits, f.clusters.count);
+    else
+        give_up_filling(q, &f);
     qcow2_op_end(q, &op);
     allocation_end(q, &f.clusters);
     return rc;
@@ -394,7 +406,7 @@ static int write_some(struct qcow2 *q, uint64_t offset, uint64_t size, const str
 
     pthread_mutex_lock(&q->lock);
     int rc = qcow2_commit_if_full(q);
-    rc = q->broken != 0 ? q->broken : MIN(rc, 0);
+    rc = q->broken != 0 ? q->broken : rc;
     if (rc == 0)
         rc = qcow2_map_find(q, offset, size, &m);
     if (rc == 0 && m.kind == QCOW2_DATA && m.is_copied) {
@@ -536,7 +548,7 @@ static int change_clusters(struct qcow2 *q, uint64_t first, uint64_t count, enum
     for (; count != 0 && rc == 0; first += done, count -= done) {
         pthread_mutex_lock(&q->lock);
         rc = qcow2_commit_if_full(q);
-        rc = q->broken != 0 ? q->broken : MIN(rc, 0);
+        rc = q->broken != 0 ? q->broken : rc;
         if (rc == 0)
             rc = change_some(q, first, MIN(count, qcow2_map_room(q, first)), change, &done);
         pthread_mutex_unlock(&q->lock);

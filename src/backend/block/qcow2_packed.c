@@ -195,7 +195,8 @@ int qcow2_packed_write(struct image *image, uint64_t offset, const uint8_t *data
     if (rc == 0) {
         pthread_mutex_lock(&q->lock);
         rc = qcow2_commit_if_full(q);
-        rc = rc < 0 ? rc : find_place(q, size, &at);
+        if (rc == 0)
+            rc = find_place(q, size, &at);
         if (rc == 0)
             rc = store_write(q->store, at, packed, size);
         if (rc == 0)

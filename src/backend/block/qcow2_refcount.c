@@ -1,8 +1,8 @@
 /*
  * qcow2_refcount.c - how often clusters of the file are in use, and which are free
  *
- * A count may be written before or after what it counts, as long as it is not lower on the disk
- * than what refers to the cluster: counts go up at once, and down when the commit says so.
+ * Counts change in memory together with what they count. What must not be taken though nothing is
+ * counted is held.
  * Where a region of the file has no refcount block, nothing of it is in use; the first cluster
  * taken there becomes the block.
  *
@@ -119,22 +119,32 @@ int qcow2_refcount_increase(struct qcow2 *q, uint64_t cluster)
     return rc == 0 ? qcow2_refcount_set(q, cluster, count + 1) : rc;
 }
 
+/* *is_last: nothing refers to it any more. */
+static int decrease_one(struct qcow2 *q, uint64_t cluster, bool *is_last)
+{
+    uint64_t now;
+    int rc = qcow2_refcount_get(q, cluster, &now);
+
+    if (rc == 0 && now == 0)
+        rc = qcow2_corrupt(q, "the cluster at 0x%llx is given free, but was not in use",
+                           (unsigned long long)cluster << q->cluster_bits);
+    if (rc == 0)
+        rc = qcow2_refcount_set(q, cluster, now - 1);
+    *is_last = rc == 0 && now == 1;
+    if (*is_last)
+        qcow2_cache_forget(&q->l2_cache, cluster << q->cluster_bits, q->cluster_size);
+    return rc;
+}
+
 int qcow2_refcount_decrease(struct qcow2 *q, uint64_t first, uint64_t count)
 {
     for (uint64_t c = first; c < first + count; c++) {
-        uint64_t now;
-        int rc = qcow2_refcount_get(q, c, &now);
-        if (rc == 0 && now == 0)
-            rc = qcow2_corrupt(q, "the cluster at 0x%llx is given free, but was not in use",
-                               (unsigned long long)c << q->cluster_bits);
-        if (rc == 0)
-            rc = qcow2_refcount_set(q, c, now - 1);
+        bool is_last;
+        int rc = decrease_one(q, c, &is_last);
         if (rc != 0)
             return rc;
-        if (now == 1) {
+        if (is_last)
             q->free_hint = MIN(q->free_hint, c);
-            qcow2_cache_forget(&q->l2_cache, c << q->cluster_bits, q->cluster_size);
-        }
     }
     return 0;
 }
@@ -223,72 +233,72 @@ static int plan_table(const struct qcow2 *q, struct new_table *t)
     return 0;
 }
 
-static int write_table(struct qcow2 *q, const struct new_table *t)
+/* Where nothing refers to it yet: blocks that count nothing, and the table as it is in memory. */
+static int write_table(struct qcow2 *q, const struct new_table *t, bool is_fresh)
 {
-    uint64_t left = t->blocks + t->clusters, offset = t->first << q->cluster_bits;
-    uint8_t *buf = calloc(1, q->cluster_size);
-    uint8_t field[12];
+    uint64_t at = (t->first + t->blocks) << q->cluster_bits;
+    uint8_t *buf = malloc(q->cluster_size);
     int rc = buf != NULL ? 0 : -ENOMEM;
 
-    for (uint64_t i = 0; i < t->blocks && rc == 0; i++, offset += q->cluster_size) {
-        uint64_t n = MIN(left, BIT(q->block_bits));
-        memset(buf, 0, q->cluster_size);
-        for (uint64_t c = 0; c < n; c++)
-            qcow2_count_store(buf, c, q->header.refcount_order, 1);
-        left -= n;
-        rc = store_write(q->store, offset, buf, q->cluster_size);
-    }
+    if (rc == 0 && !is_fresh)
+        rc = q->store->ops->write_zeroes(q->store, t->first << q->cluster_bits,
+                                         t->blocks << q->cluster_bits, false);
     for (uint64_t i = 0; i < t->entry_count && rc == 0; i += q->cluster_size / 8) {
         for (uint64_t c = 0; c < q->cluster_size / 8; c++)
             store_be64(buf + c * 8, t->entries[i + c]);
-        rc = store_write(q->store, offset + i * 8, buf, q->cluster_size);
+        rc = store_write(q->store, at + i * 8, buf, q->cluster_size);
     }
     free(buf);
-    /* before the header names it */
+    return rc;
+}
+
+/* The new table takes the place of the old one, which a commit under way may still write to. */
+static int use_table(struct qcow2 *q, const struct new_table *t)
+{
+    uint64_t old_first = q->header.reftable_offset >> q->cluster_bits;
+    uint64_t old_count = q->header.reftable_clusters;
+    int rc = 0;
+
+    free(q->reftable);
+    q->reftable = t->entries;
+    q->reftable_count = t->entry_count;
+    q->reftable_dirty = (struct qcow2_span){0}; /* all of it was written */
+    q->is_reftable_moved = true;
+    q->header.reftable_offset = (t->first + t->blocks) << q->cluster_bits;
+    q->header.reftable_clusters = (uint32_t)t->clusters;
+    for (uint64_t i = 0; i < old_count; i++)
+        qcow2_set_remove(&q->tables, old_first + i);
+    for (uint64_t i = 0; i < t->blocks + t->clusters && rc == 0; i++)
+        rc = qcow2_refcount_set(q, t->first + i, 1);
     if (rc == 0)
-        rc = qcow2_cache_write(&q->ref_cache);
-    if (rc == 0)
-        rc = q->store->ops->flush(q->store);
-    store_be64(field, offset);
-    store_be32(field + 8, (uint32_t)t->clusters);
-    if (rc == 0)
-        rc = store_write(q->store, QCOW2_AT_REFTABLE, field, sizeof(field));
-    return rc == 0 ? q->store->ops->flush(q->store) : rc;
+        rc = qcow2_release(q, old_first, old_count, false);
+    if (rc != 0)
+        q->broken = rc; /* half of it is counted */
+    return rc;
 }
 
 static int grow_table(struct qcow2 *q)
 {
     struct new_table t = {0};
-    uint64_t old_first = q->header.reftable_offset >> q->cluster_bits;
-    uint64_t old_count = q->header.reftable_clusters;
+    uint64_t added = 0;
     int rc = plan_table(q, &t);
 
-    for (uint64_t i = 0; rc == 0 && i < t.blocks + t.clusters; i++)
-        if (qcow2_set_add(&q->tables, t.first + i) != 0)
+    for (; rc == 0 && added < t.blocks + t.clusters; added += rc == 0)
+        if (qcow2_set_add(&q->tables, t.first + added) != 0)
             rc = qcow2_corrupt(q, "the refcount table cannot grow to 0x%llx",
                                (unsigned long long)t.first << q->cluster_bits);
     if (rc == 0) {
-        take_fresh(q, t.first, t.blocks + t.clusters);
+        bool is_fresh = take_fresh(q, t.first, t.blocks + t.clusters);
         qcow2_cache_forget(&q->ref_cache, t.first << q->cluster_bits,
                            (t.blocks + t.clusters) << q->cluster_bits);
-        rc = write_table(q, &t);
-        if (rc != 0)
-            q->broken = rc; /* which table is the file's is not known */
+        rc = write_table(q, &t, is_fresh);
     }
-    if (rc != 0) {
-        free(t.entries);
-        return rc;
-    }
-    free(q->reftable);
-    q->reftable = t.entries;
-    q->reftable_count = t.entry_count;
-    q->reftable_dirty = (struct qcow2_span){0};
-    q->header.reftable_offset = (t.first + t.blocks) << q->cluster_bits;
-    q->header.reftable_clusters = (uint32_t)t.clusters;
-    for (uint64_t i = 0; i < old_count; i++)
-        qcow2_set_remove(&q->tables, old_first + i);
-    /* a commit under way may still write to it */
-    return qcow2_release(q, old_first, old_count, false);
+    if (rc == 0)
+        return use_table(q, &t);
+    while (added > 0)
+        qcow2_set_remove(&q->tables, t.first + --added);
+    free(t.entries);
+    return rc;
 }
 
 /* ---- allocation ---- */
@@ -332,7 +342,8 @@ static int find_free(struct qcow2 *q, uint64_t from, uint64_t want, uint64_t end
         if (rc != 0)
             return rc;
         for (; counts.left != 0 && *count < want && c < end; counts.left--, counts.index++, c++) {
-            if (qcow2_count_load(counts.slice->data, counts.index, order) != 0) {
+            if (qcow2_count_load(counts.slice->data, counts.index, order) != 0 ||
+                qcow2_set_has(&q->held, c, 1)) {
                 if (*count != 0)
                     return 0;
                 continue;
@@ -351,19 +362,28 @@ static uint64_t cluster_limit(const struct qcow2 *q, uint64_t limit)
     return limit >> q->cluster_bits;
 }
 
+/* These are to be used for something. */
 static int take(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t *offset, bool *is_fresh)
 {
     if (qcow2_set_has(&q->tables, first, count))
         return qcow2_corrupt(q, "a table at or behind 0x%llx is not counted as in use",
                              (unsigned long long)first << q->cluster_bits);
-    for (uint64_t c = first; c < first + count; c++) {
-        int rc = qcow2_refcount_set(q, c, 1);
-        if (rc != 0)
-            return rc;
-    }
     *offset = first << q->cluster_bits;
     *is_fresh = take_fresh(q, first, count);
     return 0;
+}
+
+/* All of them are counted once, or none. */
+static int count_once(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    int rc = 0;
+
+    for (uint64_t c = first; c < first + count && rc == 0; c++) {
+        rc = qcow2_refcount_set(q, c, 1);
+        while (rc != 0 && c-- > first)
+            qcow2_refcount_set(q, c, 0);
+    }
+    return rc;
 }
 
 int qcow2_allocate(struct qcow2 *q, uint64_t want, uint64_t limit, uint64_t *offset,
@@ -377,6 +397,8 @@ int qcow2_allocate(struct qcow2 *q, uint64_t want, uint64_t limit, uint64_t *off
     if (rc == 0)
         rc = take(q, first, *count, offset, is_fresh);
     if (rc == 0)
+        rc = count_once(q, first, *count);
+    if (rc == 0)
         q->free_hint = first + *count;
     return rc;
 }
@@ -388,35 +410,159 @@ int qcow2_allocate_all(struct qcow2 *q, uint64_t count, uint64_t *offset, bool *
 
     while (rc == 0) {
         rc = find_free(q, from, count, cluster_limit(q, QCOW2_HOST_MAX), &first, &got);
-        if (rc == 0 && got == count)
-            return take(q, first, count, offset, is_fresh);
+        if (rc == 0 && got == count) {
+            rc = take(q, first, count, offset, is_fresh);
+            return rc == 0 ? count_once(q, first, count) : rc;
+        }
         if (rc == 0)
             from = first + got;
     }
     return rc;
 }
 
+/* ---- what is held ---- */
+
+static void let_go(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    for (uint64_t c = first; c < first + count; c++)
+        qcow2_set_remove(&q->held, c);
+    q->free_hint = MIN(q->free_hint, first);
+}
+
+int qcow2_reserve(struct qcow2 *q, uint64_t want, uint64_t *offset, uint64_t *count, bool *is_fresh)
+{
+    uint64_t first, i = 0;
+    int rc = q->broken;
+
+    if (rc == 0)
+        rc = find_free(q, q->free_hint, want, cluster_limit(q, QCOW2_HOST_MAX), &first, count);
+    if (rc == 0)
+        rc = take(q, first, *count, offset, is_fresh);
+    for (; rc == 0 && i < *count; i += rc == 0)
+        rc = qcow2_set_add(&q->held, first + i);
+    if (rc == 0)
+        q->free_hint = first + *count;
+    else if (i != 0)
+        let_go(q, first, i);
+    return rc;
+}
+
+int qcow2_reserve_count(struct qcow2 *q, uint64_t offset, uint64_t count)
+{
+    uint64_t first = offset >> q->cluster_bits;
+    int rc = count_once(q, first, count);
+
+    for (uint64_t c = first; rc == 0 && c < first + count; c++)
+        qcow2_set_remove(&q->held, c);
+    return rc;
+}
+
+void qcow2_reserve_drop(struct qcow2 *q, uint64_t offset, uint64_t count)
+{
+    let_go(q, offset >> q->cluster_bits, count);
+}
+
 /* ---- what is given up ---- */
+
+static int add_release(struct qcow2_releases *list, const struct qcow2_release *r)
+{
+    struct qcow2_release *last = list->count != 0 ? &list->all[list->count - 1] : NULL;
+
+    if (last != NULL && last->first + last->count == r->first && last->number == r->number &&
+        last->is_discard == r->is_discard) {
+        last->count += r->count;
+        return 0;
+    }
+    if (list->count == list->room) {
+        size_t room = MAX(list->room * 2, (size_t)1024);
+        struct qcow2_release *larger = realloc(list->all, room * sizeof(*larger));
+        if (larger == NULL)
+            return -ENOMEM;
+        list->all = larger;
+        list->room = room;
+    }
+    list->all[list->count++] = *r;
+    return 0;
+}
 
 int qcow2_release(struct qcow2 *q, uint64_t first, uint64_t count, bool is_discard)
 {
-    if (q->release_count != 0) {
-        struct qcow2_release *last = &q->releases[q->release_count - 1];
-        if (last->first + last->count == first && last->number == q->op_number &&
-            last->is_discard == is_discard) {
-            last->count += count;
-            return 0;
+    struct qcow2_release r = {first, count, q->op_number, is_discard};
+    uint64_t per_slice = (uint64_t)q->ref_cache.slice_size * 8 >> q->header.refcount_order;
+
+    q->release_slices += count / per_slice + 2;
+    return add_release(&q->releases, &r); /* if it fails, they leak */
+}
+
+/* One reference less; *done: clusters of the release for which that is so. */
+static int apply_release(struct qcow2 *q, const struct qcow2_release *r, uint64_t *done)
+{
+    int rc = 0;
+
+    for (*done = 0; *done < r->count && rc == 0; *done += rc == 0) {
+        struct qcow2_release one = {r->first + *done, 1, r->number, r->is_discard};
+        bool is_last;
+        rc = decrease_one(q, one.first, &is_last);
+        if (rc != 0 || !is_last)
+            continue;
+        /* Without memory to hold it, it is not given free until the image is opened anew. */
+        if (qcow2_set_add(&q->held, one.first) != 0 || add_release(&q->leavings, &one) != 0)
+            rc = qcow2_refcount_set(q, one.first, 1);
+    }
+    return rc;
+}
+
+int qcow2_apply_releases(struct qcow2 *q)
+{
+    struct qcow2_releases *list = &q->releases;
+    size_t done = 0;
+    int rc = 0;
+
+    while (done < list->count && rc == 0) {
+        struct qcow2_release *r = &list->all[done];
+        uint64_t clusters;
+        rc = apply_release(q, r, &clusters);
+        r->first += clusters;
+        r->count -= clusters;
+        done += rc == 0;
+    }
+    if (done != 0)
+        memmove(list->all, list->all + done, (list->count - done) * sizeof(*list->all));
+    list->count -= done;
+    if (list->count == 0)
+        q->release_slices = 0;
+    return rc;
+}
+
+static uint64_t oldest_op(const struct qcow2 *q)
+{
+    uint64_t oldest = UINT64_MAX;
+
+    for (const struct image_access *op = q->ops; op != NULL; op = op->next)
+        oldest = MIN(oldest, op->number);
+    return oldest;
+}
+
+void qcow2_let_go(struct qcow2 *q)
+{
+    struct qcow2_releases *list = &q->leavings;
+    uint64_t oldest = oldest_op(q); /* those to come know nothing of these clusters */
+    size_t done = 0;
+
+    if (list->count != 0 && list->all[0].number < oldest)
+        qcow2_packed_forget(q); /* what is unpacked goes by its place, which gets another use */
+    for (; done < list->count && list->all[done].number < oldest; done++) {
+        struct qcow2_release r = list->all[done];
+        if (r.is_discard) {
+            pthread_mutex_unlock(&q->lock);
+            /* a hint: what came of it does not matter */
+            q->store->ops->discard(q->store, r.first << q->cluster_bits,
+                                   r.count << q->cluster_bits);
+            pthread_mutex_lock(&q->lock);
         }
+        let_go(q, r.first, r.count);
     }
-    if (q->release_count == q->release_room) {
-        size_t room = MAX(q->release_room * 2, (size_t)1024);
-        struct qcow2_release *larger = realloc(q->releases, room * sizeof(*larger));
-        if (larger == NULL)
-            return -ENOMEM; /* which leaks them */
-        q->releases = larger;
-        q->release_room = room;
-    }
-    q->releases[q->release_count++] =
-        (struct qcow2_release){first, count, q->op_number, is_discard};
-    return 0;
+    if (done != 0)
+        memmove(list->all, list->all + done, (list->count - done) * sizeof(*list->all));
+    list->count -= done;
 }

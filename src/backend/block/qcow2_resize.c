@@ -38,8 +38,6 @@ static int copy_l1(struct qcow2 *q, uint64_t *l1, uint64_t clusters, uint64_t *o
     }
     if (rc == 0) {
         rc = store_write(q->store, *offset, buf, clusters << q->cluster_bits);
-        if (rc == 0)
-            rc = qcow2_commit(q); /* with the refcounts, before the header names it */
         if (rc != 0)
             qcow2_refcount_decrease(q, *offset >> q->cluster_bits, clusters);
     }
@@ -47,21 +45,15 @@ static int copy_l1(struct qcow2 *q, uint64_t *l1, uint64_t clusters, uint64_t *o
     return rc;
 }
 
-/* The table with more entries, elsewhere. Nothing is dirty. */
+/* The table with more entries, elsewhere; the next commit tells the header. Nothing is dirty. */
 static int move_l1(struct qcow2 *q, uint32_t count)
 {
     uint64_t old = q->header.l1_offset, old_size = q->header.l1_count * UINT64_C(8), offset;
     uint64_t old_clusters = align_up(old_size, q->cluster_size) >> q->cluster_bits;
     uint64_t clusters = align_up(count * UINT64_C(8), q->cluster_size) >> q->cluster_bits;
     uint64_t *l1 = calloc(count, sizeof(*l1));
-    uint8_t field[12];
     int rc = l1 != NULL ? copy_l1(q, l1, clusters, &offset) : -ENOMEM;
 
-    if (rc == 0) {
-        store_be32(field, count);
-        store_be64(field + 4, offset);
-        rc = write_header(q, QCOW2_AT_L1, field, sizeof(field));
-    }
     if (rc != 0) {
         free(l1);
         return rc;
@@ -74,6 +66,7 @@ static int move_l1(struct qcow2 *q, uint32_t count)
     q->l1 = l1;
     q->header.l1_count = count;
     q->header.l1_offset = offset;
+    q->is_l1_moved = true;
     if (rc != 0) { /* a write to where the table is would not be noticed */
         q->broken = rc;
         return rc;
@@ -113,8 +106,10 @@ static int grow(struct qcow2 *q, uint64_t size)
         rc = write_size(q, size);
     if (rc != 0)
         q->image.size = old;
-    else
+    if (rc == 0) {
         qcow2_cache_enlarge(&q->l2_cache, qcow2_slices_wanted(q));
+        qcow2_cache_enlarge(&q->ref_cache, qcow2_ref_slices_wanted(q));
+    }
     return rc;
 }
 

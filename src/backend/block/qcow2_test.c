@@ -1,9 +1,10 @@
 /*
- * qcow2_test.c - qcow2 images: what is refused, what is repaired, and power failures
+ * qcow2_test.c - qcow2 images: what is refused, what is repaired, power failures and kills
  *
  * Images live in memory here, in a store that remembers every write and flush, so that the disk
  * as it may be after a power failure can be made: all that was flushed, and of the rest any
- * sectors.
+ * sectors. And as it is when the process was killed: all that was written, and then what its
+ * survivor makes of the list that was being carried out.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,6 +32,9 @@
 struct event {
     uint64_t offset, size; /* of 0 bytes: a flush */
     uint8_t *data;
+    struct redo_list *list; /* that was published then: a copy; NULL: none */
+    bool is_list_mine;      /* others have the same one */
+    uint64_t flushed;
 };
 
 struct memory {
@@ -40,7 +44,30 @@ struct memory {
     struct event *events; /* NULL: not remembered */
     size_t count, room;
     unsigned fail_after; /* so many writes work; 0: all */
+    struct redo *redo;   /* of the image; NULL: not remembered */
 };
+
+/* The list that is being carried out, as the survivor sees it. */
+static void remember_list(struct memory *m, struct event *event)
+{
+    const struct redo_list *now = m->redo != NULL ? m->redo->list : NULL, *last;
+    if (now == NULL || now->published == 0)
+        return;
+    size_t entries = now->published * sizeof(now->writes[0]), bytes = m->redo->used;
+    last = m->count > 1 ? event[-1].list : NULL;
+    event->flushed = now->flushed;
+    if (last != NULL && last->published == now->published &&
+        memcmp(last->writes, now->writes, entries) == 0 &&
+        memcmp(last->data, now->data, bytes) == 0) {
+        event->list = event[-1].list;
+        return;
+    }
+    event->list = aligned_alloc(4096, align_up(sizeof(*now) + bytes, 4096));
+    event->list->published = now->published;
+    memcpy(event->list->writes, now->writes, entries);
+    memcpy(event->list->data, now->data, bytes);
+    event->is_list_mine = true;
+}
 
 static void remember(struct memory *m, uint64_t offset, uint64_t size)
 {
@@ -51,7 +78,8 @@ static void remember(struct memory *m, uint64_t offset, uint64_t size)
         m->events = realloc(m->events, m->room * sizeof(*m->events));
     }
     struct event *event = &m->events[m->count++];
-    *event = (struct event){offset, size, NULL};
+    *event = (struct event){.offset = offset, .size = size};
+    remember_list(m, event);
     if (size != 0) {
         event->data = malloc(size);
         memcpy(event->data, m->bytes + offset, size);
@@ -158,8 +186,11 @@ static struct memory *memory_new(void)
 
 static void memory_free(struct memory *m)
 {
-    for (size_t i = 0; i < m->count; i++)
+    for (size_t i = 0; i < m->count; i++) {
         free(m->events[i].data);
+        if (m->events[i].is_list_mine)
+            free(m->events[i].list);
+    }
     free(m->events);
     free(m->bytes);
     free(m);
@@ -468,6 +499,44 @@ static void discards_give_room_back(void **state)
     memory_free(m);
 }
 
+/* What a request may still be reading is given free on the disk at once, but taken by nobody until
+ * the request is over. */
+static void what_is_in_use_is_not_taken(void **state)
+{
+    struct memory *m = memory_new(), *now = memory_new();
+    struct image *image;
+    struct image_access reading;
+    struct qcow2_mapping old, new;
+    format(m, &create_default);
+    image = open_image(m);
+    struct qcow2 *q = qcow2_of(image);
+    fill(image, 0, 4096, 1);
+    assert_int_equal(image->ops->flush(image), 0);
+    assert_int_equal(qcow2_map_find(q, 0, 4096, &old), 0);
+    qcow2_op_begin(q, &reading);
+    assert_int_equal(image->ops->discard(image, 0, 4096), 0);
+    assert_int_equal(image->ops->flush(image), 0);
+    assert_int_equal(m->bytes[old.host], 1);
+    memcpy(now->bytes, m->bytes, ROOM);
+    now->end = m->end;
+    struct qcow2_check check = check_image(now, QCOW2_REPAIR_NONE);
+    assert_int_equal(check.errors + check.leaks, 0);
+    fill(image, 8192, 4096, 2);
+    assert_int_equal(qcow2_map_find(q, 8192, 4096, &new), 0);
+    assert_int_not_equal(new.host, old.host);
+    assert_int_equal(m->bytes[old.host], 1);
+    qcow2_op_end(q, &reading);
+    assert_int_equal(image->ops->flush(image), 0);
+    fill(image, 16384, 4096, 3);
+    assert_int_equal(qcow2_map_find(q, 16384, 4096, &new), 0);
+    assert_int_equal(new.host, old.host);
+    image_close(image);
+    check = check_image(m, QCOW2_REPAIR_NONE);
+    assert_int_equal(check.errors + check.leaks, 0);
+    memory_free(now);
+    memory_free(m);
+}
+
 static void sizes_change(void **state)
 {
     for (unsigned version = 2; version <= 3; version++) {
@@ -497,7 +566,7 @@ static void sizes_change(void **state)
 /* ---- power failures ---- */
 
 #define OPS 250
-#define FAILURES 60
+#define FAILURES 40
 
 struct history {
     size_t event_count; /* of the store, when the request was over */
@@ -567,12 +636,37 @@ static struct memory *fail_power(const struct memory *m, const struct memory *be
     return after;
 }
 
-/* Each sector holds what was last flushed, or anything that was written later. */
-static void judge(struct image *image, const struct history *history, size_t events)
+/* The disk as the survivor leaves it when the process is killed after some events, or, `is_within`,
+ * when the one that follows was about to be carried out. */
+static struct memory *kill_process(const struct memory *m, const struct memory *before,
+                                   size_t count, bool is_within)
+{
+    struct memory *after = memory_new();
+    const struct event *last = is_within    ? &m->events[count]
+                               : count != 0 ? &m->events[count - 1]
+                                            : NULL;
+    memcpy(after->bytes, before->bytes, ROOM);
+    after->end = before->end;
+    for (size_t i = 0; i < count; i++) {
+        memcpy(after->bytes + m->events[i].offset, m->events[i].data, m->events[i].size);
+        after->end = MAX(after->end, m->events[i].offset + m->events[i].size);
+    }
+    if (last != NULL && last->list != NULL) {
+        last->list->flushed = last->flushed;
+        assert_int_equal(redo_finish(last->list, &after->store), 0);
+    }
+    return after;
+}
+
+/* Each sector holds what was last flushed, or anything that was written later. `first`: what was
+ * there before all. */
+static void judge(struct image *image, const struct history *history, size_t events, uint64_t first)
 {
     uint64_t *flushed = calloc(SIZE / 512, sizeof(*flushed));
     unsigned last = 0;
     uint8_t buf[512];
+    for (uint64_t s = 0; s < SIZE / 512; s++)
+        flushed[s] = first;
     for (unsigned i = 0; i < OPS && history[i].event_count <= events; i++)
         if (history[i].kind == FLUSHED)
             last = i;
@@ -597,47 +691,164 @@ static void judge(struct image *image, const struct history *history, size_t eve
     free(flushed);
 }
 
-static void survive_power_failures(const struct qcow2_create *create, uint64_t random)
+/* ---- internal snapshots, which doppel leaves alone but does not make ---- */
+
+#define SNAPSHOT_STAMP (OPS + 5)
+
+static void share_cluster(struct qcow2 *q, uint64_t host)
 {
-    struct memory *m = memory_new(), *before = memory_new();
-    struct history *history = calloc(OPS, sizeof(*history));
-    struct image *image;
-    format(m, create);
-    memcpy(before->bytes, m->bytes, ROOM);
-    before->end = m->end;
-    m->room = 1024;
-    m->events = calloc(m->room, sizeof(*m->events));
-    image = open_image(m);
-    make_history(m, image, history, &random);
-    image_close(image);
-    for (unsigned i = 0; i < FAILURES; i++) {
-        size_t events = random_next(&random, m->count + 1);
-        struct memory *after = fail_power(m, before, events, &random);
-        struct qcow2_check check = check_image(after, QCOW2_REPAIR_LEAKS);
-        if (check.errors != 0)
-            fail_msg("%u errors after %zu of %zu events", (unsigned)check.errors, events, m->count);
-        image = open_image(after);
-        judge(image, history, events);
-        fill(image, 0, SIZE, 7);
-        assert_true(holds(image, 0, SIZE, 7));
-        image_close(image);
-        check = check_image(after, QCOW2_REPAIR_NONE);
-        assert_int_equal(check.errors + check.leaks, 0);
-        memory_free(after);
-    }
-    free(history);
-    memory_free(before);
-    memory_free(m);
+    assert_int_equal(qcow2_refcount_increase(q, host >> q->cluster_bits), 0);
 }
 
-static void power_failures(void **state)
+/* Of a disk that is full of SNAPSHOT_STAMP: as `qemu-img snapshot -c` does it. */
+static void take_snapshot(struct memory *m)
+{
+    struct image *image = open_image(m);
+    struct qcow2 *q = qcow2_of(image);
+    uint64_t l1_bytes = align_up(q->header.l1_count * UINT64_C(8), q->cluster_size), l1, table;
+    bool is_fresh;
+    uint8_t *entry;
+    assert_int_equal(qcow2_allocate_all(q, l1_bytes >> q->cluster_bits, &l1, &is_fresh), 0);
+    assert_int_equal(qcow2_allocate_all(q, 1, &table, &is_fresh), 0);
+    for (uint64_t i = 0; i < q->header.l1_count; i++) {
+        uint64_t l2 = q->l1[i] & QCOW2_OFFSET_MASK;
+        share_cluster(q, l2);
+        for (entry = m->bytes + l2; entry < m->bytes + l2 + q->cluster_size; entry += 8) {
+            uint64_t host = load_be64(entry) & QCOW2_OFFSET_MASK;
+            store_be64(entry, host);
+            if (host != 0)
+                share_cluster(q, host);
+        }
+        store_be64(m->bytes + q->header.l1_offset + i * 8, l2);
+        store_be64(m->bytes + l1 + i * 8, l2);
+    }
+    entry = m->bytes + table;
+    store_be64(entry, l1);
+    store_be32(entry + 8, q->header.l1_count);
+    entry[13] = entry[15] = 1; /* lengths of its number and its name */
+    entry[39] = 16;            /* of what version 3 adds: */
+    store_be64(entry + 48, SIZE);
+    memcpy(entry + 56, "1s", 2);
+    m->end = MAX(m->end, table + q->cluster_size);
+    store_be32(m->bytes + 60, 1);
+    store_be64(m->bytes + 64, table);
+    image_close(image); /* writes out what is counted */
+}
+
+static bool snapshot_is_intact(const struct memory *m, uint32_t cluster_size)
+{
+    const uint8_t *table = m->bytes + load_be64(m->bytes + 64);
+    const uint8_t *l1 = m->bytes + load_be64(table);
+    uint64_t per_table = cluster_size / 8;
+    bool is = load_be32(m->bytes + 60) == 1;
+    for (uint64_t at = 0; is && at < SIZE; at += 512) {
+        uint64_t cluster = at / cluster_size;
+        const uint8_t *l2 = m->bytes + load_be64(l1 + cluster / per_table * 8);
+        uint64_t host = load_be64(l2 + cluster % per_table * 8);
+        is = host != 0 && load_le64(m->bytes + host + at % cluster_size) == SNAPSHOT_STAMP;
+    }
+    return is;
+}
+
+/* ---- the trial ---- */
+
+enum end { END_POWER, END_KILL, END_KILL_WITHIN };
+
+struct trial {
+    struct qcow2_create create;
+    bool has_snapshot;
+    uint64_t random;
+    struct memory *before, *m;
+    struct history history[OPS];
+};
+
+static void trial_begin(struct trial *t)
+{
+    struct image *image;
+    t->m = memory_new();
+    t->before = memory_new();
+    format(t->m, &t->create);
+    if (t->has_snapshot) {
+        struct history all = {.size = SIZE};
+        image = open_image(t->m);
+        write_stamped(image, SNAPSHOT_STAMP - 1, &all);
+        image_close(image);
+        take_snapshot(t->m);
+        assert_true(snapshot_is_intact(t->m, t->create.cluster_size));
+    }
+    memcpy(t->before->bytes, t->m->bytes, ROOM);
+    t->before->end = t->m->end;
+    t->m->room = 1024;
+    t->m->events = calloc(t->m->room, sizeof(*t->m->events));
+    image = open_image(t->m);
+    t->m->redo = &qcow2_of(image)->redo;
+    make_history(t->m, image, t->history, &t->random);
+    image_close(image);
+}
+
+/* It ends after some events, in that way. What is found then? */
+static void trial_end(struct trial *t, enum end how, size_t events)
+{
+    struct memory *after = how == END_POWER
+                               ? fail_power(t->m, t->before, events, &t->random)
+                               : kill_process(t->m, t->before, events, how == END_KILL_WITHIN);
+    struct qcow2_check check =
+        check_image(after, how == END_POWER ? QCOW2_REPAIR_LEAKS : QCOW2_REPAIR_NONE);
+    if (check.errors != 0 || (how != END_POWER && check.leaks != 0))
+        fail_msg("%u errors, %u leaks after %zu of %zu events (%u)", (unsigned)check.errors,
+                 (unsigned)check.leaks, events, t->m->count, how);
+    struct image *image = open_image(after);
+    judge(image, t->history, events, t->has_snapshot ? SNAPSHOT_STAMP : 0);
+    fill(image, 0, SIZE, 7);
+    assert_true(holds(image, 0, SIZE, 7));
+    image_close(image);
+    assert_true(!t->has_snapshot || snapshot_is_intact(after, t->create.cluster_size));
+    check = check_image(after, QCOW2_REPAIR_NONE);
+    assert_int_equal(check.errors + check.leaks, 0);
+    memory_free(after);
+}
+
+static void survive(const struct qcow2_create *create, bool has_snapshot, bool is_power,
+                    uint64_t random)
+{
+    struct trial *t = calloc(1, sizeof(*t));
+    t->create = *create;
+    t->has_snapshot = has_snapshot;
+    t->random = random;
+    trial_begin(t);
+    for (unsigned i = 0; i < FAILURES; i++) {
+        size_t events = random_next(&t->random, t->m->count + 1);
+        enum end how = is_power                                             ? END_POWER
+                       : events < t->m->count && random_next(&t->random, 2) ? END_KILL_WITHIN
+                                                                            : END_KILL;
+        trial_end(t, how, events);
+    }
+    memory_free(t->before);
+    memory_free(t->m);
+    free(t);
+}
+
+static void survive_in_all_sizes(bool is_power)
 {
     for (unsigned version = 2; version <= 3; version++)
         for (uint32_t cluster = 512; cluster <= 65536; cluster *= version == 2 ? 8 : 2) {
             struct qcow2_create create = {
                 .size = SIZE, .version = version, .cluster_size = cluster};
-            survive_power_failures(&create, cluster + version);
+            survive(&create, false, is_power, cluster + version);
+            if (cluster % 4096 == 0 || version == 2)
+                survive(&create, true, is_power, cluster + version);
         }
+}
+
+static void power_failures(void **state)
+{
+    survive_in_all_sizes(true);
+}
+
+/* There is nothing to repair afterwards, not even a leak. */
+static void kills(void **state)
+{
+    survive_in_all_sizes(false);
 }
 
 /* ---- growth of a disk in use: it works, or leaves what was there ---- */
@@ -686,7 +897,7 @@ static void growth_may_fail_anywhere(void **state)
     }
 }
 
-static void growth_survives_power_failures(void **state)
+static void growth_survives(bool is_power)
 {
     uint64_t random = 5;
     struct memory *before = make_small(3), *m = make_small(3);
@@ -695,15 +906,20 @@ static void growth_survives_power_failures(void **state)
     m->room = 64;
     m->events = calloc(m->room, sizeof(*m->events));
     image = open_image(m);
+    m->redo = &qcow2_of(image)->redo;
     assert_int_equal(image->ops->resize(image, LARGE, &e), 0);
     size_t grown = m->count; /* what resize has said is so from here on */
     fill(image, LARGE - 512, 512, 3);
     image_close(image);
     for (size_t events = 0; events <= m->count; events++)
-        for (unsigned i = 0; i < 8; i++) {
-            struct memory *after = fail_power(m, before, events, &random);
-            struct qcow2_check check = check_image(after, QCOW2_REPAIR_LEAKS);
+        for (unsigned i = 0; i < (is_power ? 8 : 2); i++) {
+            struct memory *after =
+                is_power ? fail_power(m, before, events, &random)
+                         : kill_process(m, before, events, i != 0 && events < m->count);
+            struct qcow2_check check =
+                check_image(after, is_power ? QCOW2_REPAIR_LEAKS : QCOW2_REPAIR_NONE);
             assert_int_equal(check.errors, 0);
+            assert_true(is_power || check.leaks == 0);
             image = open_image(after);
             assert_true(image->size == LARGE || (image->size == SMALL && events < grown));
             assert_true(holds(image, 0, SMALL, 1));
@@ -715,6 +931,16 @@ static void growth_survives_power_failures(void **state)
         }
     memory_free(before);
     memory_free(m);
+}
+
+static void growth_survives_power_failures(void **state)
+{
+    growth_survives(true);
+}
+
+static void growth_survives_kills(void **state)
+{
+    growth_survives(false);
 }
 
 /* ---- files: chains and formats ---- */
@@ -933,10 +1159,13 @@ int main(void)
         cmocka_unit_test(dirty_images_are_repaired),
         cmocka_unit_test(the_host_may_fill_up),
         cmocka_unit_test(discards_give_room_back),
+        cmocka_unit_test(what_is_in_use_is_not_taken),
         cmocka_unit_test(sizes_change),
         cmocka_unit_test(power_failures),
+        cmocka_unit_test(kills),
         cmocka_unit_test(growth_may_fail_anywhere),
         cmocka_unit_test(growth_survives_power_failures),
+        cmocka_unit_test(growth_survives_kills),
         IN_FOLDER(chains),
         IN_FOLDER(formats_are_not_guessed_wrong),
         IN_FOLDER(ephemeral_disks_change_nothing),
