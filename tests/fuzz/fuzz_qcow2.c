@@ -40,11 +40,12 @@ static uint64_t draw(uint64_t *random, uint64_t limit)
 
 static int open_image(const char *path, bool is_read_only, bool is_for_repair, struct image **out)
 {
-    /* alone: no name in the bytes leads to a file of the host */
+    /* alone: no name in the bytes leads to a file of the host; not locked: no process for each */
     struct image_config config = {.path = path,
                                   .format = BLOCK_FORMAT_QCOW2,
                                   .is_read_only = is_read_only,
                                   .is_alone = true,
+                                  .is_unlocked = true,
                                   .is_for_repair = is_for_repair};
     struct err e = {0};
     int rc = image_open(&config, out, &e);

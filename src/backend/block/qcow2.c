@@ -308,7 +308,9 @@ int qcow2_start(struct image *image, const struct image_config *config, struct e
         q->header.bitmap_count = 0;
     }
     q->ref_cache.may_write = false;
-    if (q->store->file != NULL && !q->is_temporary && redo_start_survivor(&q->redo, q->store, &why))
+    /* who does not lock it out does not mind being seen in between */
+    if (q->store->file != NULL && !q->is_temporary && !config->is_unlocked &&
+        redo_start_survivor(&q->redo, q->store, &why) != 0)
         log_info(
             "the image '%s' has no process that survives this one (%s): if this one is killed, "
             "there may be clusters that leak",

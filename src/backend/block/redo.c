@@ -13,6 +13,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/bits.h"
@@ -24,16 +25,15 @@
 
 int redo_open(struct redo *r, struct err *e)
 {
-    void *memory;
-    int fd = memfd_make("doppel-redo", MEMORY, e); /* given by the host as it is touched */
+    /* Given by the host as it is touched. Not a memory file: those count as files where the size of
+     * files is limited (RLIMIT_FSIZE). */
+    void *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-    if (fd < 0)
-        return fd;
-    int rc = memfd_map(fd, 0, MEMORY, MEMFD_READ | MEMFD_WRITE, &memory, e);
-    close(fd);
-    if (rc == 0)
-        *r = (struct redo){.list = memory, .survivor = {.pipe_fd = -1}};
-    return rc;
+    if (memory == MAP_FAILED)
+        return err_set(e, errno, "map memory for writes to a disk's tables");
+    *r = (struct redo){.list = memory, .survivor = {.pipe_fd = -1}};
+    return 0;
 }
 
 /* ---- the survivor ---- */
@@ -66,7 +66,8 @@ int redo_start_survivor(struct redo *r, struct store *store, struct err *e)
 void redo_close(struct redo *r)
 {
     survivor_finish(&r->survivor);
-    memfd_unmap(r->list, MEMORY);
+    if (r->list != NULL)
+        munmap(r->list, MEMORY);
     r->list = NULL;
 }
 
