@@ -17,8 +17,9 @@ bool nbd_is_uri(const char *path);
 /*
  * Connect to the export that config->path, a URI, names. Its size is what the server says now.
  * There is no lock: the server decides who else may use it. A server that has not answered for
- * `answer_limit_ms` counts as gone, while connecting and later; then, as when the connection ends,
- * all calls fail with -EIO.
+ * `answer_limit_ms` counts as gone, while connecting and later. Then, as when the connection ends,
+ * another connection is tried for as long again, and calls wait for it; if there is none they fail
+ * with -EIO, now and later.
  */
 int store_open_nbd(const struct store_config *config, unsigned answer_limit_ms, struct store **out,
                    struct err *e);

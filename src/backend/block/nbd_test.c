@@ -337,58 +337,101 @@ static void read_only_exports(void **state)
 
 /* ---- servers that go away ---- */
 
+static struct store *open_store(const struct fixture *f)
+{
+    struct store_config config = {.path = f->uri};
+    struct store *store;
+    struct err e;
+    if (store_open_nbd(&config, NBD_ANSWER_LIMIT_MS, &store, &e) != 0)
+        fail_msg("%s", e.msg);
+    return store;
+}
+
+#define WRITERS 3
+#define AREA (UINT64_C(1) << 20) /* of each writer */
+
 struct writer {
-    struct image *image;
+    struct store *store;
+    uint64_t area;
     atomic_uint written;
+    atomic_bool is_stopping;
+    bool flushes;
     int result;
+    uint8_t model[AREA];
 };
 
 static void *write_on(void *ctx)
 {
     struct writer *w = ctx;
-    uint8_t data[4096] = {2};
-    while (w->result == 0) {
-        w->result = image_write(w->image, (w->written % 512) * 4096, data, sizeof(data));
+    uint64_t random = w->area;
+    while (w->result == 0 && !atomic_load(&w->is_stopping)) {
+        uint64_t at = random_next(&random, AREA / 512) * 512;
+        uint64_t size = 512 * (1 + random_next(&random, 32));
+        size = MIN(size, AREA - at);
+        unsigned kind = (unsigned)random_next(&random, 16);
+        memset(w->model + at, kind == 0 ? 0 : (int)(1 + w->written % 255), size);
+        w->result = kind == 0 ? w->store->ops->write_zeroes(w->store, w->area + at, size, at & 512)
+                              : store_write(w->store, w->area + at, w->model + at, size);
+        if (kind == 1 && w->result == 0 && w->flushes)
+            w->result = w->store->ops->flush(w->store);
         atomic_fetch_add(&w->written, 1);
     }
     return NULL;
 }
 
-#define WRITERS 3
+static struct writer *start_writers(struct store *store, pthread_t *threads, bool flushes)
+{
+    struct writer *writers = calloc(WRITERS, sizeof(*writers));
+    for (unsigned i = 0; i < WRITERS; i++) {
+        writers[i].store = store;
+        writers[i].area = i * AREA;
+        writers[i].flushes = flushes;
+        assert_int_equal(pthread_create(&threads[i], NULL, write_on, &writers[i]), 0);
+    }
+    return writers;
+}
 
-static void a_killed_server_is_an_error(void **state)
+/* Until each of them has done more. */
+static void wait_for_writers(struct writer *writers, unsigned more)
+{
+    for (unsigned i = 0; i < WRITERS; i++) {
+        unsigned from = atomic_load(&writers[i].written);
+        while (atomic_load(&writers[i].written) < from + more)
+            usleep(100);
+    }
+}
+
+static void a_server_that_stays_away_is_an_error(void **state)
 {
     struct fixture *f = *state;
-    struct writer writers[WRITERS];
     pthread_t threads[WRITERS];
     uint8_t sector[512];
     serve(f, (const char *const[]){"memory", "4M", NULL});
-    struct image *image = open_uri(f, false);
-    for (unsigned i = 0; i < WRITERS; i++) {
-        writers[i] = (struct writer){.image = image};
-        assert_int_equal(pthread_create(&threads[i], NULL, write_on, &writers[i]), 0);
-    }
-    while (atomic_load(&writers[0].written) < 100) /* in the middle of it */
-        sched_yield();
+    struct store *store = open_store(f);
+    nbd_limit_answers(store, 300);
+    struct writer *writers = start_writers(store, threads, true);
+    wait_for_writers(writers, 30); /* in the middle of it */
+    close(f->listener);
+    f->listener = -1;
     kill_server(f);
     for (unsigned i = 0; i < WRITERS; i++) {
         assert_int_equal(pthread_join(threads[i], NULL), 0);
         assert_int_equal(writers[i].result, -EIO);
     }
-    assert_int_equal(image_read(image, 0, sector, sizeof(sector)), -EIO);
-    assert_int_equal(image->ops->flush(image), -EIO);
-    image_close(image);
+    assert_int_equal(store_read(store, 0, sector, sizeof(sector)), -EIO);
+    assert_int_equal(store->ops->flush(store), -EIO);
+    store->ops->close(store);
+    free(writers);
 }
 
 static void a_silent_server_is_an_error(void **state)
 {
     struct fixture *f = *state;
     struct store_config config = {.path = f->uri};
-    struct store *store;
     struct err e;
     uint8_t sector[512] = {3};
     serve(f, (const char *const[]){"memory", "4M", NULL});
-    assert_int_equal(store_open_nbd(&config, NBD_ANSWER_LIMIT_MS, &store, &e), 0);
+    struct store *store = open_store(f);
     assert_int_equal(store_write(store, 0, sector, sizeof(sector)), 0);
     kill(f->server, SIGSTOP);
     assert_int_equal(waitpid(f->server, NULL, WUNTRACED), f->server); /* it has stopped */
@@ -400,6 +443,126 @@ static void a_silent_server_is_an_error(void **state)
     config.is_read_only = true;
     assert_int_equal(store_open_nbd(&config, 200, &store, &e), -ETIMEDOUT);
     assert_non_null(strstr(e.msg, f->uri));
+}
+
+/* ---- servers that come back, and have forgotten what was not flushed ---- */
+
+/* nbdkit keeps what is written in a cache of its own, and writes it to a file when it is to be
+ * flushed; the cache is gone when it is killed. */
+static void serve_forgetful(struct fixture *f, uint64_t size)
+{
+    char path[96], option[128];
+    snprintf(path, sizeof(path), "%s/disk", f->folder);
+    snprintf(option, sizeof(option), "file=%s", path);
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    assert_int_equal(ftruncate(fd, (off_t)size), 0);
+    close(fd);
+    serve(f, (const char *const[]){"--filter=cache", "file", option, "cache=writeback", NULL});
+}
+
+/* A byte of the file behind the server. */
+static uint8_t byte_of_disk(const struct fixture *f, uint64_t offset)
+{
+    char path[96];
+    uint8_t byte;
+    snprintf(path, sizeof(path), "%s/disk", f->folder);
+    int fd = open(path, O_RDONLY);
+    assert_int_equal(pread(fd, &byte, 1, (off_t)offset), 1);
+    close(fd);
+    return byte;
+}
+
+static void forgotten_writes_are_written_again(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t flushed[512], later[512], got[512];
+    memset(flushed, 1, sizeof(flushed));
+    memset(later, 2, sizeof(later));
+    serve_forgetful(f, SIZE);
+    struct store *store = open_store(f);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(store_write(store, i * 65536, flushed, sizeof(flushed)), 0);
+    assert_int_equal(store->ops->flush(store), 0);
+    assert_int_equal(byte_of_disk(f, 0), 1);
+    assert_int_equal(store_write(store, 0, flushed, sizeof(flushed)), 0);
+    assert_int_equal(store_write(store, 0, later, sizeof(later)), 0); /* in this order */
+    assert_int_equal(store->ops->write_zeroes(store, 65536, sizeof(later), false), 0);
+    kill_server(f);
+    assert_int_equal(byte_of_disk(f, 0), 1); /* so it is forgetful */
+    serve_forgetful(f, SIZE);
+    assert_int_equal(store_read(store, 0, got, sizeof(got)), 0);
+    assert_memory_equal(got, later, sizeof(got));
+    assert_int_equal(store_read(store, 65536, got, sizeof(got)), 0);
+    assert_int_equal(got[0], 0);
+    assert_int_equal(store->ops->flush(store), 0);
+    kill_server(f);
+    assert_int_equal(byte_of_disk(f, 0), 2);
+    assert_int_equal(byte_of_disk(f, 65536), 0);
+    assert_int_equal(byte_of_disk(f, 131072), 1);
+    store->ops->close(store);
+}
+
+static void work_goes_on_over_restarts(void **state)
+{
+    struct fixture *f = *state;
+    pthread_t threads[WRITERS];
+    uint8_t *got = malloc(AREA);
+    serve_forgetful(f, SIZE);
+    struct store *store = open_store(f);
+    struct writer *writers = start_writers(store, threads, true);
+    for (unsigned i = 0; i < 8; i++) {
+        wait_for_writers(writers, 20);
+        kill_server(f);
+        serve_forgetful(f, SIZE);
+    }
+    wait_for_writers(writers, 20);
+    for (unsigned i = 0; i < WRITERS; i++)
+        atomic_store(&writers[i].is_stopping, true);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(writers[i].result, 0);
+        assert_int_equal(store_read(store, i * AREA, got, AREA), 0);
+        assert_memory_equal(got, writers[i].model, AREA);
+    }
+    assert_int_equal(store->ops->flush(store), 0);
+    kill_server(f); /* what the flush has covered is there now */
+    for (unsigned i = 0; i < WRITERS; i++)
+        for (uint64_t at = 0; at < AREA; at += 512)
+            assert_int_equal(byte_of_disk(f, i * AREA + at), writers[i].model[at]);
+    store->ops->close(store);
+    free(writers);
+    free(got);
+}
+
+/* What is not flushed is limited: it is flushed without being asked for, in the end. */
+static void the_journal_is_bounded(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t piece = UINT64_C(4) << 20, size = UINT64_C(96) << 20;
+    uint8_t *data = malloc(piece);
+    memset(data, 5, piece);
+    serve_forgetful(f, size);
+    struct store *store = open_store(f);
+    for (uint64_t at = 0; at < size; at += piece)
+        assert_int_equal(store_write(store, at, data, piece), 0);
+    assert_int_equal(byte_of_disk(f, 0), 5);
+    assert_int_equal(byte_of_disk(f, size - 1), 0);
+    store->ops->close(store);
+    free(data);
+}
+
+static void another_export_is_not_taken(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t sector[512] = {6};
+    serve_forgetful(f, SIZE);
+    struct store *store = open_store(f);
+    assert_int_equal(store_write(store, 0, sector, sizeof(sector)), 0);
+    kill_server(f);
+    serve_forgetful(f, SIZE * 2);
+    assert_int_equal(store->ops->flush(store), -EIO);
+    assert_int_equal(byte_of_disk(f, 0), 0);
+    store->ops->close(store);
 }
 
 /* ---- what is no good ---- */
@@ -568,8 +731,12 @@ int main(void)
         TEST(flushes_reach_the_server),
         TEST(writes_are_durable_by_themselves),
         TEST(read_only_exports),
-        TEST(a_killed_server_is_an_error),
+        TEST(a_server_that_stays_away_is_an_error),
         TEST(a_silent_server_is_an_error),
+        TEST(forgotten_writes_are_written_again),
+        TEST(work_goes_on_over_restarts),
+        TEST(the_journal_is_bounded),
+        TEST(another_export_is_not_taken),
     };
     const struct CMUnitTest without_server[] = {TEST(bad_uris), TEST(nonsense_is_refused)};
     const struct CMUnitTest tls[] = {
