@@ -482,7 +482,8 @@ int board_renew_pci(struct board *b, struct err *e)
     memset(b->disks, 0, sizeof(b->disks));
     memset(b->shares, 0, sizeof(b->shares));
     b->rng = NULL;
-    b->netdev = NULL;
+    memset(b->netdevs, 0, sizeof(b->netdevs));
+    b->netdev_count = 0;
     b->net = NULL;
     b->net_vhost = NULL;
     b->console = NULL;
