@@ -11,6 +11,7 @@
 #define FRAMES SCRATCH                  /* code; the table's start; its end; something else */
 #define ALIAS 0x1000000                 /* in software TLBs, addresses so far apart may meet */
 #define TABLE (TEST + 0x1810)
+#define LOW 0x9008                      /* slot 9; TABLE has slot 1 of 4096 */
 
     .section .rodata
     .balign 16
@@ -96,6 +97,7 @@ main64:
     call absent
     call own_page_absent
     call remapped
+    call marks
     call nowhere
     ret
 
@@ -218,16 +220,40 @@ own_page_absent:
 remapped:
     mov $2, %r14d
     movq $0x7000, FRAMES + 0x3800
+    movl $0x77, FRAMES + 0xffc
 2:  movq $FRAMES + 0x3007, test_pt + 8
     invlpg (%r9)
     run "another page there", plain_code, 0, 0x300007810
     run "and the next", plain_code, 0x800, 0x200007010
+    run "across both, from before it", bare_code, -0x814, 0x7077
     movq $FRAMES + 0x1007, test_pt + 8
     mov %cr3, %rax
     mov %rax, %cr3
     run "the first again", plain_code, 0, 0x100005810
     dec %r14d
     jnz 2b
+    ret
+
+/*
+ * A software TLB may mark a slot that holds nothing by a page that belongs in another slot: an
+ * element in such a page, while nothing is known of the table's.
+ */
+marks:
+    mov $3, %r14d
+    movabs $TEST + 0x1000, %r9
+    mov LOW, %rbx
+2:  run "in the table's page", bare_code, 8, 0x100005818, 1
+    movq $0, test_pt + 8
+    invlpg (%r9)
+    mov %r14, LOW
+    movabs $LOW - TABLE, %rsi
+    mov $0, %edx
+    call *%r8
+    check64 "far below, the table's page unknown", %rax, %r14
+    movq $FRAMES + 0x1007, test_pt + 8
+    dec %r14d
+    jnz 2b
+    mov %rbx, LOW
     ret
 
 nowhere:

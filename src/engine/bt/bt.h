@@ -130,6 +130,7 @@ struct bt_vcpu {
     uint32_t flags_ax;                   /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
+    uint64_t mask_aligned[6];                 /* page, and alignment to 1, 2, 4 ... bytes */
     uint64_t mask_high;                       /* bits 63..32 */
     uint64_t mask_bit[2], mask_df;            /* of bit numbers below 32 and 64; DF in a byte */
     uint64_t canonical_shift;                 /* arithmetic shift right gives 0 or -1 */
@@ -502,6 +503,7 @@ bool bt_fixed_access(struct bt_tr *t, const struct insn *in, unsigned size, bool
 
 /* guess.c: where a table lies, for checks that need not compute their slot of the TLB */
 #define BT_NO_GUESS UINT32_MAX
+#define BT_GUESS_SIZE_MAX 32u /* and a power of two */
 /* The slot that an access of *in is likely to use, or BT_NO_GUESS. */
 uint32_t bt_guess_slot(const struct bt_tr *t, const struct insn *in, bool is_write);
 /* *in was emitted: which registers hold constants now? */

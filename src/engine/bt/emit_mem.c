@@ -134,15 +134,25 @@ static uint8_t *emit_compare(struct bt_tr *t, unsigned reg, unsigned size)
     return emit_jrcxz(e);
 }
 
-/* As emit_check, in the slot that is likely to be the one: what it holds is waited for by nobody.
+/*
+ * As emit_check, in the slot that is likely to be the one: what it holds is waited for by nobody.
+ * The address has not selected this slot, so two things that emit_compare takes for granted are
+ * looked at: the tag of a slot that is not valid matches some page of another slot; and an access
+ * that begins before the tag's page may end in it, unless it is aligned.
  */
 static void emit_check_guess(struct bt_tr *t, unsigned reg, unsigned size, bool is_write,
                              uint32_t info, uint32_t slot)
 {
     struct emit *e = &t->e;
+    unsigned log2_size = (unsigned)__builtin_ctz(size);
 
-    emit_gs_load(e, true, S0, tags_offset(t, is_write) + 8 * slot);
-    uint8_t *hit = emit_compare(t, reg, size);
+    emit_gs_load(e, true, S2, tags_offset(t, is_write) + 8 * slot);
+    emit_lea(e, true, S0, S2, H_NONE, 1, (int32_t)-soft_tlb_invalid_tag(slot));
+    uint8_t *invalid = emit_jrcxz(e);
+    emit_lea(e, true, S0, reg, S2, 1, 0);
+    emit_pext_gs(e, S0, S0, BT_OFFSET(mask_aligned) + 8 * log2_size);
+    uint8_t *hit = emit_jrcxz(e);
+    emit_patch8(e, invalid, e->p);
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_GUESS, emit_jmp(e));
     emit_patch8(e, hit, e->p);
     emit_gs_load(e, true, S2, addends_offset(t, is_write) + 8 * slot);
@@ -158,7 +168,7 @@ static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_wri
     struct emit *e = &t->e;
 
     bt_emit_count(t, BT_OFFSET(accesses));
-    if (slot != BT_NO_GUESS) {
+    if (slot != BT_NO_GUESS && size <= BT_GUESS_SIZE_MAX && (size & (size - 1)) == 0) {
         emit_check_guess(t, reg, size, is_write, info, slot);
         return;
     }
