@@ -1,5 +1,5 @@
 /*
- * tables.S - loads of table elements beside constants, as the translator guesses their page
+ * tables.S - loads of table elements beside constants, which a translator may be tempted to share
  *
  * An element may lie in the page of the table's start, in another, across both, or nowhere. Each
  * step runs the code several times, because a translator may do it another way from the second

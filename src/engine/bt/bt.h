@@ -130,7 +130,6 @@ struct bt_vcpu {
     uint32_t flags_ax;                   /* LAHF in bits 15..8, OF in bit 0 */
     uint32_t pad;
     uint64_t mask_tlb, mask_page, mask_jc;    /* PEXT masks */
-    uint64_t mask_aligned[6];                 /* page, and alignment to 1, 2, 4 ... bytes */
     uint64_t mask_high;                       /* bits 63..32 */
     uint64_t mask_bit[2], mask_df;            /* of bit numbers below 32 and 64; DF in a byte */
     uint64_t canonical_shift;                 /* arithmetic shift right gives 0 or -1 */
@@ -343,30 +342,20 @@ struct bt_tr {
     int32_t rsp_moved;     /* what the guest's RSP has moved without RSP following */
     bool has_shares, is_share_refused;
     struct bt_loop loop;
-    bool is_end;        /* control does not fall through */
-    uint16_t constants; /* guest registers that code of the block has given a constant */
-    uint64_t constant[CPU_GPR_COUNT];
+    bool is_end; /* control does not fall through */
 
     struct bt_cold {
         uint8_t *from;   /* the rel32 that leads here; chain: linking patches it */
-        uint8_t *resume; /* tlb, guess: start over here; indirect: within the instruction */
-        uint8_t *behind; /* guess: where the check has been passed */
+        uint8_t *resume; /* tlb: start over here; indirect: within the instruction */
         uint64_t rip;    /* chain, switch: target; tlb_fixed: operand's address */
-        uint32_t info;   /* tlb, guess: BT_MISS_*; indirect: change of RSP; switch: mode there */
-        uint8_t reg;     /* tlb, guess: holds the address */
+        uint32_t info;   /* tlb: BT_MISS_*; indirect: change of RSP; switch: mode there */
+        uint8_t reg;     /* tlb: holds the address */
         uint8_t kind;
     } cold[3 * BT_BLOCK_INSNS_MAX + 8];
     unsigned cold_count;
 };
 
-enum {
-    BT_COLD_TLB,
-    BT_COLD_TLB_FIXED,
-    BT_COLD_GUESS,
-    BT_COLD_CHAIN,
-    BT_COLD_INDIRECT,
-    BT_COLD_SWITCH
-};
+enum { BT_COLD_TLB, BT_COLD_TLB_FIXED, BT_COLD_CHAIN, BT_COLD_INDIRECT, BT_COLD_SWITCH };
 
 #define BT_MISS_WRITE 0x10000u
 #define BT_MISS_SHARED 0x20000u
@@ -410,9 +399,8 @@ void bt_emit_indirect(struct bt_tr *t, int32_t stack_delta);
  */
 #define BT_INDIRECT_REDO INT32_MIN
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta);
-/* The same for a range that several accesses share; *in is the first of them. */
-void bt_emit_check_shared(struct bt_tr *t, const struct insn *in, unsigned reg, unsigned size,
-                          bool is_write);
+/* The same for a range that several accesses share. */
+void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_write);
 
 /* Check the memory operand of *in as `size` bytes; false when C has to run the instruction. */
 bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
@@ -500,14 +488,6 @@ void bt_share_use(struct bt_tr *t, struct bt_share *s);
 /* Check the operand of *in when its address is a constant; false: it is not. */
 bool bt_fixed_access(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
                      struct bt_place *place);
-
-/* guess.c: where a table lies, for checks that need not compute their slot of the TLB */
-#define BT_NO_GUESS UINT32_MAX
-#define BT_GUESS_SIZE_MAX 32u /* and a power of two */
-/* The slot that an access of *in is likely to use, or BT_NO_GUESS. */
-uint32_t bt_guess_slot(const struct bt_tr *t, const struct insn *in, bool is_write);
-/* *in was emitted: which registers hold constants now? */
-void bt_guess_after(struct bt_tr *t, const struct insn *in);
 
 /* Count in the vCPU block, S0 lost; nothing unless is_counting. */
 void bt_emit_count(struct bt_tr *t, uint32_t offset);

@@ -111,73 +111,21 @@ void bt_emit_count(struct bt_tr *t, uint32_t offset)
     emit_gs_store(&t->e, true, S0, offset);
 }
 
-static uint32_t tags_offset(const struct bt_tr *t, bool is_write)
-{
-    return is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
-}
-
-static uint32_t addends_offset(const struct bt_tr *t, bool is_write)
-{
-    return is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend);
-}
-
-/*
- * S0 has the tag: jump, from the place returned, when it is that of the page in which `size` bytes
- * at `reg` lie. RSP is no index.
- */
-static uint8_t *emit_compare(struct bt_tr *t, unsigned reg, unsigned size)
+static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write, uint32_t info)
 {
     struct emit *e = &t->e;
-
-    emit_lea(e, true, S0, reg, S0, 1, (int32_t)size - 1);
-    emit_pext_gs(e, S0, S0, BT_OFFSET(mask_page));
-    return emit_jrcxz(e);
-}
-
-/*
- * As emit_check, in the slot that is likely to be the one: what it holds is waited for by nobody.
- * The address has not selected this slot, so two things that emit_compare takes for granted are
- * looked at: the tag of a slot that is not valid matches some page of another slot; and an access
- * that begins before the tag's page may end in it, unless it is aligned.
- */
-static void emit_check_guess(struct bt_tr *t, unsigned reg, unsigned size, bool is_write,
-                             uint32_t info, uint32_t slot)
-{
-    struct emit *e = &t->e;
-    unsigned log2_size = (unsigned)__builtin_ctz(size);
-
-    emit_gs_load(e, true, S2, tags_offset(t, is_write) + 8 * slot);
-    emit_lea(e, true, S0, S2, H_NONE, 1, (int32_t)-soft_tlb_invalid_tag(slot));
-    uint8_t *invalid = emit_jrcxz(e);
-    emit_lea(e, true, S0, reg, S2, 1, 0);
-    emit_pext_gs(e, S0, S0, BT_OFFSET(mask_aligned) + 8 * log2_size);
-    uint8_t *hit = emit_jrcxz(e);
-    emit_patch8(e, invalid, e->p);
-    struct bt_cold *cold = bt_cold_add(t, BT_COLD_GUESS, emit_jmp(e));
-    emit_patch8(e, hit, e->p);
-    emit_gs_load(e, true, S2, addends_offset(t, is_write) + 8 * slot);
-    cold->resume = t->retry;
-    cold->behind = e->p;
-    cold->reg = (uint8_t)reg;
-    cold->info = size | (is_write ? BT_MISS_WRITE : 0) | info;
-}
-
-static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write, uint32_t info,
-                       uint32_t slot)
-{
-    struct emit *e = &t->e;
+    uint32_t tags = is_write ? BT_SET_OFFSET(t->set, write_tag) : BT_SET_OFFSET(t->set, read_tag);
 
     bt_emit_count(t, BT_OFFSET(accesses));
-    if (slot != BT_NO_GUESS && size <= BT_GUESS_SIZE_MAX && (size & (size - 1)) == 0) {
-        emit_check_guess(t, reg, size, is_write, info, slot);
-        return;
-    }
     emit_pext_gs(e, S2, reg, BT_OFFSET(mask_tlb));
-    emit_op_gs(e, true, 0x8b, S0, S2, tags_offset(t, is_write));
-    uint8_t *hit = emit_compare(t, reg, size);
+    emit_op_gs(e, true, 0x8b, S0, S2, tags);
+    emit_lea(e, true, S0, reg, S0, 1, (int32_t)size - 1); /* RSP is no index */
+    emit_pext_gs(e, S0, S0, BT_OFFSET(mask_page));
+    uint8_t *hit = emit_jrcxz(e);
     uint8_t *miss = emit_jmp(e);
     emit_patch8(e, hit, e->p);
-    emit_op_gs(e, true, 0x8b, S2, S2, addends_offset(t, is_write));
+    emit_op_gs(e, true, 0x8b, S2, S2,
+               is_write ? BT_SET_OFFSET(t->set, write_addend) : BT_SET_OFFSET(t->set, read_addend));
 
     struct bt_cold *cold = bt_cold_add(t, BT_COLD_TLB, miss);
     cold->resume = t->retry;
@@ -187,13 +135,12 @@ static void emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_wri
 
 void bt_emit_check(struct bt_tr *t, unsigned reg, unsigned size, bool is_write)
 {
-    emit_check(t, reg, size, is_write, 0, BT_NO_GUESS);
+    emit_check(t, reg, size, is_write, 0);
 }
 
-void bt_emit_check_shared(struct bt_tr *t, const struct insn *in, unsigned reg, unsigned size,
-                          bool is_write)
+void bt_emit_check_shared(struct bt_tr *t, unsigned reg, unsigned size, bool is_write)
 {
-    emit_check(t, reg, size, is_write, BT_MISS_SHARED, bt_guess_slot(t, in, is_write));
+    emit_check(t, reg, size, is_write, BT_MISS_SHARED);
 }
 
 bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool is_write,
@@ -206,13 +153,13 @@ bool bt_emit_operand(struct bt_tr *t, const struct insn *in, unsigned size, bool
     *place = (struct bt_place){.index = S2};
     if (!bt_emit_address(t, in, &place->base))
         return false;
-    emit_check(t, place->base, size, is_write, 0, bt_guess_slot(t, in, is_write));
+    bt_emit_check(t, place->base, size, is_write);
     return true;
 }
 
 void bt_emit_check_loop(struct bt_tr *t, bool is_write)
 {
-    emit_check(t, S1, 1, is_write, BT_MISS_SHARED | BT_MISS_LOOP, BT_NO_GUESS);
+    emit_check(t, S1, 1, is_write, BT_MISS_SHARED | BT_MISS_LOOP);
 }
 
 void bt_emit_lookup(struct bt_tr *t, int32_t stack_delta)
@@ -280,21 +227,6 @@ static void emit_tlb_miss(struct bt_tr *t, const struct bt_cold *cold)
     emit_jmp_to(e, bt_rw(t->be, t->be->stub_tlb));
 }
 
-/* The access is elsewhere than in the page guessed, or that is not in the TLB: look it up. */
-static void emit_other_slot(struct bt_tr *t, const struct bt_cold *cold)
-{
-    struct emit *e = &t->e;
-    bool is_write = (cold->info & BT_MISS_WRITE) != 0;
-
-    emit_pext_gs(e, S2, cold->reg, BT_OFFSET(mask_tlb));
-    emit_op_gs(e, true, 0x8b, S0, S2, tags_offset(t, is_write));
-    uint8_t *hit = emit_compare(t, cold->reg, cold->info & BT_MISS_SIZE);
-    emit_tlb_miss(t, cold);
-    emit_patch8(e, hit, e->p);
-    emit_op_gs(e, true, 0x8b, S2, S2, addends_offset(t, is_write));
-    emit_jmp_to(e, cold->behind);
-}
-
 void bt_emit_cold(struct bt_tr *t)
 {
     struct emit *e = &t->e;
@@ -308,9 +240,6 @@ void bt_emit_cold(struct bt_tr *t)
             break;
         case BT_COLD_TLB:
             emit_tlb_miss(t, cold);
-            break;
-        case BT_COLD_GUESS:
-            emit_other_slot(t, cold);
             break;
         case BT_COLD_CHAIN:
             bt_emit_set_rip(e, cold->rip);

@@ -82,8 +82,6 @@ static int bt_attach(struct engine *engine, unsigned index, void *cpu, struct en
     b->self = (uintptr_t)b;
     b->mask_tlb = (uint64_t)(SOFT_TLB_SIZE - 1) << SOFT_PAGE_SHIFT;
     b->mask_page = ~UINT64_C(0xfff);
-    for (unsigned i = 0; i < ARRAY_SIZE(b->mask_aligned); i++)
-        b->mask_aligned[i] = b->mask_page | (BIT(i) - 1);
     b->mask_high = ~(uint64_t)UINT32_MAX;
     b->mask_jc = (uint64_t)(BT_JC_SIZE - 1) << 1;
     b->mask_bit[0] = 31;

@@ -271,7 +271,7 @@ bool bt_share_access(struct bt_tr *t, const struct insn *in, struct bt_place *pl
                                             .size = (uint8_t)t->size,
                                             .disp = made.low},
                        &reg);
-        bt_emit_check_shared(t, in, reg, (unsigned)(made.high - made.low), made.is_write);
+        bt_emit_check_shared(t, reg, (unsigned)(made.high - made.low), made.is_write);
         emit_lea(&t->e, true, S1, reg, S2, 1, 0);
         s = bt_share_add(t, &made);
     }

@@ -141,7 +141,6 @@ static bool translate_insns(struct bt_tr *t, const uint8_t *bytes, size_t avail,
         else
             bt_emit_insn(t, in);
         bt_shares_after(t, in);
-        bt_guess_after(t, in);
         if (t->e.is_full)
             return false;
     }
@@ -176,7 +175,6 @@ static void tr_begin(struct bt_tr *t, struct bt_vcpu *b, uint64_t rip, gpa_t gpa
     t->is_end = false;
     t->cold_count = 0;
     bt_shares_forget(t);
-    t->constants = 0;
     t->share_next = 0;
     t->rsp_moved = 0;
     t->has_shares = false;

@@ -5,8 +5,7 @@
  * the page number's low bits; it hits when address + tag + size - 1 < 4096, where the tag is
  * minus the page's address: one sum checks the page and that the access stays within it. A slot
  * that is not valid holds minus the address of a page which maps to another slot (and whose
- * predecessor does as well), so that nothing which selects the slot can hit it. Who looks in a
- * slot that the address has not selected compares with soft_tlb_invalid_tag first.
+ * predecessor does as well), so that nothing which selects the slot can hit it.
  *
  * host address = linear address + addend.
  */
