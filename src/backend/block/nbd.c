@@ -58,17 +58,17 @@ static int64_t issue(struct nbd_store *s, struct nbd_call *call, const struct nb
 
     switch (c->kind) {
     case NBD_READ:
-        return nbd_aio_pread(s->nbd, c->data, c->size, c->offset, done, c->flags);
+        return s->lib.aio_pread(s->nbd, c->data, c->size, c->offset, done, c->flags);
     case NBD_WRITE:
-        return nbd_aio_pwrite(s->nbd, c->data, c->size, c->offset, done, c->flags);
+        return s->lib.aio_pwrite(s->nbd, c->data, c->size, c->offset, done, c->flags);
     case NBD_FLUSH:
-        return nbd_aio_flush(s->nbd, done, c->flags);
+        return s->lib.aio_flush(s->nbd, done, c->flags);
     case NBD_TRIM:
-        return nbd_aio_trim(s->nbd, c->size, c->offset, done, c->flags);
+        return s->lib.aio_trim(s->nbd, c->size, c->offset, done, c->flags);
     case NBD_ZERO:
-        return nbd_aio_zero(s->nbd, c->size, c->offset, done, c->flags);
+        return s->lib.aio_zero(s->nbd, c->size, c->offset, done, c->flags);
     default:
-        return nbd_aio_block_status(s->nbd, c->size, c->offset, c->told, done, c->flags);
+        return s->lib.aio_block_status(s->nbd, c->size, c->offset, c->told, done, c->flags);
     }
 }
 
@@ -87,7 +87,7 @@ int64_t nbd_call_begin(struct nbd_store *s, struct nbd_call *call, const struct 
 
 int nbd_call_end(struct nbd_store *s, struct nbd_call *call, int64_t cookie)
 {
-    int refused = cookie < 0 ? nbd_get_errno() : 0;
+    int refused = cookie < 0 ? s->lib.get_errno() : 0;
 
     pthread_mutex_lock(&s->lock);
     *call->link = call->next;
@@ -389,7 +389,7 @@ static int nbd_store_allocate(struct store *store, uint64_t offset, uint64_t siz
 
 static void nbd_free(struct nbd_store *s)
 {
-    nbd_close(s->nbd);
+    s->lib.close(s->nbd);
     nbd_journal_free(&s->journal);
     if (s->wake_fd >= 0)
         close(s->wake_fd);
@@ -441,10 +441,16 @@ bool nbd_is_uri(const char *path)
 int store_open_nbd(const struct store_config *config, unsigned answer_limit_ms, struct store **out,
                    struct err *e)
 {
-    struct nbd_store *s = calloc(1, sizeof(*s));
+    struct nbd_library lib;
+    struct nbd_store *s;
+    int rc = nbd_library_load(&lib, e);
 
+    if (rc != 0)
+        return err_prefix(e, "open the disk '%s'", config->path);
+    s = calloc(1, sizeof(*s));
     if (s == NULL)
         return err_set(e, ENOMEM, "open the disk '%s'", config->path);
+    s->lib = lib;
     s->store.ops = &nbd_ops;
     s->answer_limit_ns = answer_limit_ms * UINT64_C(1000000);
     pthread_mutex_init(&s->around_lock, NULL);
@@ -454,9 +460,8 @@ int store_open_nbd(const struct store_config *config, unsigned answer_limit_ms, 
     s->ignores_flushes = config->cache == BLOCK_CACHE_UNSAFE;
     s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     s->uri = strdup(config->path);
-    int rc = s->wake_fd >= 0 && s->uri != NULL
-                 ? nbd_connect_first(s, config, e)
-                 : err_set(e, ENOMEM, "open the disk '%s'", config->path);
+    rc = s->wake_fd >= 0 && s->uri != NULL ? nbd_connect_first(s, config, e)
+                                           : err_set(e, ENOMEM, "open the disk '%s'", config->path);
     if (rc != 0) {
         nbd_free(s);
         return rc;

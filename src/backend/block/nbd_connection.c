@@ -29,9 +29,9 @@
 /* What the socket and libnbd have for one another. Up to `timeout_ms`, or a wake-up. */
 static void drive(struct nbd_store *s, int timeout_ms)
 {
-    unsigned direction = nbd_aio_get_direction(s->nbd);
+    unsigned direction = s->lib.aio_get_direction(s->nbd);
     struct pollfd fds[] = {
-        {.fd = nbd_aio_get_fd(s->nbd)},
+        {.fd = s->lib.aio_get_fd(s->nbd)},
         {.fd = s->wake_fd, .events = POLLIN},
     };
 
@@ -42,17 +42,17 @@ static void drive(struct nbd_store *s, int timeout_ms)
     if (fds[1].revents & POLLIN)
         event_take(s->wake_fd);
     /* who issued a command meanwhile may have changed what libnbd waits for */
-    direction = nbd_aio_get_direction(s->nbd);
+    direction = s->lib.aio_get_direction(s->nbd);
     if ((fds[0].revents & (POLLIN | POLLHUP | POLLERR)) && (direction & LIBNBD_AIO_DIRECTION_READ))
-        nbd_aio_notify_read(s->nbd);
+        s->lib.aio_notify_read(s->nbd);
     else if ((fds[0].revents & (POLLOUT | POLLHUP | POLLERR)) &&
              (direction & LIBNBD_AIO_DIRECTION_WRITE))
-        nbd_aio_notify_write(s->nbd);
+        s->lib.aio_notify_write(s->nbd);
 }
 
 bool nbd_is_over(const struct nbd_store *s)
 {
-    return nbd_aio_is_dead(s->nbd) || nbd_aio_is_closed(s->nbd);
+    return s->lib.aio_is_dead(s->nbd) || s->lib.aio_is_closed(s->nbd);
 }
 
 /* Milliseconds until the first command is too late; -1: none is under way. */
@@ -73,7 +73,7 @@ static int time_left(struct nbd_store *s)
 /* libnbd sees the connection end, and fails the commands. */
 static void cut(struct nbd_store *s)
 {
-    int fd = nbd_aio_get_fd(s->nbd);
+    int fd = s->lib.aio_get_fd(s->nbd);
 
     if (fd >= 0)
         shutdown(fd, SHUT_RDWR);
@@ -89,8 +89,8 @@ static bool is_stopping(struct nbd_store *s)
 
 static int failed(const struct nbd_store *s, const char *what, struct err *e)
 {
-    const char *why = nbd_get_error();
-    int code = nbd_get_errno();
+    const char *why = s->lib.get_error();
+    int code = s->lib.get_errno();
 
     if (why != NULL && strstr(why, "certificate verification") != NULL)
         err_set(e, 0,
@@ -144,7 +144,7 @@ static int prepare_tls(struct nbd_store *s, struct err *e)
                        "authorities' into ~/.config/pki/libnbd/" AUTHORITIES
                        " (or link the host's there, /etc/ssl/certs/ca-certificates.crt)",
                        s->uri);
-    if (nbd_set_tls_certificates(s->nbd, s->keys) != 0)
+    if (s->lib.set_tls_certificates(s->nbd, s->keys) != 0)
         return failed(s, "prepare a connection to", e);
     return 0;
 }
@@ -152,11 +152,11 @@ static int prepare_tls(struct nbd_store *s, struct err *e)
 /* What a URI may ask for: network and Unix sockets. Not: to read files for it (keys). */
 static int confine(struct nbd_store *s, struct err *e)
 {
-    if (nbd_set_uri_allow_transports(s->nbd, LIBNBD_ALLOW_TRANSPORT_TCP |
-                                                 LIBNBD_ALLOW_TRANSPORT_UNIX |
-                                                 LIBNBD_ALLOW_TRANSPORT_VSOCK) != 0 ||
-        nbd_set_uri_allow_local_file(s->nbd, false) != 0 ||
-        nbd_add_meta_context(s->nbd, NBD_ALLOCATION) != 0)
+    if (s->lib.set_uri_allow_transports(s->nbd, LIBNBD_ALLOW_TRANSPORT_TCP |
+                                                    LIBNBD_ALLOW_TRANSPORT_UNIX |
+                                                    LIBNBD_ALLOW_TRANSPORT_VSOCK) != 0 ||
+        s->lib.set_uri_allow_local_file(s->nbd, false) != 0 ||
+        s->lib.add_meta_context(s->nbd, NBD_ALLOCATION) != 0)
         return failed(s, "prepare a connection to", e);
     return prepare_tls(s, e);
 }
@@ -166,30 +166,30 @@ static int make_connection(struct nbd_store *s, uint64_t end_ns, struct err *e)
 {
     uint64_t now;
 
-    s->nbd = nbd_create();
+    s->nbd = s->lib.create();
     if (s->nbd == NULL)
         return err_set(e, ENOMEM, "connect to '%s'", s->uri);
     int rc = confine(s, e);
     if (rc != 0)
         return rc;
-    if (nbd_aio_connect_uri(s->nbd, s->uri) != 0)
+    if (s->lib.aio_connect_uri(s->nbd, s->uri) != 0)
         return failed(s, "connect to", e);
-    while (nbd_aio_is_connecting(s->nbd)) {
+    while (s->lib.aio_is_connecting(s->nbd)) {
         now = clock_now_ns();
         if (now >= end_ns || is_stopping(s))
             return err_set(e, ETIMEDOUT, "connect to '%s' (no answer for %" PRIu64 " s)", s->uri,
                            s->answer_limit_ns / 1000000000u);
         drive(s, (int)MIN((end_ns - now) / 1000000 + 1, (uint64_t)INT32_MAX));
     }
-    return nbd_aio_is_ready(s->nbd) ? 0 : failed(s, "connect to", e);
+    return s->lib.aio_is_ready(s->nbd) ? 0 : failed(s, "connect to", e);
 }
 
 /* Its sizes of blocks: the smallest, the best, the largest; 0: it does not say. */
 static int take_blocks(struct nbd_store *s, struct nbd_export *x, struct err *e)
 {
-    int64_t min = nbd_get_block_size(s->nbd, LIBNBD_SIZE_MINIMUM);
-    int64_t best = nbd_get_block_size(s->nbd, LIBNBD_SIZE_PREFERRED);
-    int64_t max = nbd_get_block_size(s->nbd, LIBNBD_SIZE_MAXIMUM);
+    int64_t min = s->lib.get_block_size(s->nbd, LIBNBD_SIZE_MINIMUM);
+    int64_t best = s->lib.get_block_size(s->nbd, LIBNBD_SIZE_PREFERRED);
+    int64_t max = s->lib.get_block_size(s->nbd, LIBNBD_SIZE_MAXIMUM);
 
     x->unit = BLOCK_SECTOR;
     if (min < 0 || best < 0 || max < 0)
@@ -213,26 +213,26 @@ static int take_blocks(struct nbd_store *s, struct nbd_export *x, struct err *e)
 
 static int take_export(struct nbd_store *s, struct nbd_export *x, struct err *e)
 {
-    int64_t size = nbd_get_size(s->nbd);
+    int64_t size = s->lib.get_size(s->nbd);
 
     *x = (struct nbd_export){0};
     int rc = size >= 0 ? take_blocks(s, x, e) : failed(s, "ask for the size of", e);
     if (rc != 0)
         return rc;
     x->size = align_down((uint64_t)size, x->unit);
-    x->is_read_only = nbd_is_read_only(s->nbd) != 0;
-    x->can_flush = nbd_can_flush(s->nbd) > 0;
-    x->can_fua = nbd_can_fua(s->nbd) > 0;
-    x->can_trim = nbd_can_trim(s->nbd) > 0;
-    x->can_zero = nbd_can_zero(s->nbd) > 0;
-    x->can_map = nbd_can_meta_context(s->nbd, NBD_ALLOCATION) > 0;
+    x->is_read_only = s->lib.is_read_only(s->nbd) != 0;
+    x->can_flush = s->lib.can_flush(s->nbd) > 0;
+    x->can_fua = s->lib.can_fua(s->nbd) > 0;
+    x->can_trim = s->lib.can_trim(s->nbd) > 0;
+    x->can_zero = s->lib.can_zero(s->nbd) > 0;
+    x->can_map = s->lib.can_meta_context(s->nbd, NBD_ALLOCATION) > 0;
     return 0;
 }
 
 /* A peer that is lost without a word is found out by the network. */
 static void keep_alive(struct nbd_store *s)
 {
-    int fd = nbd_aio_get_fd(s->nbd), on = 1;
+    int fd = s->lib.aio_get_fd(s->nbd), on = 1;
 
     /* means nothing to a Unix socket, and is no matter then */
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
@@ -287,7 +287,7 @@ static int connect_again(struct nbd_store *s, uint64_t end_ns, struct err *e)
     struct nbd_export export;
     unsigned count;
 
-    nbd_close(s->nbd);
+    s->lib.close(s->nbd);
     s->nbd = NULL;
     if (make_connection(s, end_ns, e) != 0 || take_export(s, &export, e) != 0)
         return s->nbd != NULL ? -EAGAIN : -ENOMEM;
@@ -377,7 +377,7 @@ static void say_good_bye(struct nbd_store *s)
 {
     uint64_t end = clock_now_ns() + 1000000000u, now;
 
-    if (s->nbd == NULL || !nbd_aio_is_ready(s->nbd) || nbd_aio_disconnect(s->nbd, 0) != 0)
+    if (s->nbd == NULL || !s->lib.aio_is_ready(s->nbd) || s->lib.aio_disconnect(s->nbd, 0) != 0)
         return;
     while (!nbd_is_over(s) && (now = clock_now_ns()) < end)
         drive(s, (int)((end - now) / 1000000 + 1));

@@ -7,12 +7,12 @@
 #ifndef DOPPEL_BACKEND_BLOCK_NBD_IMPL_H
 #define DOPPEL_BACKEND_BLOCK_NBD_IMPL_H
 
-#include <libnbd.h>
 #include <limits.h>
 #include <pthread.h>
 
 #include "backend/block/nbd.h"
 #include "backend/block/nbd_journal.h"
+#include "backend/block/nbd_library.h"
 #include "backend/block/store.h"
 
 #define NBD_UNIT_MAX 65536u                   /* of a server's smallest block */
@@ -56,6 +56,7 @@ enum nbd_state {
 
 struct nbd_store {
     struct store store;
+    struct nbd_library lib;
     struct nbd_handle *nbd;
     char *uri;
     char keys[PATH_MAX - 64]; /* folder with the certificates for TLS */
