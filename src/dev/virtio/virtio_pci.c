@@ -65,6 +65,8 @@ enum {
 #define ISR_QUEUE 1u
 #define ISR_CONFIG 2u
 
+_Static_assert(VIRTIO_QUEUES_MAX + 1 <= PCI_MSIX_VECTORS_MAX, "a vector for each, and one");
+
 struct virtio_pci {
     struct pci_device pci;
     struct virtio_device *dev;
