@@ -94,12 +94,17 @@ struct virtio_ops {
     /* It may go on, from where it was or from a state that was put back. May be NULL. */
     void (*resume)(struct virtio_device *dev);
     /*
-     * The device's own part of its state (virtio_state.h), while it is quiesced; the common part
-     * is dealt with by then. get_state fails when it has something that cannot be carried.
-     * check_state changes nothing; set_state gets what that let pass, with features, status,
-     * configuration and queues in place. Each may be NULL.
+     * An error if the device has something now that cannot be carried: the message says what, and
+     * what to do about it. Asked before the device is quiesced, and when its state is taken. NULL:
+     * it never has.
      */
-    int (*get_state)(struct virtio_device *dev, struct virtio_state *out, struct err *e);
+    int (*check_carried)(struct virtio_device *dev, struct err *e);
+    /*
+     * The device's own part of its state (virtio_state.h), while it is quiesced; the common part
+     * is dealt with by then. check_state changes nothing; set_state gets what that let pass, with
+     * features, status, configuration and queues in place. Each may be NULL.
+     */
+    void (*get_state)(struct virtio_device *dev, struct virtio_state *out);
     int (*check_state)(struct virtio_device *dev, const struct virtio_state *state, struct err *e);
     void (*set_state)(struct virtio_device *dev, const struct virtio_state *state);
     enum virtio_state_kind state_kind;
@@ -231,9 +236,10 @@ void virtio_config_write(struct virtio_device *dev, unsigned offset, uint64_t va
 /*
  * Let no buffers be taken, and wait until what was taken is back with the driver: its state can
  * be taken, or one put back (virtio_state.h). What comes back interrupts, so the interrupt
- * controllers' state is taken afterwards. -ETIMEDOUT when something is still under way after
- * `timeout_ns`; then the device goes on. No CPU runs from before this until virtio_resume, and
- * not in virtio_device's own thread: the lock must be free.
+ * controllers' state is taken afterwards. On failure the device goes on: at once when it has
+ * something that cannot be carried, or with -ETIMEDOUT when something is still under way after
+ * `timeout_ns`. No CPU runs from before this until virtio_resume. Without the lock, and not on
+ * one of the device's threads.
  */
 int virtio_quiesce(struct virtio_device *dev, uint64_t timeout_ns, struct err *e);
 

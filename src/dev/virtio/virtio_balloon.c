@@ -247,13 +247,12 @@ static bool balloon_quiesce(struct virtio_device *dev)
     return true;
 }
 
-static int balloon_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+static void balloon_get_state(struct virtio_device *dev, struct virtio_state *out)
 {
     const struct virtio_balloon *b = CONTAINER_OF(dev, struct virtio_balloon, dev);
 
     out->balloon.known = (uint16_t)b->known;
     memcpy(out->balloon.stats, b->stats, sizeof(b->stats));
-    return 0;
 }
 
 static int balloon_check_state(struct virtio_device *dev, const struct virtio_state *state,

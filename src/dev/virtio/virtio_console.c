@@ -420,14 +420,13 @@ static void get_port(const struct port *port, struct virtio_console_port_state *
     out->out_offset = port->out_offset;
 }
 
-static int console_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+static void console_get_state(struct virtio_device *dev, struct virtio_state *out)
 {
     const struct virtio_console *c = CONTAINER_OF(dev, struct virtio_console, dev);
 
     out->console.port_count = (uint8_t)c->port_count;
     for (unsigned i = 0; i < c->port_count; i++)
         get_port(&c->ports[i], &out->console.ports[i]);
-    return 0;
 }
 
 static int check_port(const struct virtio_console_port_state *s, unsigned index, bool has_control,

@@ -142,7 +142,7 @@ static bool fs_quiesce(struct virtio_device *dev)
  * What the guest has looked up and opened are descriptors of this process. By their paths they
  * could not be found again: files are renamed and deleted while they are open.
  */
-static int fs_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+static int fs_check_carried(struct virtio_device *dev, struct err *e)
 {
     if (share_has_session(CONTAINER_OF(dev, struct virtio_fs, dev)->share))
         return err_set(e, EBUSY,
@@ -156,7 +156,7 @@ static const struct virtio_ops fs_ops = {
     .notify = fs_notify,
     .reset = fs_reset,
     .quiesce = fs_quiesce,
-    .get_state = fs_get_state,
+    .check_carried = fs_check_carried,
     .state_kind = VIRTIO_STATE_PLAIN,
 };
 

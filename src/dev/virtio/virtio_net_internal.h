@@ -88,7 +88,7 @@ void virtio_net_serve_control(struct virtio_net *n);
 /* What the driver's control commands change, as after a reset. */
 void virtio_net_reset_control(struct virtio_net *n);
 /* virtio_net_state.c: as in struct virtio_ops. */
-int virtio_net_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e);
+void virtio_net_get_state(struct virtio_device *dev, struct virtio_state *out);
 int virtio_net_check_state(struct virtio_device *dev, const struct virtio_state *state,
                            struct err *e);
 void virtio_net_set_state(struct virtio_device *dev, const struct virtio_state *state);

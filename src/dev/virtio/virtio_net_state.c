@@ -32,7 +32,7 @@ static void get_table(const struct net_table *table, struct virtio_net_table_sta
     memcpy(out->addr, table->addr, table->count * sizeof(table->addr[0]));
 }
 
-int virtio_net_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+void virtio_net_get_state(struct virtio_device *dev, struct virtio_state *out)
 {
     const struct virtio_net *n = CONTAINER_OF(dev, struct virtio_net, dev);
 
@@ -44,7 +44,6 @@ int virtio_net_get_state(struct virtio_device *dev, struct virtio_state *out, st
             out->net.offloads |= offloads[i].feature;
     get_table(&n->unicast, &out->net.unicast);
     get_table(&n->multicast, &out->net.multicast);
-    return 0;
 }
 
 static int check_table(const struct virtio_net_table_state *s, const char *name, struct err *e)

@@ -26,16 +26,28 @@ static bool is_quiet(struct virtio_device *dev)
     return !dev->is_resetting && (dev->ops->quiesce == NULL || dev->ops->quiesce(dev));
 }
 
+static int check_carried(struct virtio_device *dev, struct err *e)
+{
+    if (dev->ops->state_kind == VIRTIO_STATE_NONE)
+        return err_set(e, ENOTSUP, "take the state of %s", dev->name);
+    return dev->ops->check_carried != NULL ? dev->ops->check_carried(dev, e) : 0;
+}
+
 int virtio_quiesce(struct virtio_device *dev, uint64_t timeout_ns, struct err *e)
 {
     struct timespec until;
     int rc = 0;
 
+    pthread_mutex_lock(&dev->lock);
+    rc = check_carried(dev, e);
+    if (rc != 0) {
+        pthread_mutex_unlock(&dev->lock);
+        return rc;
+    }
     clock_gettime(CLOCK_MONOTONIC, &until);
     timeout_ns += (uint64_t)until.tv_nsec;
     until.tv_sec += (time_t)(timeout_ns / NS_PER_SEC);
     until.tv_nsec = (long)(timeout_ns % NS_PER_SEC);
-    pthread_mutex_lock(&dev->lock);
     dev->is_quiesced = true;
     while (!is_quiet(dev) && rc == 0)
         rc = pthread_cond_timedwait(&dev->drained, &dev->lock, &until);
@@ -99,10 +111,10 @@ static int get_queue(const struct virtio_device *dev, unsigned index, struct vir
 
 static int get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
 {
-    int rc = 0;
+    int rc = check_carried(dev, e);
 
-    if (dev->ops->state_kind == VIRTIO_STATE_NONE)
-        return err_set(e, ENOTSUP, "take the state of %s", dev->name);
+    if (rc != 0)
+        return rc;
     if (!dev->is_quiesced)
         return err_set(e, EBUSY, "take the state of %s while it works", dev->name);
     memset(out, 0, sizeof(*out)); /* what is between the fields, too */
@@ -117,7 +129,7 @@ static int get_state(struct virtio_device *dev, struct virtio_state *out, struct
     for (unsigned i = 0; i < dev->queue_count && rc == 0; i++)
         rc = get_queue(dev, i, &out->queues[i], e);
     if (rc == 0 && dev->ops->get_state != NULL)
-        rc = dev->ops->get_state(dev, out, e);
+        dev->ops->get_state(dev, out);
     return rc;
 }
 

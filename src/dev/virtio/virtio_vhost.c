@@ -636,14 +636,17 @@ static int check_kind(const struct virtio_vhost *v, uint8_t status, struct err *
     return 0;
 }
 
-static int vhost_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+static int vhost_check_carried(struct virtio_device *dev, struct err *e)
+{
+    return check_kind(CONTAINER_OF(dev, struct virtio_vhost, dev), dev->status, e);
+}
+
+static void vhost_get_state(struct virtio_device *dev, struct virtio_state *out)
 {
     const struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
-    int rc = check_kind(v, dev->status, e);
 
     out->vhost.kind = (uint8_t)v->config.kind;
     out->vhost.active_pairs = (uint8_t)v->active_pairs;
-    return rc;
 }
 
 static int vhost_check_state(struct virtio_device *dev, const struct virtio_state *state,
@@ -682,6 +685,7 @@ static const struct virtio_ops vhost_ops = {
     .reset = vhost_reset,
     .quiesce = vhost_quiesce,
     .resume = vhost_resume,
+    .check_carried = vhost_check_carried,
     .get_state = vhost_get_state,
     .check_state = vhost_check_state,
     .set_state = vhost_set_state,

@@ -448,10 +448,9 @@ static bool vsock_reset(struct virtio_device *dev)
     return true;
 }
 
-static int vsock_get_state(struct virtio_device *dev, struct virtio_state *out, struct err *e)
+static void vsock_get_state(struct virtio_device *dev, struct virtio_state *out)
 {
     out->vsock.next_port = CONTAINER_OF(dev, struct virtio_vsock, dev)->next_port;
-    return 0;
 }
 
 /* What connections there were ended with their sockets. */
