@@ -5,17 +5,12 @@
  * driver starts and resets the device. Chains go into the rings while is_live, under the lock.
  * is_up lasts from when the driver starts the device until the thread has taken all back that
  * the back end had: until then a reset is not complete.
- *
- * State: the rings between us and the back end are ours, and begin anew with every start; so a
- * device at rest is one whose back end has been stopped, and what it was given and has not done
- * lies in the guest's queues again. Requests of disks come back by themselves and are waited for.
  */
 #include "dev/virtio/virtio_vhost.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +19,7 @@
 
 #include "backend/vhost/vhost_user.h"
 #include "base/log.h"
-#include "dev/virtio/vhost_ring.h"
-#include "dev/virtio/virtio_state.h"
+#include "dev/virtio/virtio_vhost_internal.h"
 #include "mem/space.h"
 #include "os/event.h"
 #include "os/memfd.h"
@@ -33,15 +27,12 @@
 
 /* Where the back end finds the rings: far from any guest's RAM. */
 #define RINGS_ADDR BIT(51)
-#define QUEUES_MAX 8u /* that a back end serves */
 
 #define BLK_F_MQ BIT(12)
 #define BLK_QUEUE_COUNT_AT 34 /* in the configuration (5.2.4) */
 #define NET_F_MTU BIT(3)
 #define NET_F_MAC BIT(5)
 #define NET_F_CTRL_VQ BIT(17)
-#define NET_F_MQ BIT(22)
-#define NET_QUEUE_SIZE 256
 /* in the configuration (5.1.4) */
 #define NET_PAIRS_AT 8
 #define NET_MTU_AT 10
@@ -51,16 +42,7 @@
 #define CONTROL_SIZE 4u
 enum { CONTROL_OK, CONTROL_ERR };
 
-/* What the kinds of devices differ in. */
-static const struct kind {
-    uint16_t id, queue_size;
-    unsigned queue_count; /* 0: as many as are wanted and there */
-    unsigned config_size;
-    bool has_config; /* the back end tells it */
-    uint64_t passed; /* features that are the back end's, if it has them */
-    uint64_t own;    /* features of ours */
-    uint64_t told;   /* and those of them that a back end is told of, if it knows them */
-} kinds[] = {
+static const struct vhost_kind kinds[] = {
     [VIRTIO_VHOST_DISK] =
         {
             .id = VIRTIO_ID_BLOCK,
@@ -75,13 +57,13 @@ static const struct kind {
     [VIRTIO_VHOST_NET] =
         {
             .id = VIRTIO_ID_NET,
-            .queue_size = NET_QUEUE_SIZE,
+            .queue_size = VHOST_NET_QUEUE_SIZE,
             .config_size = 12,
             /* checksums, segments of the guest's and the host's, mergeable buffers */
             .passed = BIT(0) | BIT(1) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) |
                       BIT(13) | BIT(14) | BIT(15),
             .own = NET_F_MAC,
-            .told = NET_F_MTU | NET_F_MQ,
+            .told = NET_F_MTU | VHOST_NET_F_MQ,
         },
     [VIRTIO_VHOST_SHARE] =
         {
@@ -92,42 +74,13 @@ static const struct kind {
         },
 };
 
-struct virtio_vhost {
-    struct virtio_device dev;
-    struct virtio_vhost_config config;
-    const struct kind *kind;
-
-    int memory_fd; /* of the rings */
-    void *memory;
-    size_t memory_size, ring_stride;
-    unsigned ring_count; /* queues that the back end serves, the first ones */
-    int kick_fds[QUEUES_MAX], call_fds[QUEUES_MAX], wake_fd;
-    int bell_fds[QUEUES_MAX]; /* written to instead of a notification by the driver */
-    _Atomic uint64_t rung;
-    pthread_t thread;
-    bool is_started; /* the thread has been */
-
-    /* the thread's own, once it runs */
-    struct vhost_user *backend; /* NULL: gone */
-    bool is_ring_started[QUEUES_MAX];
-
-    /* under dev.lock */
-    struct vhost_ring rings[QUEUES_MAX];
-    bool wants_start, wants_stop, is_up, is_live, is_closing;
-    bool wants_control;    /* there may be something in the control queue */
-    bool wants_park;       /* the device is to come to rest */
-    bool is_parked;        /* it has: the rings are stopped, and start again when it goes on */
-    unsigned active_pairs; /* NET: the driver uses these */
-    struct virtqueue_buffer control_buffers[NET_QUEUE_SIZE];
-};
-
 /* ---- requests; under the lock ---- */
 
 /* How many queues the back end serves for this driver, which need not know of them all. */
 static unsigned served_count(const struct virtio_vhost *v)
 {
-    bool is_one_pair =
-        (v->dev.offered & NET_F_MQ) != 0 && v->kind->told != 0 && !virtio_has(&v->dev, NET_F_MQ);
+    bool is_one_pair = (v->dev.offered & VHOST_NET_F_MQ) != 0 && v->kind->told != 0 &&
+                       !virtio_has(&v->dev, VHOST_NET_F_MQ);
 
     return is_one_pair ? 2 : v->ring_count;
 }
@@ -160,7 +113,7 @@ static void take_chains(struct virtio_vhost *v, unsigned index)
 }
 
 /* The back end may have written all of it, whatever it says. */
-static void note_written(struct virtio_vhost *v, const struct virtqueue_chain *chain)
+void vhost_note_written(struct virtio_vhost *v, const struct virtqueue_chain *chain)
 {
     const struct virtqueue_buffer *in = chain->buffers + chain->out_count;
 
@@ -169,7 +122,7 @@ static void note_written(struct virtio_vhost *v, const struct virtqueue_chain *c
 }
 
 /* False when the back end broke the ring. */
-static bool give_back(struct virtio_vhost *v, unsigned index)
+bool vhost_give_back(struct virtio_vhost *v, unsigned index)
 {
     const struct virtqueue_chain *chain;
     uint32_t written;
@@ -178,7 +131,7 @@ static bool give_back(struct virtio_vhost *v, unsigned index)
     if (!v->is_live)
         return true;
     while ((rc = vhost_ring_take(&v->rings[index], &chain, &written)) > 0) {
-        note_written(v, chain);
+        vhost_note_written(v, chain);
         virtqueue_push(&v->dev.queues[index], chain, (uint32_t)MIN(written, chain->in_size));
     }
     virtio_signal_queue(&v->dev, index);
@@ -187,21 +140,21 @@ static bool give_back(struct virtio_vhost *v, unsigned index)
 }
 
 /* Chains that will not come back; the back end has let go of them, or is gone. */
-static void drop_chains(struct virtio_vhost *v)
+void vhost_drop_chains(struct virtio_vhost *v)
 {
     v->is_live = false;
     for (unsigned i = 0; i < v->ring_count; i++) {
         struct vhost_ring *ring = &v->rings[i];
         for (unsigned n = 0; n < VHOST_RING_SIZE && ring->out_count != 0; n++)
             if (ring->slots[n].is_out)
-                note_written(v, &ring->slots[n].chain);
+                vhost_note_written(v, &ring->slots[n].chain);
         vhost_ring_reset(ring);
     }
 }
 
 /* ---- the device's thread ---- */
 
-static void lose_backend(struct virtio_vhost *v, const char *why)
+void vhost_lose_backend(struct virtio_vhost *v, const char *why)
 {
     static struct log_limit limit;
 
@@ -211,7 +164,7 @@ static void lose_backend(struct virtio_vhost *v, const char *why)
     v->backend = NULL;
     memset(v->is_ring_started, 0, sizeof(v->is_ring_started));
     virtio_lock(&v->dev);
-    drop_chains(v);
+    vhost_drop_chains(v);
     if (v->is_up && !v->dev.is_resetting)
         virtio_needs_reset(&v->dev, "its back end is gone");
     virtio_unlock(&v->dev);
@@ -256,7 +209,7 @@ static int check_backend(const struct virtio_vhost *v, const struct vhost_user *
                        "the vhost-user back end at '%s' is too old: it does not do virtio 1 with "
                        "indirect descriptors",
                        v->config.path);
-    if (v->dev.offered & (v->kind->passed | (v->kind->told & NET_F_MQ)) & ~offered)
+    if (v->dev.offered & (v->kind->passed | (v->kind->told & VHOST_NET_F_MQ)) & ~offered)
         return err_set(e, 0, "the vhost-user back end at '%s' does less than the one before",
                        v->config.path);
     /* a network's back end may count pairs, and one of them it has */
@@ -295,7 +248,7 @@ static int start_rings(struct virtio_vhost *v, uint64_t features, unsigned pairs
 
 static void start(struct virtio_vhost *v)
 {
-    bool is_enabled[QUEUES_MAX] = {false};
+    bool is_enabled[VHOST_QUEUES_MAX] = {false};
     struct err e;
 
     virtio_lock(&v->dev);
@@ -305,7 +258,7 @@ static void start(struct virtio_vhost *v)
         is_enabled[i] = v->dev.queues[i].is_enabled;
     virtio_unlock(&v->dev);
     if (start_rings(v, features, pairs, is_enabled, &e) != 0) {
-        lose_backend(v, e.msg);
+        vhost_lose_backend(v, e.msg);
         return;
     }
     virtio_lock(&v->dev);
@@ -317,84 +270,26 @@ static void start(struct virtio_vhost *v)
     virtio_unlock(&v->dev);
 }
 
-static void stop_rings(struct virtio_vhost *v)
+void vhost_stop_rings(struct virtio_vhost *v)
 {
     struct err e;
 
     for (unsigned i = 0; i < v->ring_count && v->backend != NULL; i++) {
         if (v->is_ring_started[i] && vhost_user_stop_ring(v->backend, i, &e) != 0)
-            lose_backend(v, e.msg);
+            vhost_lose_backend(v, e.msg);
         v->is_ring_started[i] = false;
     }
 }
 
 static void stop(struct virtio_vhost *v)
 {
-    stop_rings(v);
+    vhost_stop_rings(v);
     virtio_lock(&v->dev);
-    drop_chains(v);
+    vhost_drop_chains(v);
     v->active_pairs = 1; /* until the driver says more */
     v->wants_stop = v->is_up = v->wants_control = false;
     virtio_reset_done(&v->dev);
     virtio_unlock(&v->dev);
-}
-
-/* ---- coming to rest ---- */
-
-/* Requests of a disk or a folder end; buffers for a network's frames may wait for ever. */
-static bool is_done(struct virtio_vhost *v)
-{
-    unsigned count = 0;
-
-    virtio_lock(&v->dev);
-    for (unsigned i = 0; i < v->ring_count; i++)
-        count += v->rings[i].out_count;
-    virtio_unlock(&v->dev);
-    return count == 0 || v->config.kind == VIRTIO_VHOST_NET || v->backend == NULL;
-}
-
-/* Chains that the back end has not used go back, the last one first. False: not all could. */
-static bool undo_chains(struct virtio_vhost *v, unsigned index)
-{
-    const struct virtqueue_chain *chain;
-    int rc;
-
-    if (!give_back(v, index))
-        return false;
-    while ((rc = vhost_ring_undo(&v->rings[index], &chain)) > 0) {
-        note_written(v, chain); /* in part, it may have been */
-        virtqueue_unpop(&v->dev.queues[index], chain);
-    }
-    return rc == 0;
-}
-
-static void park(struct virtio_vhost *v)
-{
-    char why[ERR_MSG_SIZE];
-    bool is_good = true;
-
-    if (!is_done(v))
-        return; /* when the next one has come back, this is asked again */
-    stop_rings(v);
-    virtio_lock(&v->dev);
-    for (unsigned i = 0; i < v->ring_count && v->is_live; i++)
-        is_good = undo_chains(v, i) && is_good;
-    virtio_unlock(&v->dev);
-    if (!is_good && v->backend != NULL) {
-        snprintf(why, sizeof(why),
-                 "the vhost-user back end at '%s' kept requests when it was stopped",
-                 v->config.path);
-        lose_backend(v, why);
-    }
-    virtio_lock(&v->dev);
-    drop_chains(v);
-    v->is_parked = v->wants_park;
-    /* whoever wanted it did not wait */
-    v->wants_start |= !v->wants_park && virtio_is_running(&v->dev);
-    v->wants_park = false;
-    virtio_drained(&v->dev);
-    virtio_unlock(&v->dev);
-    event_raise(v->wake_fd);
 }
 
 /* ---- the control queue ---- */
@@ -408,7 +303,7 @@ static unsigned wanted_pairs(struct virtio_vhost *v, const struct virtqueue_chai
         bytes[0] != CONTROL_CLASS_MQ || bytes[1] != CONTROL_PAIRS_SET)
         return 0;
     unsigned pairs = load_le16(bytes + 2);
-    return pairs <= served_count(v) / 2 && virtio_has(&v->dev, NET_F_MQ) ? pairs : 0;
+    return pairs <= served_count(v) / 2 && virtio_has(&v->dev, VHOST_NET_F_MQ) ? pairs : 0;
 }
 
 static int use_pairs(struct virtio_vhost *v, unsigned pairs, struct err *e)
@@ -430,7 +325,7 @@ static void serve_control(struct virtio_vhost *v)
     struct virtqueue_chain chain = {.buffers = v->control_buffers};
     struct err e;
 
-    for (unsigned n = 0; n < NET_QUEUE_SIZE && v->backend != NULL; n++) {
+    for (unsigned n = 0; n < VHOST_NET_QUEUE_SIZE && v->backend != NULL; n++) {
         virtio_lock(&v->dev);
         unsigned queue = served_count(v);
         bool is_there = is_control(v, queue) && virtio_pop(&v->dev, queue, &chain);
@@ -439,7 +334,7 @@ static void serve_control(struct virtio_vhost *v)
         if (!is_there)
             return;
         if (pairs != 0 && use_pairs(v, pairs, &e) != 0) {
-            lose_backend(v, e.msg);
+            vhost_lose_backend(v, e.msg);
             return;
         }
         uint8_t ack = pairs != 0 ? CONTROL_OK : CONTROL_ERR;
@@ -479,10 +374,16 @@ static void take_message(struct virtio_vhost *v)
         }
     }
     if (rc < 0)
-        lose_backend(v, e.msg);
+        vhost_lose_backend(v, e.msg);
 }
 
-enum { POLL_WAKE, POLL_BACKEND, POLL_MESSAGE, POLL_CALLS, POLL_BELLS = POLL_CALLS + QUEUES_MAX };
+enum {
+    POLL_WAKE,
+    POLL_BACKEND,
+    POLL_MESSAGE,
+    POLL_CALLS,
+    POLL_BELLS = POLL_CALLS + VHOST_QUEUES_MAX
+};
 
 /* A notification of queue `index`, on this thread. */
 static void answer_bell(struct virtio_vhost *v, unsigned index)
@@ -495,7 +396,7 @@ static void answer_bell(struct virtio_vhost *v, unsigned index)
 
 static void wait_for_work(struct virtio_vhost *v)
 {
-    struct pollfd fds[POLL_BELLS + QUEUES_MAX] = {
+    struct pollfd fds[POLL_BELLS + VHOST_QUEUES_MAX] = {
         [POLL_WAKE] = {.fd = v->wake_fd, .events = POLLIN},
         [POLL_BACKEND] = {.fd = v->backend != NULL ? vhost_user_fd(v->backend) : -1,
                           .events = POLLIN},
@@ -505,7 +406,7 @@ static void wait_for_work(struct virtio_vhost *v)
     char why[ERR_MSG_SIZE];
 
     /* of queues that are not there the descriptors are -1 */
-    for (unsigned i = 0; i < QUEUES_MAX; i++) {
+    for (unsigned i = 0; i < VHOST_QUEUES_MAX; i++) {
         fds[POLL_CALLS + i] = (struct pollfd){.fd = v->call_fds[i], .events = POLLIN};
         fds[POLL_BELLS + i] = (struct pollfd){.fd = v->bell_fds[i], .events = POLLIN};
     }
@@ -520,17 +421,17 @@ static void wait_for_work(struct virtio_vhost *v)
             continue;
         event_take(v->call_fds[i]);
         virtio_lock(&v->dev);
-        bool is_good = give_back(v, i);
+        bool is_good = vhost_give_back(v, i);
         virtio_unlock(&v->dev);
         if (!is_good && v->backend != NULL) {
             snprintf(why, sizeof(why), "the vhost-user back end at '%s' broke its ring",
                      v->config.path);
-            lose_backend(v, why);
+            vhost_lose_backend(v, why);
         }
     }
     if (fds[POLL_BACKEND].revents && v->backend != NULL) {
         snprintf(why, sizeof(why), "the vhost-user back end at '%s' has left", v->config.path);
-        lose_backend(v, why);
+        vhost_lose_backend(v, why);
     } else if (fds[POLL_MESSAGE].revents && v->backend != NULL) {
         take_message(v);
     }
@@ -556,7 +457,7 @@ static void *vhost_run(void *ctx)
         if (wants_control)
             serve_control(v);
         if (wants_park)
-            park(v);
+            vhost_park(v);
         if (!wants_stop) /* else the driver may have started it meanwhile */
             wait_for_work(v);
     }
@@ -603,81 +504,6 @@ static bool vhost_reset(struct virtio_device *dev)
     return false;
 }
 
-/* ---- state; under the lock ---- */
-
-static bool vhost_quiesce(struct virtio_device *dev)
-{
-    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
-
-    if (!v->is_up || v->is_parked)
-        return true;
-    v->wants_park = true;
-    event_raise(v->wake_fd);
-    return false;
-}
-
-static void vhost_resume(struct virtio_device *dev)
-{
-    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
-
-    v->wants_start |= v->is_parked && virtio_is_running(dev);
-    v->wants_park = v->is_parked = false;
-    event_raise(v->wake_fd);
-}
-
-/* Of a folder the back end knows what the guest has opened, and nobody can ask it for that. */
-static int check_kind(const struct virtio_vhost *v, uint8_t status, struct err *e)
-{
-    if (v->config.kind == VIRTIO_VHOST_SHARE && (status & VIRTIO_STATUS_DRIVER_OK))
-        return err_set(e, ENOTSUP,
-                       "'%s' is a folder that another process serves, and a driver is using it; "
-                       "what that process knows of the guest's files stays there",
-                       v->config.path);
-    return 0;
-}
-
-static int vhost_check_carried(struct virtio_device *dev, struct err *e)
-{
-    return check_kind(CONTAINER_OF(dev, struct virtio_vhost, dev), dev->status, e);
-}
-
-static void vhost_get_state(struct virtio_device *dev, struct virtio_state *out)
-{
-    const struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
-
-    out->vhost.kind = (uint8_t)v->config.kind;
-    out->vhost.active_pairs = (uint8_t)v->active_pairs;
-}
-
-static int vhost_check_state(struct virtio_device *dev, const struct virtio_state *state,
-                             struct err *e)
-{
-    const struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
-    unsigned pairs = state->features & NET_F_MQ ? v->ring_count / 2 : 1;
-
-    if (state->vhost.kind != v->config.kind)
-        return err_set(e, 0, "vhost.kind is %u, and the device's is %u", state->vhost.kind,
-                       v->config.kind);
-    if (v->config.kind != VIRTIO_VHOST_NET)
-        pairs = 1;
-    if (state->vhost.active_pairs < 1 || state->vhost.active_pairs > pairs)
-        return err_set(e, 0, "vhost.active_pairs is %u, and there are %u",
-                       state->vhost.active_pairs, pairs);
-    if (v->config.kind == VIRTIO_VHOST_DISK && load_le64(state->config) > load_le64(dev->config))
-        return err_set(e, 0, "config: the capacity is %llu sectors, and the disk has %llu",
-                       (unsigned long long)load_le64(state->config),
-                       (unsigned long long)load_le64(dev->config));
-    return check_kind(v, state->status, e);
-}
-
-static void vhost_set_state(struct virtio_device *dev, const struct virtio_state *state)
-{
-    struct virtio_vhost *v = CONTAINER_OF(dev, struct virtio_vhost, dev);
-
-    v->active_pairs = state->vhost.active_pairs;
-    v->is_up = v->is_parked = (state->status & VIRTIO_STATUS_DRIVER_OK) != 0;
-}
-
 static const struct virtio_ops vhost_ops = {
     .start = vhost_start,
     .notify = vhost_notify,
@@ -700,7 +526,7 @@ static unsigned count_queues(const struct virtio_vhost *v, const uint8_t *config
     unsigned count = v->kind->queue_count;
 
     if (v->config.kind == VIRTIO_VHOST_NET) {
-        bool has_many = (vhost_user_features(v->backend) & NET_F_MQ) != 0;
+        bool has_many = (vhost_user_features(v->backend) & VHOST_NET_F_MQ) != 0;
         count = has_many ? MIN(v->config.queues_wanted, vhost_user_queues_max(v->backend) / 2) : 1;
         count = 2 * MAX(count, 1u);
     } else if (count == 0) {
@@ -709,7 +535,7 @@ static unsigned count_queues(const struct virtio_vhost *v, const uint8_t *config
         count = MIN(count, v->config.queues_wanted);
         count = MIN(count, vhost_user_queues_max(v->backend));
     }
-    return MIN(MAX(count, 1u), QUEUES_MAX);
+    return MIN(MAX(count, 1u), VHOST_QUEUES_MAX);
 }
 
 static void fill_config(struct virtio_vhost *v)
@@ -742,7 +568,7 @@ static int fill_device(struct virtio_vhost *v, struct err *e)
         VIRTIO_FEATURES_COMMON | v->kind->own | (vhost_user_features(v->backend) & v->kind->passed);
     dev->queue_count = v->ring_count;
     if (v->config.kind == VIRTIO_VHOST_NET && v->ring_count > 2) {
-        dev->offered |= NET_F_CTRL_VQ | NET_F_MQ;
+        dev->offered |= NET_F_CTRL_VQ | VHOST_NET_F_MQ;
         dev->queue_count++;
     }
     if (v->config.kind == VIRTIO_VHOST_NET && v->config.mtu != 0)
@@ -803,7 +629,7 @@ int virtio_vhost_create(const struct virtio_vhost_config *config, struct virtio_
     v->kind = &kinds[config->kind];
     v->memory_fd = v->wake_fd = -1;
     v->active_pairs = 1;
-    for (unsigned i = 0; i < QUEUES_MAX; i++)
+    for (unsigned i = 0; i < VHOST_QUEUES_MAX; i++)
         v->kick_fds[i] = v->call_fds[i] = v->bell_fds[i] = -1;
     int rc = vhost_user_open(config->path, &v->backend, e);
     if (rc == 0)
@@ -846,7 +672,7 @@ void virtio_vhost_destroy(struct virtio_vhost *v)
         return;
     assert(!v->is_started);
     vhost_user_close(v->backend);
-    for (unsigned i = 0; i < QUEUES_MAX; i++) {
+    for (unsigned i = 0; i < VHOST_QUEUES_MAX; i++) {
         close_if_open(v->kick_fds[i]);
         close_if_open(v->call_fds[i]);
         close_if_open(v->bell_fds[i]);
