@@ -220,6 +220,8 @@ static int open_root(struct share *share, struct err *e)
                                   .dev = (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor,
                                   .ino = st.stx_ino,
                                   .mount = st.stx_mnt_id};
+    share->root_dev = key.dev;
+    share->is_flushless = share_is_flushless(fd);
     rc = share_tables_set_root(&share->tables, &key);
     if (rc != 0) {
         close(fd);

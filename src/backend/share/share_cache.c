@@ -15,7 +15,9 @@
  * system's clock may have the same time.
  */
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include "backend/share/share_impl.h"
@@ -82,11 +84,40 @@ static bool is_kept(struct share *share, struct share_file *file)
     return is_current;
 }
 
-uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t asked)
+/*
+ * Those of Linux whose files have no `flush`: all that closing a descriptor could say is said by
+ * write. Network file systems write late and say at `close` what came of it.
+ */
+bool share_is_flushless(int fd)
 {
-    /* nothing is written late through this handle, and there are no locks to release */
-    bool is_idle = (asked & O_ACCMODE) == O_RDONLY && !share->has_locks;
-    uint32_t flags = is_idle ? FOPEN_NOFLUSH : 0;
+    struct statfs st;
+
+    if (fstatfs(fd, &st) != 0)
+        return false;
+    switch ((uint32_t)st.f_type) {
+    case EXT4_SUPER_MAGIC:
+    case XFS_SUPER_MAGIC:
+    case BTRFS_SUPER_MAGIC:
+    case F2FS_SUPER_MAGIC:
+    case TMPFS_MAGIC:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* There is nothing that a FLUSH of the handle could do, so the guest need not send one. */
+static bool is_flushless(const struct share *share, const struct share_file *file, uint32_t asked)
+{
+    if (share->has_locks) /* which it gives back */
+        return false;
+    return (asked & O_ACCMODE) == O_RDONLY ||
+           (share->is_flushless && file->inode->dev == share->root_dev);
+}
+
+uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t asked, bool is_new)
+{
+    uint32_t flags = is_flushless(share, file, asked) ? FOPEN_NOFLUSH : 0;
 
     switch (share->config.cache) {
     case SHARE_CACHE_ALWAYS:
@@ -94,8 +125,8 @@ uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t
     case SHARE_CACHE_NEVER:
         return flags | FOPEN_DIRECT_IO;
     default:
-        /* what O_TRUNC takes away is no reason to ask */
-        if (!(asked & O_TRUNC) && is_kept(share, file))
+        /* what O_TRUNC takes away is no reason to ask, nor what nobody has read yet */
+        if (!is_new && !(asked & O_TRUNC) && is_kept(share, file))
             flags |= FOPEN_KEEP_CACHE;
         return flags;
     }

@@ -9,9 +9,12 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "backend/share/share_impl.h"
 #include "backend/share/testing.h"
 
 static int64_t clock_ahead_s;
@@ -29,7 +32,10 @@ static struct fs_test *setup_cache(enum share_cache cache)
     return fs_setup_like(&like);
 }
 
-/* Opens, reads if asked to, and releases; returns the FOPEN_* flags. */
+/*
+ * Opens, reads if asked to, and releases; returns the FOPEN_* flags, but for NOFLUSH of what can be
+ * written, which is the file system's matter.
+ */
 static uint32_t open_read(struct fs_test *f, uint64_t node, uint32_t flags, bool reads)
 {
     uint64_t fh = fs_open_node(f, node, flags);
@@ -38,7 +44,7 @@ static uint32_t open_read(struct fs_test *f, uint64_t node, uint32_t flags, bool
     if (reads)
         assert_int_equal(fs_read_at(f, node, fh, 0, 100), 0);
     assert_int_equal(fs_release(f, FUSE_RELEASE, node, fh), 0);
-    return got;
+    return (flags & O_ACCMODE) == O_RDONLY ? got : got & ~(uint32_t)FOPEN_NOFLUSH;
 }
 
 /* A time of its own: two changes within a tick of the clock would look alike. */
@@ -138,7 +144,7 @@ static void everything_is_kept(void **state)
 
     /* pages that are written in part are read first, and go where the guest says */
     uint64_t fh = fs_open_node(f, node, O_WRONLY | O_APPEND);
-    assert_int_equal(out->open_flags, FOPEN_KEEP_CACHE);
+    assert_int_equal(out->open_flags & ~(uint32_t)FOPEN_NOFLUSH, FOPEN_KEEP_CACHE);
     assert_int_equal(fs_read_at(f, node, fh, 0, 100), 0);
     assert_int_equal(f->reply_size, 5);
     assert_int_equal(fs_write_text(f, node, fh, 0, FUSE_WRITE_CACHE, "J"), 0);
@@ -173,6 +179,30 @@ static void nothing_is_kept(void **state)
     fs_teardown(f);
 }
 
+/* FLUSH is not asked for where it does nothing. */
+static void flushes_are_saved(void **state)
+{
+    struct fs_test *f = setup_cache(SHARE_CACHE_AUTO);
+    struct fuse_create_in in = {.flags = O_RDWR | O_CREAT, .mode = 0644};
+    uint32_t expected = share_is_flushless(f->dir) ? FOPEN_NOFLUSH : 0;
+    int memory = memfd_create("tmpfs", MFD_CLOEXEC), proc = open("/proc", O_RDONLY);
+
+    assert_true(share_is_flushless(memory));
+    assert_false(share_is_flushless(proc));
+    assert_false(share_is_flushless(-1));
+    close(memory);
+    close(proc);
+    assert_int_equal(fs_send_names(f, FUSE_CREATE, 1, &in, sizeof(in), "new", NULL), 0);
+    const struct fuse_open_out *out = (void *)(f->reply + sizeof(struct fuse_entry_out));
+    assert_int_equal(out->open_flags, expected);
+    out = (void *)f->reply;
+    fs_open_node(f, fs_look_up(f, 1, "new"), O_WRONLY);
+    assert_int_equal(out->open_flags, expected);
+    fs_open_node(f, fs_look_up(f, 1, "new"), O_RDONLY);
+    assert_int_equal(out->open_flags, FOPEN_NOFLUSH);
+    fs_teardown(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,6 +210,7 @@ int main(void)
         cmocka_unit_test(names_are_kept_a_second),
         cmocka_unit_test(everything_is_kept),
         cmocka_unit_test(nothing_is_kept),
+        cmocka_unit_test(flushes_are_saved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

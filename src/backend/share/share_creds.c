@@ -65,13 +65,18 @@ int share_creds_thread(struct err *e)
     return 0;
 }
 
+static bool is_root(const struct share_call *c)
+{
+    return c->header->uid == 0 && c->header->gid == 0;
+}
+
 int share_creds_enter(const struct share_call *c, uint32_t mask)
 {
     uid_t uid = c->header->uid;
     gid_t gid = c->header->gid;
 
     umask(mask & 0777);
-    if (!c->share->creds.keeps_ids || (uid == 0 && gid == 0))
+    if (!c->share->creds.keeps_ids || is_root(c))
         return 0;
     setfsgid(gid);
     setfsuid(uid);
@@ -90,7 +95,7 @@ int share_creds_enter(const struct share_call *c, uint32_t mask)
 void share_creds_leave(const struct share_call *c)
 {
     umask(0);
-    if (!c->share->creds.keeps_ids)
+    if (!c->share->creds.keeps_ids || is_root(c))
         return;
     /* back to user 0: the effective capabilities come back with it */
     setfsuid(0);

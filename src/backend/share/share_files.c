@@ -57,7 +57,7 @@ static bool is_write(uint32_t asked)
 
 /* Takes `fd` over; fills *out. */
 static int add_file(struct share_call *c, struct share_inode *inode, int fd, uint32_t asked,
-                    struct fuse_open_out *out)
+                    bool is_new, struct fuse_open_out *out)
 {
     struct share_tables *tables = &c->share->tables;
 
@@ -66,7 +66,7 @@ static int add_file(struct share_call *c, struct share_inode *inode, int fd, uin
     struct share_file *file = rc == 0 ? share_file_get(tables, out->fh, inode->id) : NULL;
     if (file == NULL) /* not there: released by a guess */
         return rc;
-    out->open_flags = share_cache_open(c->share, file, asked);
+    out->open_flags = share_cache_open(c->share, file, asked, is_new);
     share_file_put(tables, file);
     return 0;
 }
@@ -88,7 +88,7 @@ static int open_inode(struct share_call *c, struct share_inode *inode, uint32_t 
         fd = share_reopen(c->share, inode, (int)(asked & (O_ACCMODE | O_TRUNC | O_SYNC)));
     if (kills)
         share_creds_regain_fsetid(c);
-    return fd < 0 ? fd : add_file(c, inode, fd, asked, out);
+    return fd < 0 ? fd : add_file(c, inode, fd, asked, false, out);
 }
 
 int share_open_file(struct share_call *c, struct share_inode *inode)
@@ -130,7 +130,7 @@ static int make_file(struct share_call *c, struct share_inode *parent, const cha
         close(fd);
         return -ESTALE;
     }
-    rc = add_file(c, inode, fd, in->flags, out);
+    rc = add_file(c, inode, fd, in->flags, true, out);
     share_inode_put(&c->share->tables, inode);
     if (rc != 0) /* the guest will not hear of its number */
         share_inode_forget(&c->share->tables, entry->nodeid, 1);

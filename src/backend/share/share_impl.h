@@ -128,6 +128,8 @@ struct share_locks {
 struct share {
     struct share_config config;
     int proc_fd; /* /proc/self/fd */
+    uint64_t root_dev;
+    bool is_flushless; /* the root's file system: share_is_flushless */
     struct share_creds creds;
     struct share_tables tables;
     _Atomic uint32_t minor;     /* of the protocol, 0: before INIT */
@@ -314,8 +316,11 @@ void share_fill_attr(const struct statx *st, struct fuse_attr *attr);
 
 /* How long the guest may use names and attributes unasked, in seconds. */
 uint32_t share_valid_s(const struct share *share);
-/* The FOPEN_* flags of a file that was opened with flags `asked`, and of a folder. */
-uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t asked);
+/* Does FLUSH do nothing on the file system of the descriptor? */
+bool share_is_flushless(int fd);
+/* The FOPEN_* flags of a file that was opened with flags `asked`, or made, and of a folder. */
+uint32_t share_cache_open(struct share *share, struct share_file *file, uint32_t asked,
+                          bool is_new);
 uint32_t share_cache_opendir(const struct share *share);
 /* The guest reads by this handle. */
 void share_cache_read(struct share *share, struct share_file *file);
