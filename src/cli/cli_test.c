@@ -166,7 +166,7 @@ static void test_disks(void **state)
     struct err e;
     assert_int_equal(PARSE(&o, &e, "--kernel", "k", "--disk", "a,,b.img", "--disk",
                            "c,ro,cache=none,aio=io_uring,serial=X,,1", "--ephemeral", "--disk",
-                           "d,format=qcow2"),
+                           "d,format=qcow2,bus=virtio"),
                      0);
     assert_int_equal(o.disk_count, 3);
     assert_true(o.disks[0].is_ephemeral && o.disks[2].is_ephemeral);
@@ -188,6 +188,7 @@ static void test_disks(void **state)
                {"a,cache=fast", "unknown cache"},
                {"a,aio=native", "unknown aio"},
                {"a,format=vmdk", "unknown format"},
+               {"a,bus=ide", "unknown bus 'ide' (choose from virtio)"},
                {"a,seriel=x", "did you mean 'serial'"},
                {"a,b", "written twice"},
                {"a,serial=123456789012345678901", "longer than 20"}};

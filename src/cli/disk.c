@@ -57,8 +57,10 @@ static int take_serial(const char *value, struct vm_disk *out, struct err *e)
 static int take_property(const char *part, void *ctx, struct err *e)
 {
     struct vm_disk *out = ctx;
-    static const char *const names[] = {"ro", "format", "cache", "aio", "serial"};
+    static const char *const names[] = {"ro", "format", "cache", "aio", "serial", "bus"};
+    static const char *const buses[] = {"virtio"}; /* the machine has no other disks */
     const char *value;
+    unsigned bus;
 
     if (strcmp(part, "ro") == 0) {
         out->is_read_only = true;
@@ -72,10 +74,13 @@ static int take_property(const char *part, void *ctx, struct err *e)
         return take_aio(value, out, e);
     if ((value = props_value(part, "serial")) != NULL)
         return take_serial(value, out, e);
-    return props_unknown("--disk", part, names, ARRAY_SIZE(names),
-                         "there are ro, format=, cache=, aio=, serial=; a comma in the file's name "
-                         "is written twice",
-                         e);
+    if ((value = props_value(part, "bus")) != NULL)
+        return props_choose("--disk", "bus", value, buses, ARRAY_SIZE(buses), &bus, e);
+    return props_unknown(
+        "--disk", part, names, ARRAY_SIZE(names),
+        "there are ro, format=, cache=, aio=, serial=, bus=; a comma in the file's name "
+        "is written twice",
+        e);
 }
 
 int disk_parse(const char *value, char text[DISK_TEXT_SIZE], struct vm_disk *out, struct err *e)

@@ -1,7 +1,7 @@
 /*
  * disk.h - the value of --disk: vhost-user:PATH, or
  * FILE[,ro][,format=raw|qcow2][,cache=writeback|none|unsafe]
- * [,aio=auto|io_uring|threads][,serial=TEXT]
+ * [,aio=auto|io_uring|threads][,serial=TEXT][,bus=virtio]
  */
 #ifndef DOPPEL_CLI_DISK_H
 #define DOPPEL_CLI_DISK_H

@@ -108,12 +108,13 @@ static const struct option_spec {
     [OPTION_DISK] = {"disk", "FILE[,PROPERTY...]", "Devices",
         "A virtio disk in a raw or qcow2 file or on a block device,\n"
         "up to 16 times. Properties: ro (read-only), format=raw or\n"
-        "qcow2 (else found out), serial=TEXT, and cache=writeback\n"
-        "(the default), none (past the page cache) or unsafe (the\n"
-        "guest's flushes are ignored), aio=auto (the default),\n"
-        "io_uring or threads. For FILE also nbd://HOST/EXPORT or\n"
-        "nbd+unix:///EXPORT?socket=PATH, which an NBD server has, or\n"
-        "vhost-user:PATH, a disk that another process serves"},
+        "qcow2 (else found out), serial=TEXT, bus=virtio (there is\n"
+        "no other), cache=writeback (the default), none (past the\n"
+        "page cache) or unsafe (the guest's flushes are ignored),\n"
+        "aio=auto (the default), io_uring or threads. For FILE also\n"
+        "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, which\n"
+        "an NBD server has, or vhost-user:PATH, a disk that another\n"
+        "process serves"},
     [OPTION_EPHEMERAL] = {"ephemeral", NULL, NULL,
         "What the guest writes to its disks is kept in a temporary\n"
         "file and lost at the end; the images are only read"},
