@@ -98,7 +98,7 @@ sanitize:
 	@tools/deps build test
 	@test -f build-sanitize/build.ninja || \
 		meson setup build-sanitize -Db_sanitize=address,undefined -Db_lundef=false
-	@tools/run-tests build-sanitize --suite unit --suite fuzz
+	@tools/run-tests build-sanitize --suite unit --suite fuzz --timeout-multiplier 4
 
 .PHONY: bench-switch
 bench-switch: $(BUILD)/build.ninja

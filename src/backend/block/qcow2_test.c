@@ -648,6 +648,8 @@ static struct memory *kill_process(const struct memory *m, const struct memory *
     memcpy(after->bytes, before->bytes, ROOM);
     after->end = before->end;
     for (size_t i = 0; i < count; i++) {
+        if (m->events[i].size == 0)
+            continue; /* a flush */
         memcpy(after->bytes + m->events[i].offset, m->events[i].data, m->events[i].size);
         after->end = MAX(after->end, m->events[i].offset + m->events[i].size);
     }
