@@ -47,23 +47,29 @@ static void apics_failed(struct vm *vm, const struct err *e)
     vm_end_with(vm, &end);
 }
 
-static bool apics_deliver(void *ctx, const struct apic_message *msg)
+/* To the engine's local APICs. Returns whether one took it. */
+static bool apics_send(struct vm *vm, const struct cpu_msi *msi)
 {
-    struct vm *vm = ctx;
-    struct cpu_msi msi = apic_message_to_msi(msg);
     struct err e;
     int ret;
+
+    pthread_rwlock_rdlock(&vm->engine_lock);
+    ret = vm->ops->send(vm->engine, msi, &e);
+    pthread_rwlock_unlock(&vm->engine_lock);
+    if (ret < 0)
+        apics_failed(vm, &e);
+    return ret > 0;
+}
+
+static bool apics_deliver(void *ctx, const struct apic_message *msg)
+{
+    struct cpu_msi msi = apic_message_to_msi(msg);
 
     if (msg->mode == APIC_SMI || msg->mode == APIC_EXTINT) {
         log_guest("an interrupt message of mode %u is dropped", msg->mode);
         return false;
     }
-    pthread_rwlock_rdlock(&vm->engine_lock);
-    ret = vm->ops->send(vm->engine, &msi, &e);
-    pthread_rwlock_unlock(&vm->engine_lock);
-    if (ret < 0)
-        apics_failed(vm, &e);
-    return ret > 0;
+    return apics_send(ctx, &msi);
 }
 
 static void apics_watch(void *ctx, const struct cpu_msi messages[IOAPIC_PIN_COUNT])
@@ -81,17 +87,10 @@ static void apics_watch(void *ctx, const struct cpu_msi messages[IOAPIC_PIN_COUN
 
 void apics_unhalt(struct vcpu *vcpu)
 {
-    struct vm *vm = vcpu->vm;
     struct cpu_msi msi = {.address = APIC_MSI_ADDRESS | vcpu->index << APIC_MSI_DEST_SHIFT,
                           .data = CPU_MSI_UNHALT};
-    struct err e;
-    int ret;
 
-    pthread_rwlock_rdlock(&vm->engine_lock);
-    ret = vm->ops->send(vm->engine, &msi, &e);
-    pthread_rwlock_unlock(&vm->engine_lock);
-    if (ret < 0)
-        apics_failed(vm, &e);
+    apics_send(vcpu->vm, &msi);
 }
 
 /* ---- steal time ---- */

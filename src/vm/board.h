@@ -11,6 +11,7 @@
 #include "backend/vhost/vhost_user.h"
 #include "base/err.h"
 #include "dev/irq.h"
+#include "dev/pci/pci.h"
 #include "mem/ram.h"
 #include "vm/boot/boot.h"
 #include "vm/machine_map.h"
@@ -72,31 +73,25 @@ struct board {
     struct piix3 *isa_bridge;
     struct piix4_pm *pm_function;
     struct pci_host *pci;
+    struct virtio_pci *functions[PCI_SLOT_COUNT]; /* what is plugged in; NULL: a free slot */
     struct virtio_rng *rng;
-    struct virtio_pci *rng_function;
     struct board_disk {
         struct block *block;
         struct virtio_blk *blk;
         struct virtio_vhost *vhost; /* instead of the two */
-        struct virtio_pci *function;
     } disks[VM_DISKS_MAX];
     struct netdev *netdevs[NETDEV_QUEUES_MAX]; /* queues of one network */
     unsigned netdev_count;
     struct virtio_net *net;
     struct virtio_vhost *net_vhost; /* instead of the two */
-    struct virtio_pci *net_function;
     struct board_share {
         struct share *share;
         struct virtio_fs *fs;
         struct virtio_vhost *vhost; /* instead of the two */
-        struct virtio_pci *function;
     } shares[VM_SHARES_MAX];
     struct virtio_console *console; /* NULL: no ports */
-    struct virtio_pci *console_function;
     struct virtio_balloon *balloon; /* NULL: none */
-    struct virtio_pci *balloon_function;
-    struct virtio_vsock *vsock; /* NULL: none */
-    struct virtio_pci *vsock_function;
+    struct virtio_vsock *vsock;     /* NULL: none */
 };
 
 /*

@@ -47,11 +47,18 @@ _Static_assert(VM_VSOCK_PATH_MAX == VIRTIO_VSOCK_PATH_MAX, "the device's limits"
 
 /* Make `dev` a function of its own and put that into `slot`. */
 static int board_plug(struct board *b, struct virtio_device *dev, uint16_t class_device,
-                      unsigned slot, struct virtio_pci **function, struct err *e)
+                      unsigned slot, struct err *e)
 {
-    int ret = virtio_pci_create(dev, class_device, function, e);
+    int ret = virtio_pci_create(dev, class_device, &b->functions[slot], e);
 
-    return ret == 0 ? virtio_pci_attach(*function, b->pci, slot, e) : ret;
+    return ret == 0 ? virtio_pci_attach(b->functions[slot], b->pci, slot, e) : ret;
+}
+
+/* On the bus or not: nobody goes there any more. */
+static void board_destroy_function(struct board *b, unsigned slot)
+{
+    virtio_pci_destroy(b->functions[slot]);
+    b->functions[slot] = NULL;
 }
 
 static void board_pam_changed(void *ctx, const uint8_t *pam)
@@ -163,15 +170,14 @@ int board_create_rng(struct board *b, struct err *e)
     int ret = virtio_rng_create(b->memory, &b->rng, e);
 
     if (ret == 0)
-        ret = board_plug(b, virtio_rng_device(b->rng), PCI_CLASS_OTHER, MAP_RNG_SLOT,
-                         &b->rng_function, e);
+        ret = board_plug(b, virtio_rng_device(b->rng), PCI_CLASS_OTHER, MAP_RNG_SLOT, e);
     return ret;
 }
 
 /* A device that another process serves. */
 static int board_create_vhost(struct board *b, struct virtio_vhost_config *config,
                               uint16_t class_device, unsigned slot, struct virtio_vhost **out,
-                              struct virtio_pci **function, struct err *e)
+                              struct err *e)
 {
     config->memory = b->memory;
     config->regions = b->ram_regions;
@@ -179,7 +185,7 @@ static int board_create_vhost(struct board *b, struct virtio_vhost_config *confi
     int ret = virtio_vhost_create(config, out, e);
     if (ret != 0)
         return ret;
-    return board_plug(b, virtio_vhost_device(*out), class_device, slot, function, e);
+    return board_plug(b, virtio_vhost_device(*out), class_device, slot, e);
 }
 
 static int board_create_image(struct board *b, unsigned index, struct err *e)
@@ -208,7 +214,7 @@ static int board_create_image(struct board *b, unsigned index, struct err *e)
     ret = virtio_blk_create(&config, &d->blk, e);
     if (ret == 0)
         ret = board_plug(b, virtio_blk_device(d->blk), PCI_CLASS_STORAGE_OTHER,
-                         MAP_DISK_SLOT + index, &d->function, e);
+                         MAP_DISK_SLOT + index, e);
     return ret;
 }
 
@@ -224,7 +230,7 @@ static int board_create_disk(struct board *b, unsigned index, struct err *e)
     if (!disk->is_vhost_user)
         return board_create_image(b, index, e);
     return board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER, MAP_DISK_SLOT + index, &d->vhost,
-                              &d->function, e);
+                              e);
 }
 
 int board_create_disks(struct board *b, struct err *e)
@@ -236,12 +242,14 @@ int board_create_disks(struct board *b, struct err *e)
     return ret;
 }
 
-static void board_destroy_disk(struct board_disk *d)
+static void board_destroy_disk(struct board *b, unsigned index)
 {
+    struct board_disk *d = &b->disks[index];
+
     /* requests under way come back first: they signal through the function */
     block_close(d->block);
     virtio_vhost_close(d->vhost);
-    virtio_pci_destroy(d->function);
+    board_destroy_function(b, MAP_DISK_SLOT + index);
     virtio_blk_destroy(d->blk);
     virtio_vhost_destroy(d->vhost);
 }
@@ -257,8 +265,7 @@ static int board_create_net_vhost(struct board *b, const uint8_t mac[6], struct 
     };
 
     memcpy(config.mac, mac, 6);
-    return board_create_vhost(b, &config, PCI_CLASS_ETHERNET, MAP_NET_SLOT, &b->net_vhost,
-                              &b->net_function, e);
+    return board_create_vhost(b, &config, PCI_CLASS_ETHERNET, MAP_NET_SLOT, &b->net_vhost, e);
 }
 
 int board_create_net(struct board *b, struct err *e)
@@ -293,8 +300,7 @@ int board_create_net(struct board *b, struct err *e)
     memcpy(config.mac, net->has_mac ? net->mac : made_up, 6);
     ret = virtio_net_create(&config, &b->net, e);
     if (ret == 0)
-        ret = board_plug(b, virtio_net_device(b->net), PCI_CLASS_ETHERNET, MAP_NET_SLOT,
-                         &b->net_function, e);
+        ret = board_plug(b, virtio_net_device(b->net), PCI_CLASS_ETHERNET, MAP_NET_SLOT, e);
     if (ret == 0)
         ret = virtio_net_start(b->net, e);
     return ret;
@@ -320,7 +326,7 @@ static int board_create_folder(struct board *b, unsigned index, struct err *e)
     ret = virtio_fs_create(&config, &s->fs, e);
     if (ret == 0)
         ret = board_plug(b, virtio_fs_device(s->fs), PCI_CLASS_STORAGE_OTHER,
-                         MAP_SHARE_SLOT + index, &s->function, e);
+                         MAP_SHARE_SLOT + index, e);
     return ret;
 }
 
@@ -333,7 +339,7 @@ static int board_create_share(struct board *b, unsigned index, struct err *e)
     if (!share->is_vhost_user)
         return board_create_folder(b, index, e);
     return board_create_vhost(b, &config, PCI_CLASS_STORAGE_OTHER, MAP_SHARE_SLOT + index,
-                              &s->vhost, &s->function, e);
+                              &s->vhost, e);
 }
 
 int board_create_shares(struct board *b, struct err *e)
@@ -345,12 +351,14 @@ int board_create_shares(struct board *b, struct err *e)
     return ret;
 }
 
-static void board_destroy_share(struct board_share *s)
+static void board_destroy_share(struct board *b, unsigned index)
 {
+    struct board_share *s = &b->shares[index];
+
     /* as for disks */
     share_close(s->share);
     virtio_vhost_close(s->vhost);
-    virtio_pci_destroy(s->function);
+    board_destroy_function(b, MAP_SHARE_SLOT + index);
     virtio_fs_destroy(s->fs);
     virtio_vhost_destroy(s->vhost);
 }
@@ -371,7 +379,7 @@ int board_create_console(struct board *b, struct err *e)
     ret = virtio_console_create(&config, &b->console, e);
     if (ret == 0)
         ret = board_plug(b, virtio_console_device(b->console), PCI_CLASS_COMMUNICATION_OTHER,
-                         MAP_CONSOLE_SLOT, &b->console_function, e);
+                         MAP_CONSOLE_SLOT, e);
     return ret;
 }
 
@@ -390,8 +398,8 @@ int board_create_balloon(struct board *b, struct err *e)
         return 0;
     ret = virtio_balloon_create(&config, &b->balloon, e);
     if (ret == 0)
-        ret = board_plug(b, virtio_balloon_device(b->balloon), PCI_CLASS_OTHER, MAP_BALLOON_SLOT,
-                         &b->balloon_function, e);
+        ret =
+            board_plug(b, virtio_balloon_device(b->balloon), PCI_CLASS_OTHER, MAP_BALLOON_SLOT, e);
     return ret;
 }
 
@@ -407,7 +415,7 @@ int board_create_vsock(struct board *b, struct err *e)
     ret = virtio_vsock_create(&config, &b->vsock, e);
     if (ret == 0)
         ret = board_plug(b, virtio_vsock_device(b->vsock), PCI_CLASS_COMMUNICATION_OTHER,
-                         MAP_VSOCK_SLOT, &b->vsock_function, e);
+                         MAP_VSOCK_SLOT, e);
     return ret;
 }
 
@@ -415,51 +423,35 @@ int board_create_vsock(struct board *b, struct err *e)
 
 void board_reset_pci(struct board *b)
 {
-    for (unsigned i = 0; i < b->vm->config.disk_count; i++)
-        virtio_pci_reset(b->disks[i].function);
-    if (b->net_function != NULL)
-        virtio_pci_reset(b->net_function);
-    for (unsigned i = 0; i < b->vm->config.share_count; i++)
-        virtio_pci_reset(b->shares[i].function);
-    if (b->console_function != NULL)
-        virtio_pci_reset(b->console_function);
-    if (b->vsock_function != NULL)
-        virtio_pci_reset(b->vsock_function);
-    if (b->balloon_function != NULL)
-        virtio_pci_reset(b->balloon_function);
-    virtio_pci_reset(b->rng_function);
+    for (unsigned i = 0; i < PCI_SLOT_COUNT; i++)
+        if (b->functions[i] != NULL)
+            virtio_pci_reset(b->functions[i]);
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);
     piix4_pm_reset(b->pm_function);
 }
 
-/* What is plugged in. On the bus or not: nobody goes there any more. */
+/* What is plugged in, with the host's side of each. */
 static void board_destroy_functions(struct board *b)
 {
     for (unsigned i = 0; i < VM_DISKS_MAX; i++)
-        board_destroy_disk(&b->disks[i]);
+        board_destroy_disk(b, i);
     for (unsigned i = 0; i < VM_SHARES_MAX; i++)
-        board_destroy_share(&b->shares[i]);
+        board_destroy_share(b, i);
     for (unsigned i = 0; i < b->netdev_count; i++)
         netdev_close(b->netdevs[i]);
     virtio_vhost_close(b->net_vhost);
-    virtio_pci_destroy(b->net_function);
+    board_destroy_function(b, MAP_NET_SLOT);
     virtio_net_destroy(b->net);
     virtio_vhost_destroy(b->net_vhost);
-    virtio_pci_destroy(b->vsock_function);
+    board_destroy_function(b, MAP_VSOCK_SLOT);
     virtio_vsock_destroy(b->vsock);
-    virtio_pci_destroy(b->balloon_function);
+    board_destroy_function(b, MAP_BALLOON_SLOT);
     virtio_balloon_destroy(b->balloon);
-    virtio_pci_destroy(b->console_function);
+    board_destroy_function(b, MAP_CONSOLE_SLOT);
     virtio_console_destroy(b->console);
-    virtio_pci_destroy(b->rng_function);
+    board_destroy_function(b, MAP_RNG_SLOT);
     virtio_rng_destroy(b->rng);
-}
-
-static void board_unplug(struct virtio_pci *function)
-{
-    if (function != NULL)
-        virtio_pci_detach(function);
 }
 
 int board_renew_pci(struct board *b, struct err *e)
@@ -469,15 +461,9 @@ int board_renew_pci(struct board *b, struct err *e)
         board_create_console, board_create_balloon, board_create_vsock};
     int ret = 0;
 
-    board_unplug(b->rng_function);
-    for (unsigned i = 0; i < VM_DISKS_MAX; i++)
-        board_unplug(b->disks[i].function);
-    for (unsigned i = 0; i < VM_SHARES_MAX; i++)
-        board_unplug(b->shares[i].function);
-    board_unplug(b->net_function);
-    board_unplug(b->console_function);
-    board_unplug(b->balloon_function);
-    board_unplug(b->vsock_function);
+    for (unsigned i = 0; i < PCI_SLOT_COUNT; i++)
+        if (b->functions[i] != NULL)
+            virtio_pci_detach(b->functions[i]);
     board_destroy_functions(b);
     memset(b->disks, 0, sizeof(b->disks));
     memset(b->shares, 0, sizeof(b->shares));
@@ -489,8 +475,6 @@ int board_renew_pci(struct board *b, struct err *e)
     b->console = NULL;
     b->balloon = NULL;
     b->vsock = NULL;
-    b->rng_function = b->net_function = b->console_function = NULL;
-    b->balloon_function = b->vsock_function = NULL;
     pci_host_reset(b->pci);
     piix3_reset(b->isa_bridge);
     piix4_pm_reset(b->pm_function);

@@ -723,7 +723,7 @@ static void memory_is_for_bus_masters(void **state)
     put(m, devfn, control, 0, 1);
     assert_int_equal(used(m), 3);
     /* a reset of the machine takes it away again */
-    virtio_pci_reset(m->vm->board.rng_function);
+    virtio_pci_reset(m->vm->board.functions[MAP_RNG_SLOT]);
     assert_int_equal(get(m, devfn, PCI_COMMAND, 2), 0);
     assert_int_equal(space_load(m->memory, base, 4), NOTHING);
 }

@@ -52,6 +52,7 @@
 
 #define PCI_DEVFN(slot, function) ((slot) << 3 | (function))
 #define PCI_DEVFN_COUNT 256
+#define PCI_SLOT_COUNT 32
 
 struct pci_device;
 struct pci_host;

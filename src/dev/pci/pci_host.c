@@ -80,48 +80,45 @@ static bool intx_is_driven(const struct pci_device *dev)
     return dev->is_intx_asserted && dev->is_intx_enabled;
 }
 
-/* With wire_lock held; was_driven is intx_is_driven before the change. */
-static void intx_follow(struct pci_host *host, struct pci_device *dev, bool was_driven)
+/* With wire_lock held. The pin moves once at most. */
+static void intx_change(struct pci_host *host, struct pci_device *dev, bool is_asserted,
+                        bool is_enabled)
 {
+    bool was_driven = intx_is_driven(dev);
     uint8_t pin = dev->config[PCI_INTERRUPT_PIN];
-    bool is_driven = intx_is_driven(dev);
 
-    if (was_driven == is_driven || pin == 0)
+    dev->is_intx_asserted = is_asserted;
+    dev->is_intx_enabled = is_enabled;
+    if (was_driven == intx_is_driven(dev) || pin == 0)
         return;
     unsigned wire = ((dev->devfn >> 3) + pin - 2u) & 3;
-    if (is_driven && host->wire_count[wire]++ == 0)
+    if (!was_driven && host->wire_count[wire]++ == 0)
         irq_set(&host->config.pirq[wire], true);
-    else if (!is_driven && --host->wire_count[wire] == 0)
+    else if (was_driven && --host->wire_count[wire] == 0)
         irq_set(&host->config.pirq[wire], false);
 }
 
 void pci_host_set_intx(struct pci_host *host, struct pci_device *dev, bool level)
 {
     pthread_mutex_lock(&host->wire_lock);
-    bool was_driven = intx_is_driven(dev);
-    dev->is_intx_asserted = level;
-    intx_follow(host, dev, was_driven);
+    intx_change(host, dev, level, dev->is_intx_enabled);
     pthread_mutex_unlock(&host->wire_lock);
 }
 
-/*
- * The function's registers may have changed: whether INTx is disabled (PCI 3.0, 6.2.2), in use
- * instead of MSI-X (6.8.2.3), and whether there is power to drive it.
- */
+/* Not disabled (PCI 3.0, 6.2.2), in use instead of MSI-X (6.8.2.3), and with power to drive it? */
 static bool intx_is_allowed(struct pci_device *dev)
 {
     return (load_le16(dev->config + PCI_COMMAND) & PCI_COMMAND_INTX_DISABLE) == 0 &&
            pci_device_is_powered(dev) && (dev->msix == NULL || !pci_msix_is_enabled(dev->msix));
 }
 
+/* The function's registers may have changed. */
 static void intx_follow_command(struct pci_host *host, struct pci_device *dev)
 {
     bool is_enabled = intx_is_allowed(dev);
 
     pthread_mutex_lock(&host->wire_lock);
-    bool was_driven = intx_is_driven(dev);
-    dev->is_intx_enabled = is_enabled;
-    intx_follow(host, dev, was_driven);
+    intx_change(host, dev, dev->is_intx_asserted, is_enabled);
     pthread_mutex_unlock(&host->wire_lock);
 }
 
@@ -494,7 +491,7 @@ int pci_host_check_device_state(struct pci_host *host, struct pci_device *dev,
     return rc != 0 ? err_prefix(e, "put back the state of %s", dev->name) : 0;
 }
 
-/* With the lock held. The pin moves once only, from where it is to where it was. */
+/* With the lock held. */
 static void set_device(struct pci_host *host, struct pci_device *dev,
                        const struct pci_device_state *state)
 {
@@ -506,10 +503,7 @@ static void set_device(struct pci_host *host, struct pci_device *dev,
     }
     pci_device_decode_bars(dev);
     pthread_mutex_lock(&host->wire_lock);
-    bool was_driven = intx_is_driven(dev);
-    dev->is_intx_asserted = state->is_intx_asserted;
-    dev->is_intx_enabled = intx_is_allowed(dev);
-    intx_follow(host, dev, was_driven);
+    intx_change(host, dev, state->is_intx_asserted, intx_is_allowed(dev));
     pthread_mutex_unlock(&host->wire_lock);
     if (dev->ops != NULL && dev->ops->config_restored != NULL)
         dev->ops->config_restored(dev);

@@ -460,6 +460,11 @@ void virtio_pci_destroy(struct virtio_pci *f)
     free(f);
 }
 
+struct virtio_device *virtio_pci_device(const struct virtio_pci *f)
+{
+    return f->dev;
+}
+
 int virtio_pci_attach(struct virtio_pci *f, struct pci_host *host, unsigned slot, struct err *e)
 {
     return pci_host_add(host, &f->pci, slot, 0, e);

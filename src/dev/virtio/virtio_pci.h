@@ -28,6 +28,9 @@ int virtio_pci_create(struct virtio_device *dev, uint16_t class_device, struct v
 /* NULL is allowed. After the function has left the bus. */
 void virtio_pci_destroy(struct virtio_pci *function);
 
+/* What it was made for. */
+struct virtio_device *virtio_pci_device(const struct virtio_pci *function);
+
 int virtio_pci_attach(struct virtio_pci *function, struct pci_host *host, unsigned slot,
                       struct err *e);
 
