@@ -13,13 +13,6 @@
 #include "dev/irqchip/apic_bus.h"
 #include "vm/machine.h"
 
-#define ICR_VECTOR 0xffu
-#define ICR_MODE(icr) ((unsigned)((icr) >> 8 & 7))
-#define ICR_ASSERT BIT(14)
-#define ICR_LEVEL BIT(15)
-#define ICR_SHORTHAND (BIT(18) | BIT(19))
-#define ICR_LOGICAL BIT(11)
-
 /* The processor with this APIC ID, or NULL. */
 static struct vcpu *hypercall_find_cpu(struct vm *vm, uint64_t apic_id)
 {
@@ -54,13 +47,9 @@ static int64_t hypercall_send_ipi(struct vm *vm, const struct cpu_hypercall *cal
 {
     unsigned width = call->is_64bit ? 64 : 32;
     uint64_t first = (uint32_t)call->arg[2], icr = call->arg[3];
-    struct apic_message msg = {
-        .mode = ICR_MODE(icr),
-        .vector = icr & ICR_VECTOR,
-        .is_asserted = !(ICR_MODE(icr) == APIC_INIT && (icr & ICR_LEVEL) && !(icr & ICR_ASSERT)),
-    };
+    struct apic_message msg = apic_message_from_icr(icr);
 
-    if (icr & (ICR_LOGICAL | ICR_SHORTHAND))
+    if (msg.is_logical || ICR_SHORTHAND(icr) != ICR_DEST_FIELD)
         return -HYPERCALL_EINVAL;
     if (msg.mode == APIC_EXTINT || msg.mode == APIC_SMI) /* KVM's local APICs take none */
         return 0;

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "backend/char/chardev_impl.h"
+#include "base/clock.h"
 #include "os/loop.h"
 #include "os/thread.h"
 
@@ -151,14 +152,7 @@ int char_writer_drain(struct char_writer *writer, int timeout_ms, struct err *e)
             pthread_cond_wait(&writer->has_progress, &writer->lock);
             continue;
         }
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += timeout_ms / 1000;
-        until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-        if (until.tv_nsec >= 1000000000) {
-            until.tv_sec++;
-            until.tv_nsec -= 1000000000;
-        }
+        struct timespec until = clock_deadline((uint64_t)timeout_ms * 1000000u);
         if (pthread_cond_timedwait(&writer->has_progress, &writer->lock, &until) == ETIMEDOUT &&
             writer->ring.count == before)
             rc = err_set(e, ETIMEDOUT, "write the guest's serial output (%zu bytes are left)",

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/bits.h"
 #include "base/err.h"
 #include "cpu/apic.h"
 
@@ -51,6 +52,30 @@ struct apic_message {
     bool is_level;    /* trigger mode */
     bool is_asserted; /* level: false is a de-assert, which only INIT has ever had a use for */
 };
+
+/* The interrupt command register. */
+#define ICR_VECTOR 0xffu
+#define ICR_MODE(icr) ((unsigned)((icr) >> 8 & 7))
+#define ICR_LOGICAL BIT(11)
+#define ICR_ASSERT BIT(14)
+#define ICR_LEVEL BIT(15)
+#define ICR_SHORTHAND(icr) ((unsigned)((icr) >> 18 & 3))
+
+enum icr_shorthand { ICR_DEST_FIELD, ICR_SELF, ICR_ALL, ICR_ALL_BUT_SELF };
+
+/*
+ * What a command sends, but for where to. An IPI is edge-triggered, whatever the bit says; INIT
+ * de-assert is nothing any more.
+ */
+static inline struct apic_message apic_message_from_icr(uint64_t icr)
+{
+    return (struct apic_message){
+        .is_logical = (icr & ICR_LOGICAL) != 0,
+        .mode = (uint8_t)ICR_MODE(icr),
+        .vector = icr & ICR_VECTOR,
+        .is_asserted = !(ICR_MODE(icr) == APIC_INIT && (icr & ICR_LEVEL) && !(icr & ICR_ASSERT)),
+    };
+}
 
 int apic_bus_create(struct apic_bus **out, struct err *e);
 

@@ -283,14 +283,7 @@ static bool lapic_check_command(struct lapic *lapic, uint64_t icr)
 
 static void lapic_send(struct lapic *lapic, uint64_t icr, bool is_from_x2apic)
 {
-    struct apic_message msg = {
-        .is_logical = (icr & ICR_LOGICAL) != 0,
-        .mode = ICR_MODE(icr),
-        .vector = icr & ICR_VECTOR,
-        /* An IPI is edge-triggered, whatever the bit says; INIT de-assert is nothing any more. */
-        .is_level = false,
-        .is_asserted = !(ICR_MODE(icr) == APIC_INIT && (icr & ICR_LEVEL) && !(icr & ICR_ASSERT)),
-    };
+    struct apic_message msg = apic_message_from_icr(icr);
 
     switch (ICR_SHORTHAND(icr)) {
     case ICR_DEST_FIELD:

@@ -50,15 +50,6 @@ enum lapic_lvt {
 #define ESR_RECEIVE_ILLEGAL_VECTOR (1u << 6)
 #define ESR_ILLEGAL_REGISTER (1u << 7)
 
-#define ICR_VECTOR 0xffu
-#define ICR_MODE(icr) ((unsigned)((icr) >> 8 & 7))
-#define ICR_LOGICAL BIT(11)
-#define ICR_ASSERT BIT(14)
-#define ICR_LEVEL BIT(15)
-#define ICR_SHORTHAND(icr) ((unsigned)((icr) >> 18 & 3))
-
-enum icr_shorthand { ICR_DEST_FIELD, ICR_SELF, ICR_ALL, ICR_ALL_BUT_SELF };
-
 /* struct lapic.route: what the bus needs to know to find destinations without the lock */
 #define ROUTE_LDR UINT32_MAX
 #define ROUTE_DFR_SHIFT 32 /* the four bits of the model */

@@ -10,11 +10,10 @@
 
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "mem/space.h"
 
-#define NS_PER_SEC 1000000000u
 #define STATUS_ALL                                                                                 \
     (VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_DRIVER_OK |                  \
      VIRTIO_STATUS_FEATURES_OK | VIRTIO_STATUS_NEEDS_RESET | VIRTIO_STATUS_FAILED)
@@ -44,10 +43,7 @@ int virtio_quiesce(struct virtio_device *dev, uint64_t timeout_ns, struct err *e
         pthread_mutex_unlock(&dev->lock);
         return rc;
     }
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    timeout_ns += (uint64_t)until.tv_nsec;
-    until.tv_sec += (time_t)(timeout_ns / NS_PER_SEC);
-    until.tv_nsec = (long)(timeout_ns % NS_PER_SEC);
+    until = clock_deadline(timeout_ns);
     dev->is_quiesced = true;
     while (!is_quiet(dev) && rc == 0)
         rc = pthread_cond_timedwait(&dev->drained, &dev->lock, &until);
