@@ -1,49 +1,16 @@
 /*
  * apic_test.c - local APICs, their timers, the bus and the IOAPIC together
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/bits.h"
-#include "dev/irqchip/apic_bus.h"
-#include "dev/irqchip/ioapic.h"
-#include "dev/irqchip/lapic.h"
-#include "mem/space.h"
-#include "os/vclock.h"
+#include "dev/irqchip/testing.h"
 
 #define CPUS 4
 #define TSC_HZ UINT64_C(2000000000)
 #define LAPIC LAPIC_DEFAULT_BASE
 #define IOAPIC IOAPIC_DEFAULT_BASE
-
-enum {
-    ID = 0x20,
-    VERSION = 0x30,
-    TPR = 0x80,
-    PPR = 0xa0,
-    EOI = 0xb0,
-    LDR = 0xd0,
-    DFR = 0xe0,
-    SVR = 0xf0,
-    ISR = 0x100,
-    TMR = 0x180,
-    IRR = 0x200,
-    ESR = 0x280,
-    ICR = 0x300,
-    ICR2 = 0x310,
-    LVT_TIMER = 0x320,
-    LVT_LINT0 = 0x350,
-    LVT_LINT1 = 0x360,
-    LVT_ERROR = 0x370,
-    INITIAL = 0x380,
-    CURRENT = 0x390,
-    DIVIDE = 0x3e0,
-};
 
 struct cpu {
     struct lapic *lapic;
@@ -55,10 +22,7 @@ struct cpu {
 };
 
 struct machine {
-    struct apic_bus *bus;
-    struct vclock *clock;
-    struct space *memory;
-    struct ioapic *ioapic;
+    struct apic_rig rig;
     struct cpu cpu[CPUS];
     int pic_vector;
     unsigned pic_acknowledges;
@@ -106,15 +70,11 @@ static int setup(void **state)
 {
     struct machine *m = calloc(1, sizeof(*m));
 
-    assert_int_equal(apic_bus_create(&m->bus, NULL), 0);
-    assert_int_equal(vclock_create_manual(&m->clock, NULL), 0);
-    assert_int_equal(space_create("memory", UINT64_C(1) << 40, &m->memory, NULL), 0);
-    assert_int_equal(ioapic_create(m->bus, 1, &m->ioapic, NULL), 0);
-    assert_int_equal(ioapic_map(m->ioapic, m->memory, IOAPIC, NULL), 0);
+    apic_rig_make(&m->rig);
     for (unsigned i = 0; i < CPUS; i++) {
         struct lapic_config config = {
-            .bus = m->bus,
-            .clock = m->clock,
+            .bus = m->rig.bus,
+            .clock = m->rig.clock,
             .ops = &ops,
             .cpu = &m->cpu[i],
             .apic_id = i,
@@ -124,7 +84,7 @@ static int setup(void **state)
             .pic_acknowledge = pic_acknowledge,
             .pic = m,
         };
-        m->cpu[i].clock = m->clock;
+        m->cpu[i].clock = m->rig.clock;
         assert_int_equal(lapic_create(&config, &m->cpu[i].lapic, NULL), 0);
     }
     *state = m;
@@ -137,22 +97,19 @@ static int teardown(void **state)
 
     for (unsigned i = 0; i < CPUS; i++)
         lapic_destroy(m->cpu[i].lapic);
-    space_destroy(m->memory);
-    ioapic_destroy(m->ioapic);
-    apic_bus_destroy(m->bus);
-    vclock_destroy(m->clock);
+    apic_rig_free(&m->rig);
     free(m);
     return 0;
 }
 
 static uint32_t rd(struct machine *m, unsigned cpu, unsigned reg)
 {
-    return (uint32_t)lapic_mmio_read(m->cpu[cpu].lapic, LAPIC + reg, 4);
+    return apic_rd(m->cpu[cpu].lapic, reg);
 }
 
 static void wr(struct machine *m, unsigned cpu, unsigned reg, uint32_t value)
 {
-    lapic_mmio_write(m->cpu[cpu].lapic, LAPIC + reg, value, 4);
+    apic_wr(m->cpu[cpu].lapic, reg, value);
 }
 
 static bool vector_in(struct machine *m, unsigned cpu, unsigned set, unsigned vector)
@@ -318,7 +275,7 @@ static void test_lowest_priority(void **state)
     for (unsigned n = 0; n < 8; n++) {
         struct apic_message msg = {
             .dest = 0xf, .is_logical = true, .mode = APIC_LOWEST, .vector = 0x61};
-        assert_true(apic_bus_deliver(m->bus, &msg));
+        assert_true(apic_bus_deliver(m->rig.bus, &msg));
         for (unsigned i = 0; i < CPUS; i++) {
             if (ack(m, i) == 0x61) {
                 taken[i]++;
@@ -378,7 +335,7 @@ static void test_errors(void **state)
     wr(m, 0, 0x400, 1);
     assert_int_equal(ack(m, 0), 0xe0);
     /* a vector below 16 arrives over the bus */
-    apic_bus_send_msi(m->bus, 0xfee01000, 0x0f);
+    apic_bus_send_msi(m->rig.bus, 0xfee01000, 0x0f);
     wr(m, 1, ESR, 0);
     assert_int_equal(rd(m, 1, ESR), 0x40);
 }
@@ -517,36 +474,36 @@ static void test_timer_one_shot(void **state)
     wr(m, 0, LVT_TIMER, 0x40);
     wr(m, 0, DIVIDE, 0xb); /* by 1 */
     wr(m, 0, INITIAL, 1000);
-    vclock_advance(m->clock, 400);
+    vclock_advance(m->rig.clock, 400);
     assert_int_equal(rd(m, 0, CURRENT), 600);
     wr(m, 0, DIVIDE, 0x3); /* by 16: the count stays, its pace changes */
     assert_int_equal(rd(m, 0, CURRENT), 600);
-    vclock_advance(m->clock, 599 * 16);
+    vclock_advance(m->rig.clock, 599 * 16);
     assert_false(m->cpu[0].intr);
     assert_int_equal(rd(m, 0, CURRENT), 1);
-    vclock_advance(m->clock, 16);
+    vclock_advance(m->rig.clock, 16);
     assert_int_equal(ack(m, 0), 0x40);
     assert_int_equal(rd(m, 0, CURRENT), 0);
     wr(m, 0, EOI, 0);
-    vclock_advance(m->clock, 1000000);
+    vclock_advance(m->rig.clock, 1000000);
     assert_false(m->cpu[0].intr);
-    assert_int_equal(vclock_next_deadline_ns(m->clock), UINT64_MAX);
+    assert_int_equal(vclock_next_deadline_ns(m->rig.clock), UINT64_MAX);
     /* masked: it runs out without an interrupt and without waking anybody */
     wr(m, 0, LVT_TIMER, 0x10040);
     wr(m, 0, INITIAL, 100);
-    assert_int_equal(vclock_next_deadline_ns(m->clock), UINT64_MAX);
-    vclock_advance(m->clock, 10000);
+    assert_int_equal(vclock_next_deadline_ns(m->rig.clock), UINT64_MAX);
+    vclock_advance(m->rig.clock, 10000);
     wr(m, 0, LVT_TIMER, 0x40);
     assert_false(m->cpu[0].intr);
     /* unmasked on the way */
     wr(m, 0, LVT_TIMER, 0x10040);
     wr(m, 0, INITIAL, 100);
     wr(m, 0, LVT_TIMER, 0x40);
-    vclock_advance(m->clock, 1600);
+    vclock_advance(m->rig.clock, 1600);
     assert_true(m->cpu[0].intr);
     wr(m, 0, INITIAL, 100);
     wr(m, 0, INITIAL, 0); /* stops it */
-    assert_int_equal(vclock_next_deadline_ns(m->clock), UINT64_MAX);
+    assert_int_equal(vclock_next_deadline_ns(m->rig.clock), UINT64_MAX);
 }
 
 static void test_timer_periodic(void **state)
@@ -559,21 +516,21 @@ static void test_timer_periodic(void **state)
     wr(m, 0, LVT_TIMER, 0x20050);
     wr(m, 0, INITIAL, 1000000);
     for (unsigned i = 1; i <= 5; i++) {
-        vclock_advance(m->clock, 1000000);
+        vclock_advance(m->rig.clock, 1000000);
         assert_int_equal(ack(m, 0), 0x50);
         wr(m, 0, EOI, 0);
         assert_false(m->cpu[0].intr);
     }
-    vclock_advance(m->clock, 300000);
+    vclock_advance(m->rig.clock, 300000);
     assert_int_equal(rd(m, 0, CURRENT), 700000);
     /* four ticks while the guest looks away are made up for, a thousand are not */
-    vclock_advance(m->clock, 4000000);
+    vclock_advance(m->rig.clock, 4000000);
     while (ack(m, 0) == 0x50) {
         ticks++;
         wr(m, 0, EOI, 0);
     }
     assert_int_equal(ticks, 4);
-    vclock_advance(m->clock, 1000 * 1000000);
+    vclock_advance(m->rig.clock, 1000 * 1000000);
     for (ticks = 0; ack(m, 0) == 0x50; ticks++)
         wr(m, 0, EOI, 0);
     assert_in_range(ticks, 2, 40);
@@ -593,9 +550,9 @@ static void test_timer_deadline(void **state)
     assert_int_equal(rd(m, 0, INITIAL), 0);
     assert_true(wrmsr(m, 0, 0x6e0, 7000)); /* 2000 ticks from now: 1000 ns */
     assert_int_equal(msr(m, 0, 0x6e0), 7000);
-    vclock_advance(m->clock, 999);
+    vclock_advance(m->rig.clock, 999);
     assert_false(m->cpu[0].intr);
-    vclock_advance(m->clock, 1);
+    vclock_advance(m->rig.clock, 1);
     assert_int_equal(ack(m, 0), 0x60);
     wr(m, 0, EOI, 0);
     assert_int_equal(msr(m, 0, 0x6e0), 0);
@@ -606,7 +563,7 @@ static void test_timer_deadline(void **state)
     /* another mode disarms */
     assert_true(wrmsr(m, 0, 0x6e0, 100000));
     wr(m, 0, LVT_TIMER, 0x60);
-    assert_int_equal(vclock_next_deadline_ns(m->clock), UINT64_MAX);
+    assert_int_equal(vclock_next_deadline_ns(m->rig.clock), UINT64_MAX);
     wr(m, 0, LVT_TIMER, 0x40060);
     assert_int_equal(msr(m, 0, 0x6e0), 0);
     /* the guest moves its TSC forward past the deadline */
@@ -620,14 +577,14 @@ static void test_timer_deadline(void **state)
 
 static void io_write(struct machine *m, unsigned reg, uint32_t value)
 {
-    space_store(m->memory, IOAPIC, reg, 4);
-    space_store(m->memory, IOAPIC + 0x10, value, 4);
+    space_store(m->rig.memory, IOAPIC, reg, 4);
+    space_store(m->rig.memory, IOAPIC + 0x10, value, 4);
 }
 
 static uint32_t io_read(struct machine *m, unsigned reg)
 {
-    space_store(m->memory, IOAPIC, reg, 1);
-    return (uint32_t)space_load(m->memory, IOAPIC + 0x10, 4);
+    space_store(m->rig.memory, IOAPIC, reg, 1);
+    return (uint32_t)space_load(m->rig.memory, IOAPIC + 0x10, 4);
 }
 
 static void test_ioapic_registers(void **state)
@@ -652,7 +609,7 @@ static void test_ioapic_registers(void **state)
 static void test_ioapic_edge(void **state)
 {
     struct machine *m = *state;
-    struct irq_line line = ioapic_input(m->ioapic, 4);
+    struct irq_line line = ioapic_input(m->rig.ioapic, 4);
 
     enable_all(m);
     irq_set(&line, true); /* masked: lost */
@@ -671,7 +628,7 @@ static void test_ioapic_edge(void **state)
 static void test_ioapic_level(void **state)
 {
     struct machine *m = *state;
-    struct irq_line line = ioapic_input(m->ioapic, 10);
+    struct irq_line line = ioapic_input(m->rig.ioapic, 10);
 
     enable_all(m);
     io_write(m, 0x25, 1u << 24);
@@ -697,7 +654,7 @@ static void test_ioapic_level(void **state)
     wr(m, 1, EOI, 0);
     assert_int_equal(io_read(m, 0x24), 0xe050);
     assert_false(m->cpu[1].intr);
-    space_store(m->memory, IOAPIC + 0x40, 0x50, 4);
+    space_store(m->rig.memory, IOAPIC + 0x40, 0x50, 4);
     assert_int_equal(ack(m, 1), 0x50);
     /* to edge and back: remote IRR is gone */
     io_write(m, 0x24, 0x12050);
@@ -708,7 +665,7 @@ static void test_ioapic_level(void **state)
 static void test_ioapic_refused(void **state)
 {
     struct machine *m = *state;
-    struct irq_line line = ioapic_input(m->ioapic, 10);
+    struct irq_line line = ioapic_input(m->rig.ioapic, 10);
 
     /* nobody takes it: no remote IRR, which no EOI would ever clear */
     io_write(m, 0x25, 1u << 24);
@@ -717,7 +674,7 @@ static void test_ioapic_refused(void **state)
     assert_int_equal(io_read(m, 0x24), 0x8050);
     io_write(m, 0x26, 0x400); /* NMI on pin 11 goes through, though */
     io_write(m, 0x27, 1u << 24);
-    line = ioapic_input(m->ioapic, 11);
+    line = ioapic_input(m->rig.ioapic, 11);
     irq_set(&line, true);
     assert_int_equal(m->cpu[1].nmis, 1);
 }
@@ -725,7 +682,7 @@ static void test_ioapic_refused(void **state)
 static void test_ioapic_extint(void **state)
 {
     struct machine *m = *state;
-    struct irq_line line = ioapic_input(m->ioapic, 0);
+    struct irq_line line = ioapic_input(m->rig.ioapic, 0);
 
     m->pic_vector = 0x20;
     io_write(m, 0x10, 0x700);
@@ -740,13 +697,13 @@ static void test_msi(void **state)
     struct machine *m = *state;
 
     enable_all(m);
-    apic_bus_send_msi(m->bus, 0xfee03000, 0x71);
+    apic_bus_send_msi(m->rig.bus, 0xfee03000, 0x71);
     assert_int_equal(ack(m, 3), 0x71);
     wr(m, 1, LDR, 0x02000000);
-    apic_bus_send_msi(m->bus, 0xfee02004, 0x72);
+    apic_bus_send_msi(m->rig.bus, 0xfee02004, 0x72);
     assert_int_equal(ack(m, 1), 0x72);
     assert_int_equal(ack(m, 2), -1);
-    apic_bus_send_msi(m->bus, 0xfed03000, 0x83);
+    apic_bus_send_msi(m->rig.bus, 0xfed03000, 0x83);
     assert_int_equal(ack(m, 3), -1);
 }
 

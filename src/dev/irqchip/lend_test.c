@@ -1,47 +1,19 @@
 /*
  * lend_test.c - local APICs that an engine's stand in for: what goes over, and what comes back
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/bits.h"
-#include "dev/irqchip/apic_bus.h"
-#include "dev/irqchip/ioapic.h"
-#include "dev/irqchip/lapic.h"
-#include "mem/space.h"
-#include "os/vclock.h"
+#include "dev/irqchip/testing.h"
 
 #define TSC_HZ UINT64_C(2000000000)
-
-enum {
-    TPR = 0x80,
-    EOI = 0xb0,
-    LDR = 0xd0,
-    SVR = 0xf0,
-    ESR = 0x280,
-    ICR = 0x300,
-    ICR2 = 0x310,
-    LVT_TIMER = 0x320,
-    LVT_LINT0 = 0x350,
-    LVT_LINT1 = 0x360,
-    INITIAL = 0x380,
-    CURRENT = 0x390,
-    DIVIDE = 0x3e0,
-};
 
 #define MODE_PERIODIC (1u << 17)
 #define MODE_DEADLINE (2u << 17)
 
 struct machine {
-    struct apic_bus *bus;
-    struct vclock *clock;
-    struct space *memory;
-    struct ioapic *ioapic;
+    struct apic_rig rig;
     struct lapic *lapic;
     bool intr;
     unsigned acknowledged;
@@ -55,22 +27,13 @@ static void set_intr(void *ctx, bool level)
     ((struct machine *)ctx)->intr = level;
 }
 
-static void raise_nothing(void *ctx)
-{
-    fail_msg("no NMI and no INIT was sent");
-}
-
-static void raise_sipi(void *ctx, uint8_t vector)
-{
-    fail_msg("no SIPI was sent");
-}
-
 static uint64_t guest_tsc(void *ctx)
 {
-    return vclock_now_ns(((struct machine *)ctx)->clock) * (TSC_HZ / NS_PER_SEC);
+    return vclock_now_ns(((struct machine *)ctx)->rig.clock) * (TSC_HZ / NS_PER_SEC);
 }
 
-static const struct lapic_ops ops = {set_intr, raise_nothing, raise_nothing, raise_sipi, guest_tsc};
+static const struct lapic_ops ops = {set_intr, apic_raise_nothing, apic_raise_nothing,
+                                     apic_raise_no_sipi, guest_tsc};
 
 static int pic_acknowledge(void *ctx)
 {
@@ -88,14 +51,10 @@ static int setup(void **state)
                                   .pic_acknowledge = pic_acknowledge,
                                   .pic = m};
 
-    assert_int_equal(apic_bus_create(&m->bus, NULL), 0);
-    apic_bus_prepare_lending(m->bus);
-    assert_int_equal(vclock_create_manual(&m->clock, NULL), 0);
-    assert_int_equal(space_create("memory", UINT64_C(1) << 40, &m->memory, NULL), 0);
-    assert_int_equal(ioapic_create(m->bus, 1, &m->ioapic, NULL), 0);
-    assert_int_equal(ioapic_map(m->ioapic, m->memory, IOAPIC_DEFAULT_BASE, NULL), 0);
-    config.bus = m->bus;
-    config.clock = m->clock;
+    apic_rig_make(&m->rig);
+    apic_bus_prepare_lending(m->rig.bus);
+    config.bus = m->rig.bus;
+    config.clock = m->rig.clock;
     assert_int_equal(lapic_create(&config, &m->lapic, NULL), 0);
     *state = m;
     return 0;
@@ -106,28 +65,25 @@ static int teardown(void **state)
     struct machine *m = *state;
 
     lapic_destroy(m->lapic);
-    space_destroy(m->memory);
-    ioapic_destroy(m->ioapic);
-    apic_bus_destroy(m->bus);
-    vclock_destroy(m->clock);
+    apic_rig_free(&m->rig);
     free(m);
     return 0;
 }
 
 static uint32_t rd(struct machine *m, unsigned reg)
 {
-    return (uint32_t)lapic_mmio_read(m->lapic, LAPIC_DEFAULT_BASE + reg, 4);
+    return apic_rd(m->lapic, reg);
 }
 
 static void wr(struct machine *m, unsigned reg, uint32_t value)
 {
-    lapic_mmio_write(m->lapic, LAPIC_DEFAULT_BASE + reg, value, 4);
+    apic_wr(m->lapic, reg, value);
 }
 
 static void io_write(struct machine *m, unsigned reg, uint32_t value)
 {
-    space_store(m->memory, IOAPIC_DEFAULT_BASE, reg, 4);
-    space_store(m->memory, IOAPIC_DEFAULT_BASE + 0x10, value, 4);
+    space_store(m->rig.memory, IOAPIC_DEFAULT_BASE, reg, 4);
+    space_store(m->rig.memory, IOAPIC_DEFAULT_BASE + 0x10, value, 4);
 }
 
 /* ---- registers ---- */
@@ -145,9 +101,9 @@ static void registers_go_over_and_come_back(void **state)
     wr(m, LVT_LINT0, 0x8051);
     wr(m, LVT_LINT1, 0x400);
     wr(m, DIVIDE, 0xa);
-    apic_bus_send_msi(m->bus, 0xfee00000, 0x71);
+    apic_bus_send_msi(m->rig.bus, 0xfee00000, 0x71);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x71);
-    apic_bus_send_msi(m->bus, 0xfee00000, 0xc0b2); /* level */
+    apic_bus_send_msi(m->rig.bus, 0xfee00000, 0xc0b2); /* level */
     wr(m, TPR, 0xb5);
     for (unsigned i = 0; i < ARRAY_SIZE(before); i++)
         before[i] = i == 0 ? 0 : rd(m, i * 16);
@@ -220,20 +176,20 @@ static void a_one_shot_keeps_its_time(void **state)
     wr(m, LVT_TIMER, 0x40);
     wr(m, DIVIDE, 0xb); /* by 1 */
     wr(m, INITIAL, 1000);
-    vclock_advance(m->clock, 400);
+    vclock_advance(m->rig.clock, 400);
     lapic_lend(m->lapic, &apic);
     assert_true(apic.is_counting);
     assert_int_equal(apic.reg[CPU_APIC_CURRENT_COUNT], 600);
     assert_int_equal(apic.reg[CPU_APIC_INITIAL_COUNT], 1000);
     /* it is not ours now */
-    assert_int_equal(vclock_next_deadline_ns(m->clock), UINT64_MAX);
-    vclock_advance(m->clock, 5000);
+    assert_int_equal(vclock_next_deadline_ns(m->rig.clock), UINT64_MAX);
+    vclock_advance(m->rig.clock, 5000);
     apic.reg[CPU_APIC_CURRENT_COUNT] = 200;
     lapic_take_back(m->lapic, &apic);
     assert_int_equal(rd(m, CURRENT), 200);
-    vclock_advance(m->clock, 199);
+    vclock_advance(m->rig.clock, 199);
     assert_false(m->intr);
-    vclock_advance(m->clock, 1);
+    vclock_advance(m->rig.clock, 1);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x40);
 
     /* due, and not delivered: at once; over: never again */
@@ -246,7 +202,7 @@ static void a_one_shot_keeps_its_time(void **state)
     wr(m, EOI, 0);
     lapic_lend(m->lapic, &apic);
     lapic_take_back(m->lapic, &apic);
-    vclock_advance(m->clock, 100000);
+    vclock_advance(m->rig.clock, 100000);
     assert_false(m->intr);
 }
 
@@ -259,16 +215,16 @@ static void a_period_goes_on(void **state)
     wr(m, LVT_TIMER, MODE_PERIODIC | 0x40);
     wr(m, DIVIDE, 0xb);
     wr(m, INITIAL, 100000);
-    vclock_advance(m->clock, 30000);
+    vclock_advance(m->rig.clock, 30000);
     lapic_lend(m->lapic, &apic);
     assert_int_equal(apic.reg[CPU_APIC_CURRENT_COUNT], 70000);
     lapic_take_back(m->lapic, &apic);
-    vclock_advance(m->clock, 69999);
+    vclock_advance(m->rig.clock, 69999);
     assert_false(m->intr);
-    vclock_advance(m->clock, 1);
+    vclock_advance(m->rig.clock, 1);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x40);
     wr(m, EOI, 0);
-    vclock_advance(m->clock, 100000);
+    vclock_advance(m->rig.clock, 100000);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x40);
 }
 
@@ -282,18 +238,18 @@ static void a_deadline_goes_over(void **state)
     assert_true(lapic_msr_write(m->lapic, 0x6e0, 20000));
     lapic_lend(m->lapic, &apic);
     assert_int_equal(apic.deadline_tsc, 20000);
-    vclock_advance(m->clock, 4000);
+    vclock_advance(m->rig.clock, 4000);
     assert_false(m->intr);
     lapic_take_back(m->lapic, &apic);
-    vclock_advance(m->clock, 5999);
+    vclock_advance(m->rig.clock, 5999);
     assert_false(m->intr);
-    vclock_advance(m->clock, 1);
+    vclock_advance(m->rig.clock, 1);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x40);
     wr(m, EOI, 0);
     /* one that passed meanwhile */
     assert_true(lapic_msr_write(m->lapic, 0x6e0, 40000));
     lapic_lend(m->lapic, &apic);
-    vclock_advance(m->clock, 100000);
+    vclock_advance(m->rig.clock, 100000);
     lapic_take_back(m->lapic, &apic);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x40);
 }
@@ -340,21 +296,21 @@ static void messages_go_elsewhere(void **state)
     struct cpu_msi msi;
 
     wr(m, SVR, 0x1ff);
-    apic_bus_hold(m->bus);
+    apic_bus_hold(m->rig.bus);
     lapic_lend(m->lapic, &apic);
-    apic_bus_release(m->bus, deliver, m);
-    apic_bus_send_msi(m->bus, 0xfeeff00c, 0x171);
+    apic_bus_release(m->rig.bus, deliver, m);
+    apic_bus_send_msi(m->rig.bus, 0xfeeff00c, 0x171);
     assert_int_equal(m->delivered, 1);
     assert_int_equal(m->last.vector, 0x71);
     assert_int_equal(m->last.mode, APIC_LOWEST);
     msi = apic_message_to_msi(&m->last);
     assert_int_equal(msi.address, 0xfeeff004);
     assert_int_equal(msi.data, 0x171);
-    apic_bus_hold(m->bus);
+    apic_bus_hold(m->rig.bus);
     lapic_take_back(m->lapic, &apic);
-    apic_bus_release(m->bus, NULL, NULL);
+    apic_bus_release(m->rig.bus, NULL, NULL);
     assert_false(m->intr);
-    apic_bus_send_msi(m->bus, 0xfee00000, 0x72);
+    apic_bus_send_msi(m->rig.bus, 0xfee00000, 0x72);
     assert_int_equal(m->delivered, 1);
     assert_int_equal(lapic_acknowledge(m->lapic), 0x72);
 }
@@ -362,15 +318,15 @@ static void messages_go_elsewhere(void **state)
 static void level_triggered_inputs_are_watched(void **state)
 {
     struct machine *m = *state;
-    struct irq_line line = ioapic_input(m->ioapic, 10);
+    struct irq_line line = ioapic_input(m->rig.ioapic, 10);
     struct cpu_apic apic;
 
     io_write(m, 0x24, 0x8050); /* level, fixed, physical, CPU 0 */
     io_write(m, 0x26, 0x0051); /* an edge */
     lapic_lend(m->lapic, &apic);
-    apic_bus_hold(m->bus);
-    apic_bus_release(m->bus, deliver, m);
-    ioapic_watch(m->ioapic, watch, m);
+    apic_bus_hold(m->rig.bus);
+    apic_bus_release(m->rig.bus, deliver, m);
+    ioapic_watch(m->rig.ioapic, watch, m);
     assert_int_equal(m->watched, 1);
     assert_int_equal(m->messages[10].address, 0xfee00000);
     assert_int_equal(m->messages[10].data, 0xc050);
@@ -386,18 +342,18 @@ static void level_triggered_inputs_are_watched(void **state)
     assert_int_equal(m->delivered, 1);
     assert_true(m->last.is_level);
     assert_int_equal(m->last.dest, APIC_DEST_ALL);
-    apic_bus_eoi(m->bus, 0x51);
+    apic_bus_eoi(m->rig.bus, 0x51);
     assert_int_equal(m->delivered, 1);
-    apic_bus_eoi(m->bus, 0x50);
+    apic_bus_eoi(m->rig.bus, 0x50);
     assert_int_equal(m->delivered, 2);
     irq_set(&line, false);
-    apic_bus_eoi(m->bus, 0x50);
+    apic_bus_eoi(m->rig.bus, 0x50);
     assert_int_equal(m->delivered, 2);
 
     io_write(m, 0x24, 0x0050);
     assert_int_equal(m->watched, 3);
     assert_int_equal(m->messages[10].address, 0);
-    ioapic_watch(m->ioapic, NULL, NULL);
+    ioapic_watch(m->rig.ioapic, NULL, NULL);
     io_write(m, 0x24, 0x8050);
     assert_int_equal(m->watched, 3);
 }

@@ -1,42 +1,18 @@
 /*
  * pv_eoi_test.c - interrupts that a guest ends by a bit in its memory
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <stdlib.h>
 
 #include "base/bits.h"
 #include "cpu/apic.h"
-#include "dev/irqchip/apic_bus.h"
-#include "dev/irqchip/ioapic.h"
-#include "dev/irqchip/lapic.h"
-#include "mem/space.h"
-#include "os/vclock.h"
+#include "dev/irqchip/testing.h"
 
 #define RAM_SIZE 0x4000u
 #define BYTE 0x1004u
 #define DEVICE 0x100000u
 
-enum {
-    TPR = 0x80,
-    PPR = 0xa0,
-    EOI = 0xb0,
-    SVR = 0xf0,
-    ISR = 0x100,
-    LVT_TIMER = 0x320,
-    LVT_LINT0 = 0x350,
-    INITIAL = 0x380,
-    DIVIDE = 0x3e0,
-};
-
 struct machine {
-    struct apic_bus *bus;
-    struct vclock *clock;
-    struct space *memory;
-    struct ioapic *ioapic;
+    struct apic_rig rig;
     struct lapic *lapic;
     uint8_t *ram;
     bool intr;
@@ -49,22 +25,13 @@ static void set_intr(void *ctx, bool level)
     ((struct machine *)ctx)->intr = level;
 }
 
-static void raise_nothing(void *ctx)
-{
-    fail_msg("no NMI and no INIT was sent");
-}
-
-static void raise_sipi(void *ctx, uint8_t vector)
-{
-    fail_msg("no SIPI was sent");
-}
-
 static uint64_t guest_tsc(void *ctx)
 {
     return 0;
 }
 
-static const struct lapic_ops ops = {set_intr, raise_nothing, raise_nothing, raise_sipi, guest_tsc};
+static const struct lapic_ops ops = {set_intr, apic_raise_nothing, apic_raise_nothing,
+                                     apic_raise_no_sipi, guest_tsc};
 
 static void note_written(void *ctx, uint64_t addr, uint64_t size)
 {
@@ -88,12 +55,12 @@ static const struct space_ops device = {device_read, device_write, 1, 4};
 
 static uint32_t rd(struct machine *m, unsigned reg)
 {
-    return (uint32_t)lapic_mmio_read(m->lapic, LAPIC_DEFAULT_BASE + reg, 4);
+    return apic_rd(m->lapic, reg);
 }
 
 static void wr(struct machine *m, unsigned reg, uint32_t value)
 {
-    lapic_mmio_write(m->lapic, LAPIC_DEFAULT_BASE + reg, value, 4);
+    apic_wr(m->lapic, reg, value);
 }
 
 static int setup(void **state)
@@ -105,17 +72,13 @@ static int setup(void **state)
     m->ram = aligned_alloc(4096, RAM_SIZE);
     for (unsigned i = 0; i < RAM_SIZE; i++)
         m->ram[i] = 0xfe;
-    assert_int_equal(apic_bus_create(&m->bus, NULL), 0);
-    assert_int_equal(vclock_create_manual(&m->clock, NULL), 0);
-    assert_int_equal(space_create("memory", UINT64_C(1) << 40, &m->memory, NULL), 0);
-    assert_int_equal(space_add_ram(m->memory, 0, m->ram, RAM_SIZE, false, NULL), 0);
-    assert_int_equal(space_add_io(m->memory, DEVICE, 4096, &device, m, NULL, NULL), 0);
-    space_set_watcher(m->memory, note_written, m);
-    assert_int_equal(ioapic_create(m->bus, 1, &m->ioapic, NULL), 0);
-    assert_int_equal(ioapic_map(m->ioapic, m->memory, IOAPIC_DEFAULT_BASE, NULL), 0);
-    config.bus = m->bus;
-    config.clock = m->clock;
-    config.memory = m->memory;
+    apic_rig_make(&m->rig);
+    assert_int_equal(space_add_ram(m->rig.memory, 0, m->ram, RAM_SIZE, false, NULL), 0);
+    assert_int_equal(space_add_io(m->rig.memory, DEVICE, 4096, &device, m, NULL, NULL), 0);
+    space_set_watcher(m->rig.memory, note_written, m);
+    config.bus = m->rig.bus;
+    config.clock = m->rig.clock;
+    config.memory = m->rig.memory;
     assert_int_equal(lapic_create(&config, &m->lapic, NULL), 0);
     wr(m, SVR, 0x1ff);
     assert_true(lapic_pv_eoi_write(m->lapic, BYTE | 1));
@@ -128,10 +91,7 @@ static int teardown(void **state)
     struct machine *m = *state;
 
     lapic_destroy(m->lapic);
-    space_destroy(m->memory);
-    ioapic_destroy(m->ioapic);
-    apic_bus_destroy(m->bus);
-    vclock_destroy(m->clock);
+    apic_rig_free(&m->rig);
     free(m->ram);
     free(m);
     return 0;
@@ -139,7 +99,7 @@ static int teardown(void **state)
 
 static void send(struct machine *m, uint8_t vector)
 {
-    apic_bus_send_msi(m->bus, 0xfee00000, vector);
+    apic_bus_send_msi(m->rig.bus, 0xfee00000, vector);
 }
 
 static int ack(struct machine *m)
@@ -268,10 +228,10 @@ static void another_waits(void **state)
 static void level_triggered(void **state)
 {
     struct machine *m = *state;
-    struct irq_line line = ioapic_input(m->ioapic, 5);
+    struct irq_line line = ioapic_input(m->rig.ioapic, 5);
 
-    space_store(m->memory, IOAPIC_DEFAULT_BASE, 0x10 + 2 * 5, 4);
-    space_store(m->memory, IOAPIC_DEFAULT_BASE + 0x10, 0x8061, 4);
+    space_store(m->rig.memory, IOAPIC_DEFAULT_BASE, 0x10 + 2 * 5, 4);
+    space_store(m->rig.memory, IOAPIC_DEFAULT_BASE + 0x10, 0x8061, 4);
     irq_set(&line, true);
     assert_int_equal(ack(m), 0x61);
     assert_int_equal(m->written, 0);
@@ -301,7 +261,7 @@ static void ticks_that_are_owed(void **state)
     wr(m, DIVIDE, 0xb);
     wr(m, LVT_TIMER, 0x20061);
     wr(m, INITIAL, 100000);
-    vclock_advance(m->clock, 350000);
+    vclock_advance(m->rig.clock, 350000);
     assert_int_equal(ack(m), 0x61);
     assert_int_equal(m->written, 0);
     assert_false(end(m));
@@ -310,7 +270,7 @@ static void ticks_that_are_owed(void **state)
     assert_int_equal(ack(m), 0x61);
     assert_int_equal(m->ram[BYTE], 1);
     assert_true(end(m));
-    vclock_advance(m->clock, 100000);
+    vclock_advance(m->rig.clock, 100000);
     assert_true(m->intr);
     assert_int_equal(ack(m), 0x61);
 }
@@ -382,7 +342,7 @@ static void memory_that_goes(void **state)
 
     send(m, 0x61);
     assert_int_equal(ack(m), 0x61);
-    assert_int_equal(space_remove(m->memory, 0, NULL), 0);
+    assert_int_equal(space_remove(m->rig.memory, 0, NULL), 0);
     assert_true(in_service(m, 0x61));
     wr(m, EOI, 0);
     send(m, 0x61);
