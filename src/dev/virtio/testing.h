@@ -203,6 +203,14 @@ static inline void driver_refuses(struct virtio_device *dev, const struct virtio
     assert_int_equal(dev->status, 0);
 }
 
+/* What is done to `s`, a copy of the good state, makes it one that is refused. */
+#define DRIVER_REFUSES(dev, good, s, what, says)                                                   \
+    do {                                                                                           \
+        (s) = (good);                                                                              \
+        what;                                                                                      \
+        driver_refuses(dev, &(s), says);                                                           \
+    } while (0)
+
 static inline bool driver_needs_reset(const struct driver *d)
 {
     return (d->dev->status & VIRTIO_STATUS_NEEDS_RESET) != 0;

@@ -386,12 +386,7 @@ static void forged_states_are_refused(void **state)
     struct virtio_state good, s;
     take_console(f, &good);
     struct virtio_device *dev = virtio_console_device(f->console);
-#define REFUSES(what, says)                                                                        \
-    do {                                                                                           \
-        s = good;                                                                                  \
-        what;                                                                                      \
-        driver_refuses(dev, &s, says);                                                             \
-    } while (0)
+#define REFUSES(what, says) DRIVER_REFUSES(dev, good, s, what, says)
     REFUSES(s.console.port_count = 3, "console.port_count");
     REFUSES(s.console.ports[1].stash_len = 257, "console.ports[1].stash_len");
     REFUSES(s.console.ports[0].due = 1, "console.ports[0].due");

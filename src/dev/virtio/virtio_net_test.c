@@ -535,12 +535,7 @@ static void forged_states_are_refused(void **state)
     struct virtio_state good, s;
     take_net(f, &good);
     struct virtio_device *dev = virtio_net_device(f->net);
-#define REFUSES(what, says)                                                                        \
-    do {                                                                                           \
-        s = good;                                                                                  \
-        what;                                                                                      \
-        driver_refuses(dev, &s, says);                                                             \
-    } while (0)
+#define REFUSES(what, says) DRIVER_REFUSES(dev, good, s, what, says)
     REFUSES(s.net.active_pairs = 0, "net.active_pairs");
     REFUSES(s.net.active_pairs = 4, "net.active_pairs");
     REFUSES((s.features &= ~F_MQ, s.net.active_pairs = 2), "net.active_pairs");

@@ -683,10 +683,9 @@ static unsigned rings_on(const struct fixture *f)
     return bits;
 }
 
-/* The back end uses the pairs that the driver says, and knows the MTU. */
-static void networks_with_several_queues(void **state)
+static struct fixture *setup_network(enum mode mode)
 {
-    struct fixture *f = setup_backend(SERVE);
+    struct fixture *f = setup_backend(mode);
     struct err e;
 
     atomic_store(&f->backend.more_features, NET_MQ | NET_MTU);
@@ -694,6 +693,14 @@ static void networks_with_several_queues(void **state)
     f->t.features = NET_MTU | NET_CTRL_VQ | NET_MQ;
     f->t.queues = 5;
     test_driver_attach(&f->t, virtio_vhost_device(f->vhost));
+    return f;
+}
+
+/* The back end uses the pairs that the driver says, and knows the MTU. */
+static void networks_with_several_queues(void **state)
+{
+    struct fixture *f = setup_network(SERVE);
+
     assert_int_equal(f->t.dev->queue_count, 5);
     assert_int_equal(load_le16(f->t.dev->config + 8), 2);
     assert_int_equal(load_le16(f->t.dev->config + 10), 1400);
@@ -856,16 +863,10 @@ static void a_disk_that_does_not_come_to_rest(void **state)
     teardown(f);
 }
 
-static struct fixture *setup_network(enum mode mode)
+static struct fixture *setup_two_pairs(enum mode mode)
 {
-    struct fixture *f = setup_backend(mode);
-    struct err e;
+    struct fixture *f = setup_network(mode);
 
-    atomic_store(&f->backend.more_features, NET_MQ | NET_MTU);
-    assert_int_equal(make_kind(f, VIRTIO_VHOST_NET, &e), 0);
-    f->t.features = NET_MTU | NET_CTRL_VQ | NET_MQ;
-    f->t.queues = 5;
-    test_driver_attach(&f->t, virtio_vhost_device(f->vhost));
     assert_int_equal(control(f, 4, "\4\0\2\0", 4), 0);
     return f;
 }
@@ -873,7 +874,7 @@ static struct fixture *setup_network(enum mode mode)
 /* Buffers that wait for frames go back into their queues, and from there to the next back end. */
 static void another_network_goes_on(void **state)
 {
-    struct fixture *f = setup_network(HOLD);
+    struct fixture *f = setup_two_pairs(HOLD);
     struct virtio_state s, bad;
     struct err e;
 
@@ -918,7 +919,7 @@ static void another_network_goes_on(void **state)
 /* What cannot be put back as it was is not passed over: the device needs a reset. */
 static void a_back_end_that_keeps_some(void **state)
 {
-    struct fixture *f = setup_network(LEAVE_HOLES);
+    struct fixture *f = setup_two_pairs(LEAVE_HOLES);
     struct virtio_state s;
     struct err e;
 
