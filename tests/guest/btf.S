@@ -288,9 +288,7 @@ system_calls:
     call sc_run
     mov db_count, %eax
     cmp $2, %eax
-    setae %al
-    movzbl %al, %eax
-    check64 "syscall, TF not masked: it traps", %rax, $1
+    check_that ae, "syscall, TF not masked: it traps"
     check64 "syscall, TF not masked: at its target", db_rip+8, $sc_target
     check64 "syscall, TF not masked: in ring 0", db_cs+8, $SEL_CODE64
     /* SYSRET with TF in R11: the trap comes before the program's first instruction */

@@ -66,9 +66,7 @@ plain:
     check_rounds "64-bit code"
     mov CODE + 1, %eax                  /* not what was there at first, but with luck of 2^-32 */
     cmp $0x11111111, %eax
-    setne %al
-    movzbl %al, %eax
-    check64 "64-bit code: it was written", %rax, $1
+    check_that ne, "64-bit code: it was written"
     ret
 
 /* Run through the user window's address, which is another one of the same frame. */

@@ -176,17 +176,13 @@ steal_time:
     and $1, %eax
     check64 "steal time: an even version", %rax, $0
     cmpl $7, steal_record + 8
-    seta %al
-    movzbl %al, %eax
-    check64 "steal time: a new version", %rax, $1
+    check_that a, "steal time: a new version"
     mov steal_record + 12, %eax
     check64 "steal time: no flags", %rax, $0
     movzbl steal_record + 16, %eax
     check64 "steal time: it runs", %rax, $0
     cmpq $1000, steal_record
-    setae %al
-    movzbl %al, %eax
-    check64 "steal time: no less than it was", %rax, $1
+    check_that ae, "steal time: no less than it was"
     /* where there is no memory it is lost */
     mov $MSR_STEAL_TIME, %ecx
     mov $LAPIC + 1, %eax
@@ -258,6 +254,13 @@ halt_once:
     movl $0, by_memory
     movl $0, by_register
     movl $-1, seen
+.endm
+
+/* So many interrupts were ended, one way or the other. */
+.macro check_ended name, count
+    mov by_memory, %eax
+    add by_register, %eax
+    check64 "\name", %rax, $\count
 .endm
 
 /* Both were ended: nothing is in service any more, and nothing waits. */
@@ -337,12 +340,8 @@ eoi:
     check64 "EOI: one at a time: delivered", %rax, $100
     /* whoever stops the guest in between may take the bit back */
     cmpl $50, by_memory
-    setae %al
-    movzbl %al, %eax
-    check64 "EOI: one at a time: ended in memory, most of them", %rax, $1
-    mov by_memory, %eax
-    add by_register, %eax
-    check64 "EOI: one at a time: ended", %rax, $100
+    check_that ae, "EOI: one at a time: ended in memory, most of them"
+    check_ended "EOI: one at a time: ended", 100
     check_quiet "EOI: one at a time"
 
     forget
@@ -351,12 +350,8 @@ eoi:
     let_in
     mov by_register, %eax
     test %eax, %eax
-    setnz %al
-    movzbl %al, %eax
-    check64 "EOI: two at once: the first is ended by the register", %rax, $1
-    mov by_memory, %eax
-    add by_register, %eax
-    check64 "EOI: two at once: ended", %rax, $2
+    check_that nz, "EOI: two at once: the first is ended by the register"
+    check_ended "EOI: two at once: ended", 2
     check_quiet "EOI: two at once"
 
     forget
@@ -656,9 +651,7 @@ ipis:
     jnc 9f
     mov by_memory, %eax
     test %eax, %eax
-    setnz %al
-    movzbl %al, %eax
-    check64 "some in memory", %rax, $1
+    check_that nz, "some in memory"
 9:  ret
 
 wait_low:

@@ -155,9 +155,7 @@ reads:
     shl $32, %rdx
     add %rdx, %rax
     cmp %rsi, %rax
-    seta %al
-    movzbl %al, %eax
-    check64 "RDTSCP: the time", %rax, $1
+    check_that a, "RDTSCP: the time"
     mov $-1, %rax
     mov %ss, %eax
     mov $-1, %r15
@@ -215,9 +213,7 @@ bits:
     check64 "LOCK BTS of 32 bits", 4(%r8), $2
     mov $33, %r15d
     lock btrl %r15d, (%r8)
-    setc %al
-    movzbl %al, %eax
-    check64 "LOCK BTR: it was set", %rax, $1
+    check_that c, "LOCK BTR: it was set"
     check64 "LOCK BTR", (%r8), $0
     mov $-33, %r11d
     btsl %r11d, (%r8, %rbx, 8)
@@ -291,9 +287,7 @@ strings:
     mov $PAGES, %edi
     mov $16, %ecx
     rep stosb
-    setc %al
-    movzbl %al, %eax
-    check64 "STOSB: CF is kept", %rax, $1
+    check_that c, "STOSB: CF is kept"
     dec %ebx
     jnz 1b
     ret

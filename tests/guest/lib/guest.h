@@ -112,6 +112,13 @@
     call report64
 .endm
 
+/* The flags say `condition`, as of SETcc. Loses RAX. */
+.macro check_that condition, name
+    set\condition %al
+    movzbl %al, %eax
+    check64 "\name", %rax, $1
+.endm
+
 /* Print a line, as a remark. */
 .macro say64 text
     .pushsection .rodata
